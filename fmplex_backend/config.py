@@ -1,0 +1,178 @@
+"""What a task's `task.json` and a backbone's `parameters` may say (design: the wire contract).
+
+Pydantic checks them; `describe` turns its errors into one `Refused` that names file, field and remedy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fmplex_backend.errors import BackboneRefused, TaskRefused
+
+Pooling = Literal["mean", "cls", "max"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TextEncoder(_Section):
+    """How a task's text becomes tokens: a prefix ("query: ") and a cut-off in tokens, specials included."""
+
+    kind: Literal["text"] = "text"
+    prefix: str = ""
+    max_length: int | None = Field(default=None, ge=4)
+
+
+class PeftAdapter(_Section):
+    """A PEFT directory inside the version directory."""
+
+    kind: Literal["peft"] = "peft"
+    path: str = "adapter"
+
+
+class Embedding(_Section):
+    """The pooled hidden state itself: EMBEDDING."""
+
+    kind: Literal["embedding"]
+    pooling: Pooling = "mean"
+    normalize: bool = True
+
+
+class _Head(_Section):
+    """A head read from `weights`: linear layers, `weight`/`bias` or `0.weight`, `0.bias`, `1.weight`, ..."""
+
+    weights: str = "decoder.safetensors"
+    activation: Literal["tanh", "gelu", "relu"] = "tanh"  # between layers, where there are several
+
+
+class _PooledHead(_Head):
+    pooling: Pooling = "mean"
+    normalize: bool = False  # L2-normalise the pooled vector before the head
+
+
+class _Labelled(_Section):
+    labels: list[str] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> _Labelled:
+        twice = {label for label in self.labels if self.labels.count(label) > 1}
+        if twice:
+            raise ValueError(f"labels must differ, these are given twice: {sorted(twice)}")
+        return self
+
+
+class Classification(_Labelled, _PooledHead):
+    """One label of several: SCORES (softmax, [C]) and LABEL ([1])."""
+
+    kind: Literal["classification"]
+
+
+class MultiLabel(_Labelled, _PooledHead):
+    """Any number of labels: SCORES (sigmoid, [C]) and LABEL ([C]: those over the threshold, best first, then "")."""
+
+    kind: Literal["multi-label"]
+    threshold: float = Field(default=0.5, ge=0, le=1)
+
+
+class Regression(_PooledHead):
+    """Numbers: SCORES ([outputs], the head's own values)."""
+
+    kind: Literal["regression"]
+
+
+class TokenClassification(_Labelled, _Head):
+    """A label for every token: SCORES ([T, C]), LABEL ([T]) and OFFSETS ([T, 2], characters in the text)."""
+
+    kind: Literal["token-classification"]
+
+
+class Similarity(_Labelled):
+    """Cosine to `vectors` ([labels, hidden]) of a safetensors file: SCORES ([labels]) and LABEL ([1])."""
+
+    kind: Literal["similarity"]
+    pooling: Pooling = "mean"
+    weights: str = "decoder.safetensors"
+
+
+Decoder = Annotated[
+    Embedding | Classification | MultiLabel | Regression | TokenClassification | Similarity,
+    Field(discriminator="kind"),
+]
+
+
+class TrainedOn(_Section):
+    """Which backbone the weights were trained for; `fingerprint` is `repository.fingerprint` of its files."""
+
+    model: str
+    fingerprint: str | None = None
+
+
+class TaskConfig(_Section):
+    """A version directory's `task.json`."""
+
+    family: Literal["text-encoder"]
+    description: str = ""
+    backbone: TrainedOn | None = None
+    encoder: TextEncoder = TextEncoder()
+    adapter: PeftAdapter | None = None
+    decoder: Decoder
+    metrics: dict[str, float | int | str] = {}  # what was measured when it was trained; for people
+
+
+class BackboneConfig(_Section):
+    """A backbone's `parameters` in config.pbtxt; every value is a string there."""
+
+    model: str
+    family: Literal["text-encoder"] = "text-encoder"
+    runtime: Literal["torch"] = "torch"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    scheduler: Literal["bfq", "stfq", "fifo"] = "bfq"
+    vfm_slots: int = Field(default=256, ge=1, le=16384)
+    max_queue: int = Field(default=1024, ge=1)
+    max_batch_tokens: int = Field(default=0, ge=0)  # 0: chosen by the runtime for its device
+    max_length: int = Field(default=0, ge=0)  # tokens; 0: what the tokenizer says
+    threads: int = Field(default=0, ge=0)  # intra-op threads; 0: the cores this process may use
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _problem(error: ValidationError) -> tuple[str, str]:
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"]) or "(whole file)"
+    return field, f"{first['msg'][0].lower()}{first['msg'][1:]} (got {str(first.get('input'))[:80]!r})"
+
+
+def load_task_config(file: Path) -> TaskConfig:
+    """Read a `task.json`; raises TaskRefused."""
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TaskRefused(
+            file, "(whole file)", "there is no such file", "Every version directory needs a task.json"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise TaskRefused(file, "(whole file)", f"not readable as JSON: {error}", "Write it again, whole") from None
+    try:
+        return TaskConfig.model_validate(document)
+    except ValidationError as error:
+        field, problem = _problem(error)
+        raise TaskRefused(file, field, problem, "docs/build-a-task.md lists the fields of task.json") from None
+
+
+def load_backbone_config(file: Path, parameters: Mapping[str, str]) -> BackboneConfig:
+    """Check a backbone's parameters (`file` is only for the message); raises BackboneRefused."""
+    known = {name: value for name, value in parameters.items() if not name.isupper()}  # EXECUTION_ENV_PATH ...
+    try:
+        return BackboneConfig.model_validate(known)
+    except ValidationError as error:
+        field, problem = _problem(error)
+        raise BackboneRefused(
+            file, f"parameters.{field}", problem, "docs/serve.md lists the parameters of a backbone"
+        ) from None

@@ -1,0 +1,206 @@
+"""The loop of a backbone: admit, schedule, run, settle, hand over.
+
+One thread runs `step` and owns every queue, account and adapter. The others post to its inbox: a request, or a
+function to be called between two batches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from queue import Empty, SimpleQueue
+
+from fmplex_backend.errors import Cancelled, ExecutionFailed, FmplexError
+from fmplex_backend.scheduling import CostModel, Scheduler
+from fmplex_backend.types import Failed, Finished, Outcome, Pass, Request, Running, Runtime
+from fmplex_backend.vfm import Vfm
+
+Command = Callable[[], None]
+HandOver = Callable[[Request, Finished | Failed], None]
+
+
+class BackboneCounts:
+    """Plain numbers of the engine thread; the metrics thread reads them."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self.passes = 0
+        self.items = 0
+        self.busy_s = 0.0
+        self.broken_passes = 0
+
+
+class Engine:
+    """Runs batches of many vFMs over one runtime.
+
+    Args:
+        hand_over: takes each request's one outcome; must not block.
+        clock: seconds; requests' arrival is on the same clock.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        scheduler: Scheduler,
+        cost: CostModel,
+        hand_over: HandOver,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.runtime, self.scheduler, self.cost = runtime, scheduler, cost
+        self.hand_over, self.clock = hand_over, clock
+        self.counts = BackboneCounts()
+        self.vfms: set[Vfm] = set()
+        self.stopping = False
+        self._inbox: SimpleQueue[Request | Command] = SimpleQueue()
+        self._in_flight: dict[Request, None] = {}
+
+    # -- any thread
+
+    def post(self, message: Request | Command) -> None:
+        """Hand the engine a request, or a function to call between two batches."""
+        self._inbox.put(message)
+
+    # -- the engine thread
+
+    def run_forever(self) -> None:
+        """Step until told to stop and nothing is left."""
+        while not (self.stopping and not self.scheduler.queued and self._inbox.empty()):
+            self.step()
+
+    def step(self, *, wait: bool = True) -> bool:
+        """One round; False where there was nothing to run."""
+        self._admit(wait=wait and not self.scheduler.queued)
+        batch = self.scheduler.choose(self.clock())
+        if not batch:
+            return False
+        self._in_flight = dict.fromkeys(batch)
+        self.counts.batches += 1
+        self.counts.items += batch[0].batch_items
+        for done in self._timed(self._run(batch)):
+            self._settle(done)
+        return True
+
+    def _admit(self, *, wait: bool) -> None:
+        if wait:
+            self._receive(self._inbox.get())
+        for _ in range(self._inbox.qsize()):  # what a command posts again waits for the next round
+            try:
+                self._receive(self._inbox.get_nowait())
+            except Empty:
+                break
+
+    def _receive(self, message: Request | Command) -> None:
+        if isinstance(message, Request):
+            self.scheduler.admit(message)
+        else:
+            message()
+
+    def _run(self, batch: list[Request]) -> Iterator[Pass]:
+        """The batch's passes. One that breaks off is tried again request by request, so that only the culprit fails."""
+        for request in batch:
+            request.extensions = request.vfm.extensions
+        try:
+            yield from self.runtime.run(batch)
+        except Exception as error:
+            self.counts.broken_passes += 1
+            left = [request for request in batch if request in self._in_flight]
+            alone = len(batch) == 1
+            failed = ExecutionFailed(f"the pass over the backbone raised {type(error).__name__}: {error}")
+            yield Pass(
+                None,
+                [(request, request.work) for request in left],
+                [(request, Failed(failed)) for request in left] if alone else [],
+            )
+            if not alone:
+                for request in left:
+                    yield from self._run([request])
+
+    def _timed(self, passes: Iterator[Pass]) -> Iterator[Pass]:
+        """Account for a pass's time as it ends: who took part, and what the cost model learns."""
+        start = self.clock()
+        for done in passes:
+            end = self.clock()
+            self.counts.passes += 1
+            self.counts.busy_s += end - start
+            self.scheduler.measure(done.portions, end - start)
+            if done.shape is not None:
+                self.cost.observe(done.shape, len(done.portions), end - start)
+            yield done
+            start = self.clock()
+
+    def _settle(self, done: Pass) -> None:
+        """Correct the tags of those that are through with this batch, and hand them over."""
+        now = self.clock()
+        for request, outcome in done.outcomes:
+            self._count(request, outcome, now)
+        self.scheduler.settle([request for request, _ in done.outcomes])
+        for request, outcome in done.outcomes:
+            self._in_flight.pop(request, None)
+            if isinstance(outcome, Running):
+                request.work = outcome.next_work
+                self.scheduler.requeue(request)
+            else:
+                self.hand_over(request, outcome)
+
+    def _count(self, request: Request, outcome: Outcome, now: float) -> None:
+        counts = request.vfm.engine
+        request.compute_s += now - request.taken_at
+        if isinstance(outcome, Running):
+            return
+        request.queue_s = now - request.arrival - request.compute_s
+        counts.requests += 1
+        counts.items += request.work.items
+        counts.queue_s += request.queue_s
+        counts.compute_s += request.compute_s
+        counts.misses += now > request.deadline
+        if isinstance(outcome, Failed):
+            counts.fail(outcome.error.reason)
+
+    # -- commands, on the engine thread
+
+    def attach(self, vfm: Vfm, extensions: object, *, adapted: bool) -> None:
+        """Let a vFM serve with these extensions from the next batch on."""
+        former = vfm.extensions if vfm in self.vfms else None
+        self.runtime.attach(extensions)
+        vfm.extensions, vfm.adapted = extensions, adapted
+        self.vfms.add(vfm)
+        if former is not None and former is not extensions:
+            self.runtime.detach(former)
+
+    def retire(self, vfm: Vfm) -> None:
+        """Forget a vFM once its queue has run empty."""
+        if vfm.queue:
+            self.post(lambda: self.retire(vfm))
+        elif vfm in self.vfms:
+            self.vfms.discard(vfm)
+            self.runtime.detach(vfm.extensions)
+
+    def stop(self) -> None:
+        """Return from `run_forever` once everything queued has run."""
+        self.stopping = True
+
+    def waiting(self, since: float, most: int) -> list[Request]:
+        """Up to `most` queued requests that arrived before `since`."""
+        queued = (request for vfm in self.vfms for request in vfm.queue if request.arrival < since)
+        return list(islice(queued, most))
+
+    def cancel(self, requests: Sequence[Request]) -> None:
+        """Drop requests that still wait; those that run are answered as usual."""
+        for request in requests:
+            if request in request.vfm.queue:
+                self.scheduler.discard(request.vfm, [request])
+                self.hand_over(request, Failed(Cancelled("the client cancelled the request")))
+
+    def abandon(self, error: FmplexError) -> None:
+        """Fail everything queued, posted or in flight: the last act of an engine that cannot go on."""
+        left = [*self._in_flight, *(request for vfm in self.vfms for request in vfm.queue)]
+        self._in_flight = {}
+        while not self._inbox.empty():
+            message = self._inbox.get_nowait()
+            if isinstance(message, Request):
+                left.append(message)
+        for vfm in self.vfms:
+            self.scheduler.discard(vfm, list(vfm.queue))
+        for request in left:
+            self.hand_over(request, Failed(error))

@@ -1,0 +1,64 @@
+"""A task's entry in the model repository, as a frozen dataclass, and Triton's protobuf text for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from fmplex_backend.interface import (
+    DECODER_OUTPUTS,
+    FAMILY_INPUTS,
+    TRUNCATED,
+    USAGE_DIMS,
+    TensorSpec,
+    tag_name,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEntry:
+    """What a task's config.pbtxt says. `sizes` gives the last dim of a variable output (SCORES: 2)."""
+
+    name: str
+    backbone: str
+    vfm: int
+    family: str
+    decoder: str
+    max_batch_size: int
+    weight: float = 1.0
+    slo_ms: float | None = None
+    max_queue: int | None = None
+    sizes: tuple[tuple[str, int], ...] = ()
+
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The task's outputs, the usage receipt left out."""
+        return (*DECODER_OUTPUTS[self.decoder], TRUNCATED)
+
+    def to_proto(self) -> Any:
+        """As Triton's ModelConfig message."""
+        config = model_config_pb2.ModelConfig(name=self.name, platform="ensemble", max_batch_size=self.max_batch_size)
+        step = config.ensemble_scheduling.step.add(model_name=self.backbone, model_version=-1)
+        for spec in FAMILY_INPUTS[self.family]:
+            config.input.add(name=spec.name, data_type=spec.data_type, dims=spec.dims)
+            step.input_map[spec.name] = spec.client_name
+        sizes = dict(self.sizes)
+        for spec in self.outputs():
+            dims = list(spec.dims)
+            if dims[-1] == -1:
+                dims[-1] = sizes.get(spec.client_name, -1)
+            config.output.add(name=spec.client_name, data_type=spec.data_type, dims=dims)
+            step.output_map[spec.name] = spec.client_name
+        config.output.add(name="usage", data_type="TYPE_INT64", dims=USAGE_DIMS)
+        step.output_map[tag_name(self.vfm)] = "usage"
+        parameters = {"weight": self.weight, "slo_ms": self.slo_ms, "max_queue": self.max_queue}
+        for key, value in parameters.items():
+            if value is not None:
+                config.parameters[key].string_value = f"{value:g}"
+        return config
+
+    def to_pbtxt(self) -> str:
+        """As the text of config.pbtxt."""
+        return str(text_format.MessageToString(self.to_proto()))

@@ -1,0 +1,203 @@
+"""Many adapters in one pass over the backbone, picked row by row.
+
+Every Linear that any adapter targets is wrapped once. LoRA weights of similar rank (a bucket: the next power of two)
+lie stacked, slot 0 all zeros, so a pass gathers its rows' slots and adds x @ a[slots] @ b[slots] with two batched
+products per module, whatever the mix (Punica and S-LoRA do the same with kernels of their own). Rows are sorted so that
+each bucket, and each adapter that cannot be stacked, is one slice of the batch; rows with no adapter pay nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fmplex_backend.extensions.adapters import Adapter, LoraWeights
+
+MIN_BUCKET = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _LoraPart:
+    """Rows [start, end) of the pass take their adapters from one bucket's stacks."""
+
+    start: int
+    end: int
+    bucket: int
+    used: frozenset[int]  # slots
+    slots: Tensor  # [end - start]
+
+
+@dataclass(frozen=True, slots=True)
+class _SoloPart:
+    """Rows [start, end) of the pass belong to one adapter that is applied on its own."""
+
+    start: int
+    end: int
+    adapter: Adapter
+
+
+class _Stack:
+    """One module's LoRA weights of one bucket, by slot."""
+
+    def __init__(self, linear: nn.Linear, rank: int, slots: int) -> None:
+        self.targets: set[int] = set()
+        self.a = linear.weight.new_zeros(slots, linear.in_features, rank)  # [slots, in, r]
+        self.b = linear.weight.new_zeros(slots, rank, linear.out_features)  # [slots, r, out]
+
+    def grow(self, slots: int) -> None:
+        """Make room for that many slots; new ones are zero."""
+        more = slots - len(self.a)
+        self.a = torch.cat([self.a, self.a.new_zeros(more, *self.a.shape[1:])])
+        self.b = torch.cat([self.b, self.b.new_zeros(more, *self.b.shape[1:])])
+
+    def put(self, slot: int, weights: LoraWeights) -> None:
+        """Fill a slot; the rest of a smaller rank stays zero."""
+        self.a[slot, :, : weights.rank] = weights.a
+        self.b[slot, : weights.rank] = weights.b
+        self.targets.add(slot)
+
+    def clear(self, slot: int) -> None:
+        """Zero a slot."""
+        if slot in self.targets:
+            self.a[slot].zero_()
+            self.b[slot].zero_()
+            self.targets.discard(slot)
+
+
+class AdaptedLinear(nn.Module):
+    """A shared Linear plus whatever the rows of the pass at hand bring along."""
+
+    def __init__(self, base: nn.Linear, path: str, bank: AdapterBank) -> None:
+        super().__init__()
+        self.base = base
+        self.path = path
+        self.stacks: dict[int, _Stack] = {}
+        object.__setattr__(self, "bank", bank)
+
+    @property
+    def weight(self) -> Tensor:
+        """The shared weight: some models read it to learn a dtype."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The shared bias."""
+        return self.base.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [rows, t, in] -> [rows, t, out]."""
+        y: Tensor = self.base(x)
+        bank: AdapterBank = self.__dict__["bank"]
+        if not bank.parts:
+            return y
+        if x.dim() != 3 or x.shape[0] != bank.rows:
+            raise RuntimeError(
+                f"{self.path} sees a tensor of shape {list(x.shape)} in a pass of {bank.rows} rows: adapters on "
+                "this module cannot be told apart by row"
+            )
+        for part in bank.parts:
+            rows = slice(part.start, part.end)
+            if isinstance(part, _SoloPart):
+                if transform := part.adapter.solo.get(self.path):
+                    y[rows] = transform(self.base, x[rows], y[rows])
+            elif (stack := self.stacks.get(part.bucket)) and not part.used.isdisjoint(stack.targets):
+                low = torch.bmm(x[rows], stack.a[part.slots])  # [n, t, r]
+                y[rows].baddbmm_(low, stack.b[part.slots])
+        return y
+
+
+class AdapterBank:
+    """The adapters of a backbone. Everything but the constructor runs on the engine thread."""
+
+    def __init__(self, backbone: nn.Module, device: torch.device) -> None:
+        self.backbone = backbone
+        self.device = device
+        self.rows = 0
+        self.parts: tuple[_LoraPart | _SoloPart, ...] = ()
+        self.attached = 0
+        self._wrapped: dict[str, AdaptedLinear] = {}
+        self._free: dict[int, list[int]] = {}  # by bucket
+        self._slots: dict[int, int] = {}  # by bucket: how many there are
+
+    def attach(self, adapter: Adapter) -> None:
+        """Give an adapter a slot and copy its weights there."""
+        self.attached += 1
+        for path in adapter.solo:
+            self._wrap(path)
+        if not adapter.lora:
+            return
+        bucket = max(MIN_BUCKET, 1 << (adapter.rank - 1).bit_length())
+        free = self._free.setdefault(bucket, [])
+        if not free:
+            have = self._slots.get(bucket, 1)  # slot 0 is nobody's
+            grown = max(4, have + have // 2)
+            free.extend(reversed(range(have, grown)))
+            self._slots[bucket] = grown
+            for linear in self._wrapped.values():
+                if bucket in linear.stacks:
+                    linear.stacks[bucket].grow(grown)
+        adapter.bucket, adapter.slot = bucket, free.pop()
+        for path, weights in adapter.lora.items():
+            linear = self._wrap(path)
+            if bucket not in linear.stacks:
+                linear.stacks[bucket] = _Stack(linear.base, bucket, self._slots[bucket])
+            linear.stacks[bucket].put(adapter.slot, weights)
+
+    def detach(self, adapter: Adapter) -> None:
+        """Take an adapter's slot back."""
+        self.attached -= 1
+        if adapter.lora:
+            for path in adapter.lora:
+                self._wrapped[path].stacks[adapter.bucket].clear(adapter.slot)
+            self._free[adapter.bucket].append(adapter.slot)
+
+    def order(self, adapter: Adapter | None) -> tuple[int, int]:
+        """Rows of a pass must be sorted by this: none, then LoRA by bucket and slot, then each of the rest."""
+        if adapter is None:
+            return (0, 0)
+        return (adapter.bucket, adapter.slot) if adapter.lora else (1 << 30, id(adapter))
+
+    @contextmanager
+    def applied(self, adapters: Sequence[Adapter | None]) -> Iterator[int]:
+        """Apply each row's adapter to the passes inside; yields the number of distinct ones."""
+        self.rows = len(adapters)
+        self.parts = tuple(self._parts(adapters))
+        try:
+            yield len({id(adapter) for adapter in adapters if adapter is not None})
+        finally:
+            self.parts = ()
+
+    def _parts(self, adapters: Sequence[Adapter | None]) -> Iterator[_LoraPart | _SoloPart]:
+        start = 0
+        while start < len(adapters):
+            first, end = adapters[start], start + 1
+            if first is None:
+                start = end
+                continue
+            shared = bool(first.lora)
+            while end < len(adapters) and _same_part(first, adapters[end]):
+                end += 1
+            if shared:
+                slots = [adapter.slot for adapter in adapters[start:end] if adapter is not None]
+                yield _LoraPart(start, end, first.bucket, frozenset(slots), torch.tensor(slots, device=self.device))
+            else:
+                yield _SoloPart(start, end, first)
+            start = end
+
+    def _wrap(self, path: str) -> AdaptedLinear:
+        if path not in self._wrapped:
+            base = self.backbone.get_submodule(path)
+            assert isinstance(base, nn.Linear)  # load_adapter has checked it
+            self._wrapped[path] = AdaptedLinear(base, path, self)
+            self.backbone.set_submodule(path, self._wrapped[path])
+        return self._wrapped[path]
+
+
+def _same_part(first: Adapter, other: Adapter | None) -> bool:
+    if other is None:
+        return False
+    return other is first or (bool(first.lora) and bool(other.lora) and other.bucket == first.bucket)

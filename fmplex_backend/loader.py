@@ -1,0 +1,255 @@
+"""Keeps a backbone's vFMs in step with the model repository, off the engine thread.
+
+Files are read and checked here; the engine only swaps what is ready, between two batches. `table` is what a
+request's tag is looked up in: it is replaced whole, so that readers need no lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from watchfiles import watch
+
+from fmplex_backend.engine import Engine
+from fmplex_backend.errors import FmplexError, TaskRefused
+from fmplex_backend.repository import BrokenTask, Entry, Repository, TaskSpec
+from fmplex_backend.types import Runtime
+from fmplex_backend.vfm import Counts, Vfm
+
+log = logging.getLogger("fmplex")
+
+SETTLE_MS = 2  # quiet time after which a change on disk is read
+GATHER_MS = 10  # changes are read at least this often while they go on
+RESCAN_MS = 5000  # everything is looked at this often: file systems without notification exist
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A task that runs: what stood on disk when it was loaded, and its vFM."""
+
+    spec: TaskSpec
+    vfm: Vfm
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A task that is answered with an error."""
+
+    name: str
+    error: FmplexError
+    counts: Counts
+
+
+Table = Mapping[int, Vfm | Refusal]
+
+
+class Loader:
+    """Reads the repository, loads extensions, tells the engine.
+
+    Args:
+        max_queue: the bound of vFMs whose task names none.
+        slots: tags from 0 to this, exclusive, exist.
+    """
+
+    def __init__(self, repository: Repository, runtime: Runtime, engine: Engine, *, max_queue: int, slots: int) -> None:
+        self.repository, self.runtime, self.engine = repository, runtime, engine
+        self.max_queue, self.slots = max_queue, slots
+        self.table: Table = {}
+        self.refused_by_name: dict[str, str] = {}  # for the log: each refusal is said once
+        self._entries: dict[str, Entry] = {}
+        self._served: dict[str, Served] = {}
+        self._wanted: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._stop = threading.Event()
+        self._reading = threading.Lock()  # a scan at a time: the watcher's or one a request asked for
+
+    # -- threads
+
+    def watch_forever(self) -> None:
+        """Follow changes on disk until stopped."""
+        changes = watch(
+            self.repository.root,
+            stop_event=self._stop,
+            debounce=GATHER_MS,
+            step=SETTLE_MS,
+            rust_timeout=RESCAN_MS,
+            yield_on_timeout=True,
+            raise_interrupt=False,
+        )
+        for batch in changes:
+            self.refresh(self._names(path for _, path in batch) if batch else None)
+
+    def serve_questions(self) -> None:
+        """Look again for whoever asks with a tag that is not in the table; until stopped."""
+        while (answer := self._wanted.get()) is not None:
+            self.refresh()
+            answer()
+
+    def look_again(self, then: Callable[[], None]) -> None:
+        """Read the repository, then call (on the loader's thread)."""
+        self._wanted.put(then)
+
+    def stop(self) -> None:
+        """End both threads."""
+        self._stop.set()
+        self._wanted.put(None)
+
+    # -- one round
+
+    def refresh(self, names: Iterable[str] | None = None) -> None:
+        """Bring the vFMs in step with what is on disk now; `names` limits the look to these directories."""
+        with self._reading:
+            if names is None:
+                self._entries = self.repository.read()
+            else:
+                names = list(names)
+                for name in names:
+                    self._entries.pop(name, None)
+                self._entries |= self.repository.read(names)
+            self._apply(self._without_conflicts(self._entries))
+
+    def _names(self, paths: Iterable[str]) -> set[str]:
+        root = self.repository.root
+        inside = (Path(path) for path in paths)
+        return {path.relative_to(root).parts[0] for path in inside if path != root and root in path.parents}
+
+    def _without_conflicts(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
+        """Turn tasks that share a tag, or ask for one that is not there, into broken ones."""
+        by_tag: dict[int, list[str]] = {}
+        for name, entry in entries.items():
+            if entry.vfm is not None:
+                by_tag.setdefault(entry.vfm, []).append(name)
+        checked = dict(entries)
+        for tag, names in by_tag.items():
+            if len(names) > 1 or tag >= self.slots:
+                for name in names:
+                    others = ", ".join(repr(other) for other in names if other != name)
+                    problem = (
+                        f"VFM_{tag} is the tag of {others} too"
+                        if others
+                        else f"VFM_{tag} is beyond the backbone's vfm_slots of {self.slots}"
+                    )
+                    checked[name] = BrokenTask(name, tag, self._tag_error(name, problem))
+        return checked
+
+    def _tag_error(self, name: str, problem: str) -> TaskRefused:
+        return TaskRefused(
+            self.repository.root / name / "config.pbtxt",
+            "ensemble_scheduling.step.output_map",
+            problem,
+            f"Give it a tag below {self.slots} that no other task on {self.repository.backbone!r} has",
+        )
+
+    def _apply(self, entries: Mapping[str, Entry]) -> None:
+        table: dict[int, Vfm | Refusal] = {}
+        served: dict[str, Served] = {}
+        retired = dict(self._served)
+        for name, entry in entries.items():
+            former = retired.get(name)
+            if former is not None and former.spec.vfm != entry.vfm:
+                former = None
+            now = entry if isinstance(entry, BrokenTask) else self._bring_up(entry, former)
+            if isinstance(now, Served):
+                table[now.spec.vfm] = now.vfm
+                served[name] = now
+                if former is not None:
+                    retired.pop(name)
+            elif now.vfm is not None:
+                table[now.vfm] = self._refusal(name, now.vfm, now.error)
+        self._say(entries, served, table)
+        self._served, self.table = served, table
+        for gone in retired.values():  # after the table: no request can be behind this in the inbox
+            self.engine.post(partial(self.engine.retire, gone.vfm))
+
+    def _refusal(self, name: str, tag: int, error: FmplexError) -> Refusal:
+        former = self.table.get(tag)
+        same = isinstance(former, Refusal) and former.name == name
+        return Refusal(name, error, former.counts if same and isinstance(former, Refusal) else Counts())
+
+    def _bring_up(self, spec: TaskSpec, former: Served | None) -> Served | BrokenTask:
+        """Make a task's vFM what its spec says; a new version that is broken leaves the former one serving."""
+        if former is not None and former.spec == spec:
+            return former
+        if former is not None and former.spec.version == spec.version and former.spec.outputs == spec.outputs:
+            self._set_terms(former.vfm, spec)
+            return Served(spec, former.vfm)
+        try:
+            extensions = self.runtime.load(spec.version.path)
+            _check_outputs(spec, extensions)
+        except TaskRefused as error:
+            broken = BrokenTask(spec.name, spec.vfm, error)
+            intact = former is not None and former.spec.version.number != spec.version.number
+            if former is None or not intact or not former.spec.version.path.is_dir():
+                return broken
+            self._note(spec.name, f"{error} (version {former.spec.version.number} goes on serving)")
+            return former
+        vfm = former.vfm if former else Vfm(spec.vfm, spec.name)
+        if former is None:
+            vfm.extensions = extensions  # so that a request can be prepared before the engine has attached them
+        self.engine.post(partial(self._attach, vfm, extensions))
+        self._set_terms(vfm, spec)
+        return Served(spec, vfm)
+
+    def _attach(self, vfm: Vfm, extensions: Any) -> None:
+        self.engine.attach(vfm, extensions, adapted=extensions.adapter is not None)
+
+    def _set_terms(self, vfm: Vfm, spec: TaskSpec) -> None:
+        vfm.max_queue = spec.max_queue or self.max_queue
+
+        def on_engine() -> None:
+            vfm.weight, vfm.slo = spec.weight, spec.slo
+
+        self.engine.post(on_engine)
+
+    # -- saying it
+
+    def _say(self, entries: Mapping[str, Entry], served: Mapping[str, Served], table: Table) -> None:
+        for name in self._served.keys() - entries.keys():
+            log.info("task %s removed", name)
+        for name, now in served.items():
+            before = self._served.get(name)
+            if before is None or before.spec != now.spec:
+                log.info(
+                    "task %s: VFM_%d, version %d, weight %g",
+                    name,
+                    now.spec.vfm,
+                    now.spec.version.number,
+                    now.spec.weight,
+                )
+                self.refused_by_name.pop(name, None)
+        for entry in [*table.values(), *entries.values()]:
+            if isinstance(entry, Refusal | BrokenTask) and entry.name not in served:
+                self._note(entry.name, str(entry.error))
+
+    def _note(self, name: str, text: str) -> None:
+        if self.refused_by_name.get(name) != text:
+            self.refused_by_name[name] = text
+            log.error("task %s refused: %s", name, text)
+
+
+def _check_outputs(spec: TaskSpec, extensions: Any) -> None:
+    """The entry may only promise what the decoder gives, in the decoder's sizes."""
+    sizes = extensions.decoder.sizes()
+    gives = {*extensions.decoder.gives, "TRUNCATED"}
+    for tensor, dims in spec.outputs.items():
+        field = f"ensemble_scheduling.step.output_map.{tensor}"
+        if tensor not in gives:
+            raise TaskRefused(
+                spec.config,
+                field,
+                f"this task's decoder does not make it, but {sorted(gives)}",
+                "Map one of those",
+            )
+        if tensor in sizes and dims and dims[-1] not in (-1, sizes[tensor]):
+            raise TaskRefused(
+                spec.config,
+                f"output.{tensor}.dims",
+                f"the last is {dims[-1]}, the decoder makes {sizes[tensor]}",
+                f"Say {sizes[tensor]}, or -1",
+            )

@@ -1,0 +1,1 @@
+"""What executes a family. One file per family and executor."""

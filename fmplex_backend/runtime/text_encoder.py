@@ -1,0 +1,228 @@
+"""Text encoders (BERT, RoBERTa, MPNet, DistilBERT, ModernBERT ...) in torch, through transformers' AutoModel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fmplex_backend.config import BackboneConfig, TextEncoder, load_task_config
+from fmplex_backend.errors import TaskRefused
+from fmplex_backend.extensions.adapters import Adapter, load_adapter
+from fmplex_backend.extensions.decoders import TOKENS, Decoder, Encoded, load_decoder
+from fmplex_backend.extensions.multi_lora import AdapterBank
+from fmplex_backend.extensions.text import TextTokenizer, Tokens, texts_of
+from fmplex_backend.fingerprint import fingerprint
+from fmplex_backend.runtime.huggingface import load_backbone
+from fmplex_backend.runtime.passes import Predict, plan_passes
+from fmplex_backend.types import NO_WORK, Finished, Outcome, Pass, PassShape, Request, Work
+
+PROFILE = ((1, 16), (8, 16), (1, 128), (8, 128), (32, 64))  # rows, tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Extensions:
+    """A task's version, read and checked."""
+
+    encoder: TextEncoder
+    adapter: Adapter | None
+    decoder: Decoder
+
+
+@dataclass(slots=True)
+class _Payload:
+    """A request's rows on their way through the passes."""
+
+    rows: list[Tokens]
+    results: list[Any] = field(default_factory=list)  # per row: [h], or [t, h] for token decoders
+    missing: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    request: Request
+    position: int
+    tokens: Tokens
+
+
+class TextEncoderRuntime:
+    """One text encoder in memory, for all tasks.
+
+    Args:
+        config: the backbone's parameters.
+        file: the backbone's config.pbtxt, for messages.
+        device: where the weights go.
+        max_items: Bmax.
+        predict: the cost model's estimate of a pass, in seconds; decides how a batch is cut into passes.
+    """
+
+    def __init__(
+        self, config: BackboneConfig, file: Path, device: torch.device, max_items: int, predict: Predict
+    ) -> None:
+        loaded = load_backbone(config, file, device)
+        self.model, self.device, self.predict = loaded.model, device, predict
+        self.hidden: int = self.model.config.hidden_size
+        self.tokenizer = TextTokenizer(loaded.tokenizer, loaded.max_length)
+        self.pad = loaded.tokenizer.pad_token_id or 0
+        self.fingerprint = fingerprint(loaded.directory)
+        self.bank = AdapterBank(self.model, device)
+        self.max_items = max_items
+        self.max_batch_tokens = config.max_batch_tokens or max_items * (512 if device.type == "cuda" else 64)
+
+    # -- off the engine thread
+
+    def load(self, version: Path) -> Extensions:
+        """Read a version directory; raises TaskRefused."""
+        file = version / "task.json"
+        task = load_task_config(file)
+        trained = task.backbone
+        if trained and trained.fingerprint and self.fingerprint and trained.fingerprint != self.fingerprint:
+            raise TaskRefused(
+                file,
+                "backbone.fingerprint",
+                f"it was trained for {trained.model} with weights {trained.fingerprint}, this backbone's are "
+                f"{self.fingerprint}",
+                "Bind the task to the backbone it was trained for",
+            )
+        if task.encoder.max_length and task.encoder.max_length > self.tokenizer.max_length:
+            raise TaskRefused(
+                file,
+                "encoder.max_length",
+                f"{task.encoder.max_length} is more than the backbone's {self.tokenizer.max_length} tokens",
+                "Lower it",
+            )
+        adapter = None
+        if task.adapter:
+            adapter = load_adapter(version / task.adapter.path, self.model, self.model.dtype, self.device)
+        return Extensions(task.encoder, adapter, load_decoder(task.decoder, version, self.hidden))
+
+    def prepare(self, request: Request) -> None:
+        """Tokenise; raises InvalidRequest."""
+        extensions: Extensions = request.vfm.extensions
+        spans = extensions.decoder.pooling == TOKENS
+        texts = texts_of(request.inputs["TEXT"])
+        rows = [self.tokenizer.encode(text, extensions.encoder, spans=spans) for text in texts]
+        lengths = [len(row.ids) for row in rows]
+        request.payload = _Payload(rows)
+        request.work = Work(len(rows), sum(lengths), sum(length * length for length in lengths))
+
+    def decode(self, request: Request, value: list[Any]) -> Mapping[str, Any]:
+        """Rows' hidden states -> output tensors (reply thread)."""
+        extensions: Extensions = request.extensions
+        rows: list[Tokens] = request.payload.rows
+        by_token = extensions.decoder.pooling == TOKENS
+        encoded = Encoded(
+            pooled=None if by_token else np.stack(value),
+            tokens=value if by_token else [],
+            offsets=[row.offsets for row in rows] if by_token else [],
+            truncated=np.array([[row.truncated] for row in rows]),
+        )
+        return {**extensions.decoder.decode(encoded), "TRUNCATED": encoded.truncated}
+
+    # -- the engine thread
+
+    def attach(self, extensions: Extensions) -> None:
+        """Put a version's adapter into the bank."""
+        if extensions.adapter:
+            self.bank.attach(extensions.adapter)
+
+    def detach(self, extensions: Extensions) -> None:
+        """Take a version's adapter out of the bank."""
+        if extensions.adapter:
+            self.bank.detach(extensions.adapter)
+
+    def run(self, batch: Sequence[Request]) -> Iterator[Pass]:
+        """Run the rows of a batch in passes by length, the short first."""
+        rows = []
+        for request in batch:
+            payload: _Payload = request.payload
+            payload.results = [None] * len(payload.rows)
+            payload.missing = len(payload.rows)
+            rows += [_Row(request, position, tokens) for position, tokens in enumerate(payload.rows)]
+        for group in plan_passes([len(row.tokens.ids) for row in rows], self.predict):
+            yield self._pass([rows[position] for position in group])
+
+    def profile(self) -> Iterator[tuple[PassShape, float]]:
+        """Time a few shapes, after one that warms up."""
+        longest = self.tokenizer.max_length
+        shapes = [(min(rows, self.max_items), min(tokens, longest)) for rows, tokens in PROFILE]
+        for position, (rows, tokens) in enumerate([shapes[0], *shapes]):
+            start = perf_counter()
+            self._forward([[self.pad + 1] * tokens] * rows, {"mean"})
+            if position:
+                yield PassShape(rows * tokens, tokens, 0), perf_counter() - start
+
+    def _pass(self, rows: list[_Row]) -> Pass:
+        rows.sort(key=lambda row: self.bank.order(row.request.extensions.adapter))
+        adapters = [row.request.extensions.adapter for row in rows]
+        with self.bank.applied(adapters) as groups:
+            hidden = self._forward(
+                [row.tokens.ids for row in rows], {row.request.extensions.decoder.pooling for row in rows}
+            )
+        work: dict[Request, Work] = {}
+        outcomes: list[tuple[Request, Outcome]] = []
+        for index, row in enumerate(rows):
+            request, length = row.request, len(row.tokens.ids)
+            payload: _Payload = request.payload
+            payload.results[row.position] = hidden.row(index, request.extensions.decoder.pooling, row.tokens)
+            payload.missing -= 1
+            work[request] = work.get(request, NO_WORK) + Work(1, length, length * length)
+            if not payload.missing:
+                outcomes.append((request, Finished(payload.results)))
+        longest = max(len(row.tokens.ids) for row in rows)
+        return Pass(PassShape(len(rows) * longest, longest, groups), list(work.items()), outcomes)
+
+    def _forward(self, ids: list[list[int]], poolings: set[str]) -> _Hidden:
+        """One pass. ids: n rows of up to t tokens -> states on the CPU."""
+        longest = max(map(len, ids))
+        padded = any(len(row) < longest for row in ids)
+        table = np.full((len(ids), longest), self.pad, dtype=np.int64)
+        for position, row in enumerate(ids):
+            table[position, : len(row)] = row
+        inputs = {"input_ids": torch.from_numpy(table).to(self.device)}  # [n, t]
+        mask = None
+        if padded:  # with no mask, attention takes its faster path
+            lengths = torch.tensor([len(row) for row in ids], device=self.device)
+            mask = torch.arange(longest, device=self.device) < lengths[:, None]  # [n, t]
+            inputs["attention_mask"] = mask.long()
+        with torch.inference_mode():
+            states = self.model(**inputs).last_hidden_state  # [n, t, h]
+            return _Hidden({kind: _pool(kind, states, mask) for kind in poolings})
+
+
+def _pool(kind: str, states: Tensor, mask: Tensor | None) -> Any:
+    """[n, t, h] -> [n, h] as float32 numpy; the states themselves for token decoders."""
+    if kind == "cls":
+        pooled = states[:, 0].float()
+    elif kind == "max":
+        kept = states if mask is None else states.masked_fill(~mask[..., None], -torch.inf)
+        pooled = kept.amax(dim=1).float()
+    elif kind == "mean" and mask is None:
+        pooled = states.float().mean(dim=1)
+    elif kind == "mean" and mask is not None:
+        weight = mask[..., None].float()
+        pooled = (states.float() * weight).sum(dim=1) / weight.sum(dim=1)
+    else:
+        return states
+    return pooled.cpu().numpy()
+
+
+class _Hidden:
+    """What a pass left behind, by pooling."""
+
+    def __init__(self, by_pooling: dict[str, Any]) -> None:
+        self.by_pooling = by_pooling
+
+    def row(self, index: int, pooling: str, tokens: Tokens) -> Any:
+        """One row's [h], or [t, h] of its plain tokens."""
+        states = self.by_pooling[pooling]
+        if pooling != TOKENS:
+            return states[index]
+        with torch.inference_mode():
+            return states[index, tokens.plain].float().cpu().numpy()
