@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from queue import Empty, SimpleQueue
 
-from fmplex_backend.errors import Cancelled, ExecutionFailed, FmplexError
+from fmplex_backend.errors import Cancelled, ExecutionFailed, FmplexError, ShuttingDown
 from fmplex_backend.scheduling import CostModel, Scheduler
 from fmplex_backend.types import Failed, Finished, Outcome, Pass, Request, Running, Runtime
 from fmplex_backend.vfm import Vfm
@@ -91,10 +91,17 @@ class Engine:
                 break
 
     def _receive(self, message: Request | Command) -> None:
-        if isinstance(message, Request):
-            self.scheduler.admit(message)
-        else:
+        if not isinstance(message, Request):
             message()
+        elif message.vfm in self.vfms:
+            self.scheduler.admit(message)
+        else:  # retired while the request was being prepared: its adapter's place may be another's by now
+            message.vfm.taken += 1
+            self._give_up(message, ShuttingDown(f"the task {message.vfm.name!r} was removed or moved"))
+
+    def _give_up(self, request: Request, error: FmplexError) -> None:
+        request.vfm.engine.fail(error.reason)
+        self.hand_over(request, Failed(error))
 
     def _run(self, batch: list[Request]) -> Iterator[Pass]:
         """The batch's passes. One that breaks off is tried again request by request, so that only the culprit fails."""
@@ -102,6 +109,8 @@ class Engine:
             request.extensions = request.vfm.extensions
         try:
             yield from self.runtime.run(batch)
+            if forgotten := sum(request in self._in_flight for request in batch):
+                raise RuntimeError(f"the runtime left {forgotten} requests without an outcome")
         except Exception as error:
             self.counts.broken_passes += 1
             left = [request for request in batch if request in self._in_flight]
@@ -163,10 +172,18 @@ class Engine:
         """Let a vFM serve with these extensions from the next batch on."""
         former = vfm.extensions if vfm in self.vfms else None
         self.runtime.attach(extensions)
-        vfm.extensions, vfm.adapted = extensions, adapted
+        vfm.extensions, vfm.adapted, vfm.refused = extensions, adapted, None
         self.vfms.add(vfm)
         if former is not None and former is not extensions:
             self.runtime.detach(former)
+
+    def refuse(self, vfm: Vfm, error: FmplexError) -> None:
+        """Answer a vFM's requests with an error, those that wait and those to come."""
+        vfm.refused = error
+        waiting = list(vfm.queue)
+        self.scheduler.discard(vfm, waiting)
+        for request in waiting:
+            self.hand_over(request, Failed(error))
 
     def retire(self, vfm: Vfm) -> None:
         """Forget a vFM once its queue has run empty."""
@@ -190,7 +207,7 @@ class Engine:
         for request in requests:
             if request in request.vfm.queue:
                 self.scheduler.discard(request.vfm, [request])
-                self.hand_over(request, Failed(Cancelled("the client cancelled the request")))
+                self._give_up(request, Cancelled("the client cancelled the request"))
 
     def abandon(self, error: FmplexError) -> None:
         """Fail everything queued, posted or in flight: the last act of an engine that cannot go on."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -18,7 +18,7 @@ from typing import Any
 from watchfiles import watch
 
 from fmplex_backend.engine import Engine
-from fmplex_backend.errors import FmplexError, TaskRefused
+from fmplex_backend.errors import ExecutionFailed, FmplexError, TaskRefused
 from fmplex_backend.repository import BrokenTask, Entry, Repository, TaskSpec
 from fmplex_backend.types import Runtime
 from fmplex_backend.vfm import Counts, Vfm
@@ -27,7 +27,8 @@ log = logging.getLogger("fmplex")
 
 SETTLE_MS = 2  # quiet time after which a change on disk is read
 GATHER_MS = 10  # changes are read at least this often while they go on
-RESCAN_MS = 5000  # everything is looked at this often: file systems without notification exist
+RESCAN_MS = 10_000  # everything is looked at this often: file systems that give no notice exist
+LOOK_S = 1.0  # the same, where it is known that no notice comes
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class Loader:
         self.refused_by_name: dict[str, str] = {}  # for the log: each refusal is said once
         self._entries: dict[str, Entry] = {}
         self._served: dict[str, Served] = {}
+        self._failed: dict[str, tuple[TaskSpec, TaskRefused]] = {}
         self._wanted: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._stop = threading.Event()
         self._reading = threading.Lock()  # a scan at a time: the watcher's or one a request asked for
@@ -72,7 +74,15 @@ class Loader:
     # -- threads
 
     def watch_forever(self) -> None:
-        """Follow changes on disk until stopped."""
+        """Follow changes on disk until stopped; where the system gives no notice of them, look again and again."""
+        try:
+            self._follow()
+        except (OSError, RuntimeError) as error:
+            log.warning("changes in %s are looked for every second: %s", self.repository.root, error)
+            while not self._stop.wait(LOOK_S):
+                self.refresh()
+
+    def _follow(self) -> None:
         changes = watch(
             self.repository.root,
             stop_event=self._stop,
@@ -81,6 +91,7 @@ class Loader:
             rust_timeout=RESCAN_MS,
             yield_on_timeout=True,
             raise_interrupt=False,
+            watch_filter=None,  # its default leaves out paths with e.g. site-packages in them, wherever they stand
         )
         for batch in changes:
             self.refresh(self._names(path for _, path in batch) if batch else None)
@@ -88,8 +99,15 @@ class Loader:
     def serve_questions(self) -> None:
         """Look again for whoever asks with a tag that is not in the table; until stopped."""
         while (answer := self._wanted.get()) is not None:
+            answers = [answer]
+            while not self._wanted.empty():  # one look serves all who have asked by now
+                if (another := self._wanted.get()) is None:
+                    self._wanted.put(None)
+                    break
+                answers.append(another)
             self.refresh()
-            answer()
+            for answer in answers:
+                answer()
 
     def look_again(self, then: Callable[[], None]) -> None:
         """Read the repository, then call (on the loader's thread)."""
@@ -105,13 +123,14 @@ class Loader:
     def refresh(self, names: Iterable[str] | None = None) -> None:
         """Bring the vFMs in step with what is on disk now; `names` limits the look to these directories."""
         with self._reading:
-            if names is None:
-                self._entries = self.repository.read()
-            else:
-                names = list(names)
-                for name in names:
-                    self._entries.pop(name, None)
-                self._entries |= self.repository.read(names)
+            try:
+                looked = list(self.repository.names() if names is None else names)
+                found = self.repository.read(looked)
+            except OSError as error:  # a file system that is away for a moment must not remove every task
+                log.error("the model repository cannot be read, the tasks stay as they are: %s", error)
+                return
+            kept = {} if names is None else {n: e for n, e in self._entries.items() if n not in looked}
+            self._entries = kept | found
             self._apply(self._without_conflicts(self._entries))
 
     def _names(self, paths: Iterable[str]) -> set[str]:
@@ -179,25 +198,56 @@ class Loader:
         if former is not None and former.spec.version == spec.version and former.spec.outputs == spec.outputs:
             self._set_terms(former.vfm, spec)
             return Served(spec, former.vfm)
+        loaded = self._load(spec)
+        if isinstance(loaded, TaskRefused):
+            return self._fall_back(spec, former, loaded) or BrokenTask(spec.name, spec.vfm, loaded)
+        vfm = former.vfm if former else Vfm(spec.vfm, spec.name)
+        if former is None:
+            vfm.extensions = loaded  # so that a request can be prepared before the engine has attached them
+        self.engine.post(partial(self._attach, vfm, loaded))
+        self._set_terms(vfm, spec)
+        return Served(spec, vfm)
+
+    def _load(self, spec: TaskSpec) -> Any:
+        """The version's extensions, or why not; what was refused is not read again until it changes."""
+        failed = self._failed.get(spec.name)
+        if failed is not None and failed[0] == spec:
+            return failed[1]
         try:
             extensions = self.runtime.load(spec.version.path)
             _check_outputs(spec, extensions)
         except TaskRefused as error:
-            broken = BrokenTask(spec.name, spec.vfm, error)
-            intact = former is not None and former.spec.version.number != spec.version.number
-            if former is None or not intact or not former.spec.version.path.is_dir():
-                return broken
-            self._note(spec.name, f"{error} (version {former.spec.version.number} goes on serving)")
-            return former
-        vfm = former.vfm if former else Vfm(spec.vfm, spec.name)
-        if former is None:
-            vfm.extensions = extensions  # so that a request can be prepared before the engine has attached them
-        self.engine.post(partial(self._attach, vfm, extensions))
-        self._set_terms(vfm, spec)
-        return Served(spec, vfm)
+            self._failed[spec.name] = (spec, error)
+            return error
+        except Exception as error:  # one task's files must not take the others down
+            log.exception("loading task %s", spec.name)
+            refused = TaskRefused(
+                spec.version.path,
+                "(whole version)",
+                f"loading it raised {type(error).__name__}: {error}",
+                "See the server's log",
+            )
+            self._failed[spec.name] = (spec, refused)
+            return refused
+        self._failed.pop(spec.name, None)
+        return extensions
+
+    def _fall_back(self, spec: TaskSpec, former: Served | None, error: TaskRefused) -> Served | None:
+        """The former version, where it still stands on disk untouched, on the new terms."""
+        if former is None or former.spec.version.number == spec.version.number or not former.spec.version.intact():
+            return None
+        kept = replace(spec, version=former.spec.version, outputs=former.spec.outputs)
+        self._note(spec.name, f"{error} (version {former.spec.version.number} goes on serving)")
+        if kept != former.spec:
+            self._set_terms(former.vfm, spec)
+        return Served(kept, former.vfm)
 
     def _attach(self, vfm: Vfm, extensions: Any) -> None:
-        self.engine.attach(vfm, extensions, adapted=extensions.adapter is not None)
+        try:
+            self.engine.attach(vfm, extensions, adapted=extensions.adapter is not None)
+        except Exception as error:  # no memory for one task's adapter is no reason to stop the others
+            log.exception("attaching task %s", vfm.name)
+            self.engine.refuse(vfm, ExecutionFailed(f"the extensions of {vfm.name!r} cannot be attached: {error}"))
 
     def _set_terms(self, vfm: Vfm, spec: TaskSpec) -> None:
         vfm.max_queue = spec.max_queue or self.max_queue

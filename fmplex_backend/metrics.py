@@ -6,6 +6,7 @@ a second, and never more than a twentieth of the time is spent on it.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from typing import Any, NamedTuple
 from fmplex_backend.loader import Refusal
 from fmplex_backend.service import Service
 from fmplex_backend.vfm import Vfm
+
+log = logging.getLogger("fmplex")
 
 PERIOD_S = 1.0
 REST = 20  # times as long as publishing took
@@ -143,5 +146,8 @@ class Publisher:
         pause = PERIOD_S
         while not self._stop.wait(pause):
             start = time.monotonic()
-            self.publish()
+            try:
+                self.publish()
+            except Exception:  # numbers that do not come through are no reason to stop serving
+                log.exception("publishing metrics")
             pause = max(PERIOD_S, REST * (time.monotonic() - start))

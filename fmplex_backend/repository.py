@@ -30,6 +30,10 @@ class Version:
     path: Path
     signature: Signature
 
+    def intact(self) -> bool:
+        """Whether it still stands on disk as it was read."""
+        return self.path.is_dir() and tuple(_signature(self.path)) == self.signature
+
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
@@ -63,6 +67,7 @@ class Repository:
     def __init__(self, root: Path, backbone: str) -> None:
         self.root = root
         self.backbone = backbone
+        self._parsed: dict[str, tuple[tuple[int, ...], Any]] = {}  # config.pbtxt by its status: parsing takes longest
 
     def names(self) -> list[str]:
         """Every directory that could be a model."""
@@ -77,22 +82,31 @@ class Repository:
         """One directory's entry; None where it is no task of this backbone."""
         file = self.root / name / CONFIG
         try:
-            text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            return None  # not a model, or gone: Triton says so to whoever loads it
-        if self.backbone not in text:
-            return None  # spares parsing hundreds of entries of other backbones
-        try:
-            proto = text_format.Parse(text, model_config_pb2.ModelConfig())
-        except text_format.ParseError as error:
-            refused = TaskRefused(
-                file, "(whole file)", f"not a Triton model configuration: {error}", "Correct that line"
-            )
-            return BrokenTask(name, None, refused)
-        steps = [step for step in proto.ensemble_scheduling.step if step.model_name == self.backbone]
-        if not steps:
-            return None
-        return _entry(name, file, proto, steps)
+            proto = self._parse(file)
+            steps = [step for step in proto.ensemble_scheduling.step if step.model_name == self.backbone]
+            return _entry(name, file, proto, steps) if steps else None
+        except TaskRefused as error:
+            return BrokenTask(name, None, error)
+        except FileNotFoundError:
+            return None  # not a model, or being removed
+
+    def _parse(self, file: Path) -> Any:
+        status = file.stat()
+        version = (status.st_mtime_ns, status.st_size, status.st_ino)
+        known = self._parsed.get(file.parent.name)
+        if known is not None and known[0] == version:
+            return known[1]
+        text = file.read_text(encoding="utf-8", errors="replace")
+        proto = model_config_pb2.ModelConfig()
+        if self.backbone in text:  # spares parsing hundreds of entries of other backbones
+            try:
+                text_format.Parse(text, proto)
+            except text_format.ParseError as error:
+                raise TaskRefused(
+                    file, "(whole file)", f"not a Triton model configuration: {error}", "Correct that line"
+                ) from None
+        self._parsed[file.parent.name] = (version, proto)
+        return proto
 
 
 def _entry(name: str, file: Path, proto: Any, steps: list[Any]) -> Entry:

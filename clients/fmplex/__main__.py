@@ -1,0 +1,5 @@
+"""`python -m fmplex`."""
+
+from fmplex.cli import app
+
+app(prog_name="fmplex")

@@ -1,0 +1,61 @@
+"""Runs a server in the foreground of a command: signals drain it, and its end is ours."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from fmplex_controller.errors import ServerExited
+from fmplex_controller.server import Server
+
+
+def serve(server: Server, when_ready: Callable[[], None]) -> int:
+    """Serve until SIGTERM or SIGINT, or until `when_ready` stops the server; the command's exit status.
+
+    Raises ServerExited where the server ended unasked.
+    """
+    with _signals_stop(server):
+        try:
+            server.start()
+            server.wait_ready()
+            when_ready()
+            return _status(server, server.wait())
+        except ServerExited:
+            if not server.stopping:
+                raise
+            return _status(server, server.wait())
+        finally:
+            server.stop()
+
+
+def _status(server: Server, code: int) -> int:
+    if not server.stopping:
+        raise server.exited(code)
+    if code in (0, -signal.SIGTERM):  # while it loads, tritonserver has no handler and simply dies
+        return 0
+    print(f"fmplex: tritonserver did not drain: it ended with status {code}", file=sys.stderr)
+    return 1
+
+
+@contextlib.contextmanager
+def _signals_stop(server: Server) -> Iterator[None]:
+    """The first SIGTERM or SIGINT drains the server, the second kills it."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        if not server.started:
+            sys.exit(0)
+        if server.stopping:
+            server.kill()
+        else:
+            print(f"fmplex: {signal.Signals(number).name}: draining", file=sys.stderr, flush=True)
+            server.terminate()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

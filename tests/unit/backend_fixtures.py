@@ -1,0 +1,248 @@
+"""What the tests of the backend share: repositories on disk and a backbone with no model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmplex_backend.engine import Engine
+from fmplex_backend.entries import TaskEntry
+from fmplex_backend.interface import tag_name
+from fmplex_backend.loader import Loader, Refusal
+from fmplex_backend.repository import Repository
+from fmplex_backend.runtime.fake import FakeClock, FakeRuntime
+from fmplex_backend.scheduling import POLICIES, CostModel
+from fmplex_backend.service import Call
+from fmplex_backend.types import Answer, Failed, Finished, PassShape, Reply, Request
+from fmplex_backend.vfm import Vfm
+
+BACKBONE = "base"
+
+# -- a model repository on disk
+
+
+def write_task(
+    root: Path,
+    name: str,
+    vfm: int,
+    *,
+    backbone: str = BACKBONE,
+    decoder: str = "embedding",
+    sizes: Mapping[str, int] | None = None,
+    task: Mapping[str, Any] | None = None,
+    version: int = 1,
+    **terms: Any,
+) -> Path:
+    """A task's directory with one version in it; returns the version's directory."""
+    write_config(root, name, vfm, backbone=backbone, decoder=decoder, sizes=sizes, **terms)
+    return write_version(root, name, version, task or {"mark": vfm})
+
+
+def write_config(
+    root: Path,
+    name: str,
+    vfm: int,
+    *,
+    backbone: str = BACKBONE,
+    decoder: str = "embedding",
+    sizes: Mapping[str, int] | None = None,
+    **terms: Any,
+) -> Path:
+    """A task's config.pbtxt alone."""
+    entry = TaskEntry(
+        name, backbone, vfm, "text-encoder", decoder, max_batch_size=8, sizes=tuple((sizes or {}).items()), **terms
+    )
+    file = root / name / "config.pbtxt"
+    file.parent.mkdir(exist_ok=True)
+    aside = root / name / ".config.pbtxt"
+    aside.write_text(entry.to_pbtxt())
+    return aside.replace(file)
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    """Replace a piece of a text file that is there."""
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def write_version(root: Path, name: str, version: int, task: Mapping[str, Any]) -> Path:
+    """A version directory with its task.json."""
+    directory = root / name / str(version)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "task.json").write_text(json.dumps(task))
+    return directory
+
+
+def text_task(decoder: Mapping[str, Any], **rest: Any) -> dict[str, Any]:
+    """A task.json of the text-encoder family."""
+    return {"family": "text-encoder", "decoder": dict(decoder), **rest}
+
+
+# -- an engine with no model and a clock of its own
+
+
+class EngineRig:
+    """An engine over the fake runtime, and what it handed over. Time passes only in passes, or by hand."""
+
+    def __init__(
+        self,
+        policy: str = "bfq",
+        *,
+        max_items: int = 8,
+        seconds: Callable[[PassShape], float] = lambda shape: 0.01 + 0.001 * shape.tokens,
+        rows_per_pass: int | None = None,
+    ) -> None:
+        self.clock = FakeClock(100.0)
+        self.runtime = FakeRuntime(seconds, self.clock.sleep, rows_per_pass=rows_per_pass)
+        self.cost = CostModel(fixed=0.01, per_token=0.001)
+        scheduler = POLICIES[policy](self.cost, max_items=max_items)
+        self.handed: list[tuple[Request, Finished | Failed]] = []
+        self.engine = Engine(self.runtime, scheduler, self.cost, self._hand_over, self.clock)
+        self.vfms: list[Vfm] = []
+        self.sent: list[Request] = []
+
+    def _hand_over(self, request: Request, outcome: Finished | Failed) -> None:
+        self.handed.append((request, outcome))
+
+    def vfm(self, version: Path, *, weight: float = 1.0, slo: float | None = None) -> Vfm:
+        """One more vFM, attached in the next round."""
+        vfm = Vfm(len(self.vfms), f"task{len(self.vfms)}", weight=weight, slo=slo)
+        self.vfms.append(vfm)
+        self.swap(vfm, version)
+        return vfm
+
+    def swap(self, vfm: Vfm, version: Path) -> None:
+        """Other extensions, from the next round on."""
+        extensions = self.runtime.load(version)
+        self.engine.post(lambda: self.engine.attach(vfm, extensions, adapted=extensions.adapter is not None))
+
+    def make(self, vfm: Vfm, *texts: str, slo: float | None = None) -> Request:
+        """A request that arrives now, not posted."""
+        rows = np.array([[text.encode()] for text in texts], dtype=np.object_)
+        request = Request(vfm, {"TEXT": rows}, ("EMBEDDING",), self.clock(), _no_reply, slo)
+        self.runtime.prepare(request)
+        vfm.accepted += 1
+        self.sent.append(request)
+        return request
+
+    def send(self, vfm: Vfm, *texts: str, slo: float | None = None) -> Request:
+        """A request that arrives now."""
+        request = self.make(vfm, *texts, slo=slo)
+        self.engine.post(request)
+        return request
+
+    def step(self) -> list[Request]:
+        """One round; what was handed over in it."""
+        before = len(self.handed)
+        self.engine.step(wait=False)
+        return [request for request, _ in self.handed[before:]]
+
+    def drain(self) -> None:
+        """Rounds until there is nothing to run."""
+        while self.engine.step(wait=False):
+            pass
+
+    def outcome(self, request: Request) -> Finished | Failed:
+        """The one outcome of a request."""
+        (outcome,) = [outcome for other, outcome in self.handed if other is request]
+        return outcome
+
+    def reason(self, request: Request) -> str:
+        """Why it failed; empty where it did not."""
+        outcome = self.outcome(request)
+        return outcome.error.reason if isinstance(outcome, Failed) else ""
+
+    def service(self) -> float:
+        """Seconds of all vFMs."""
+        return sum(vfm.service for vfm in self.vfms)
+
+
+def _no_reply(request: Request, reply: Reply) -> None:
+    raise AssertionError("the engine hands over, it does not reply")
+
+
+# -- a loader with no model
+
+
+class LoaderRig:
+    """A loader over the fake runtime; its engine runs when it is told to."""
+
+    def __init__(self, root: Path, *, slots: int = 16, max_queue: int = 100) -> None:
+        self.root = root
+        self.engine_rig = EngineRig()
+        self.engine, self.runtime = self.engine_rig.engine, self.engine_rig.runtime
+        self.loader = Loader(Repository(root, BACKBONE), self.runtime, self.engine, max_queue=max_queue, slots=slots)
+
+    def refresh(self, *names: str) -> None:
+        """Read the repository, then let the engine do what it was told."""
+        self.loader.refresh(names or None)
+        self.engine_rig.drain()
+
+    def vfm(self, tag: int) -> Vfm:
+        """The vFM that serves this tag."""
+        found = self.loader.table[tag]
+        assert isinstance(found, Vfm), found
+        return found
+
+    def error(self, tag: int) -> str:
+        """Why this tag is refused."""
+        found = self.loader.table[tag]
+        assert isinstance(found, Refusal), found
+        return str(found.error)
+
+    def mark(self, tag: int) -> float:
+        """The mark of the extensions that serve this tag."""
+        extensions = self.vfm(tag).extensions
+        assert extensions in self.runtime.attached
+        return float(extensions.mark)
+
+
+# -- calls to a service
+
+
+class Caller:
+    """Makes calls and keeps their replies."""
+
+    def __init__(self) -> None:
+        self.replies: dict[int, list[Reply]] = {}
+
+    def call(
+        self,
+        tags: Sequence[int] = (0,),
+        text: str = "some words",
+        *,
+        parameters: Mapping[str, Any] | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
+    ) -> Call:
+        """One call, numbered."""
+        replies = self.replies.setdefault(len(self.replies), [])
+        outputs = ["EMBEDDING", *map(tag_name, tags)]
+        rows = np.array([[text.encode()]], dtype=np.object_)
+        return Call({"TEXT": rows}, outputs, parameters or {}, replies.append, is_cancelled)
+
+    def only(self, number: int = -1) -> Reply:
+        """The one reply of a call."""
+        (reply,) = list(self.replies.values())[number]
+        return reply
+
+    def failure(self, number: int = -1) -> tuple[str, str]:
+        """Code and message of a call that failed."""
+        reply = self.only(number)
+        assert isinstance(reply, Failed), reply
+        return reply.error.code, str(reply.error)
+
+    def answer(self, number: int = -1) -> Answer:
+        """The answer of a call that was served."""
+        reply = self.only(number)
+        assert isinstance(reply, Answer), reply
+        return reply
+
+
+def bytes_of(*texts: str) -> Any:
+    """A TEXT tensor."""
+    return np.array([[text.encode()] for text in texts], dtype=np.object_)

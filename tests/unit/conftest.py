@@ -1,0 +1,189 @@
+"""Shared fixtures: a rig that drives a scheduler by hand, on a clock of its own."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Protocol
+
+import pytest
+from hypothesis import settings
+
+from fmplex_backend.errors import Cancelled, ExecutionFailed
+from fmplex_backend.scheduling import POLICIES, CostModel, Scheduler
+from fmplex_backend.types import Answer, Failed, Reply, Request, Usage, Work
+from fmplex_backend.vfm import Vfm
+
+settings.register_profile("fmplex", derandomize=True, deadline=None, print_blob=True, database=None)
+settings.load_profile("fmplex")
+
+RELATIVE = 1e-9
+
+
+class Rig:
+    """A scheduler, its clock and a backbone that takes as long as it is told.
+
+    As a context manager it checks at the end what holds for every policy and every history (`finish`).
+    A request's payload is the number of steps it still needs.
+    """
+
+    def __init__(
+        self,
+        policy: str | type[Scheduler] = "bfq",
+        *,
+        max_items: int = 32,
+        max_tokens: int | None = None,
+        cost: CostModel | None = None,
+    ) -> None:
+        self.cost = cost or CostModel(fixed=0.0, per_token=1e-3)  # 1 ms per token: easy to add up
+        kind = POLICIES[policy] if isinstance(policy, str) else policy
+        self.scheduler = kind(self.cost, max_items=max_items, max_tokens=max_tokens)
+        self.now = 0.0
+        self.measured = 0.0  # seconds of all passes
+        self.vfms: list[Vfm] = []
+        self.sent: list[Request] = []
+        self.replies: Counter[int] = Counter()
+        self.watches: list[Callable[[Sequence[Request]], None]] = []  # see what is about to be settled
+
+    def vfm(self, weight: float = 1.0, slo: float | None = None) -> Vfm:
+        """One more vFM."""
+        vfm = Vfm(len(self.vfms), f"task{len(self.vfms)}", weight=weight, slo=slo)
+        self.vfms.append(vfm)
+        return vfm
+
+    def send(self, vfm: Vfm, tokens: int = 10, *, items: int = 1, steps: int = 1, slo: float | None = None) -> Request:
+        """A request arrives now; its rows are of one length."""
+        request = Request(vfm, {}, (), self.now, self._replied, slo)
+        request.work = Work(items, tokens, tokens * tokens // max(items, 1))
+        request.payload = steps
+        vfm.accepted += 1
+        self.sent.append(request)
+        self.scheduler.admit(request)
+        return request
+
+    def choose(self) -> list[Request]:
+        """The next batch; never empty while something is queued."""
+        waiting = sum(len(vfm.queue) for vfm in self.vfms)
+        assert self.scheduler.queued == waiting
+        assert self.scheduler.backlogged == sum(bool(vfm.queue) for vfm in self.vfms)
+        batch = self.scheduler.choose(self.now)
+        assert bool(batch) == bool(waiting), "not work-conserving"
+        return batch
+
+    def run(
+        self,
+        batch: Sequence[Request],
+        elapsed: float | None = None,
+        *,
+        portions: Sequence[Work] | None = None,
+        failed: Collection[Request] = (),
+        passes: int = 1,
+    ) -> float:
+        """Run what has not failed, in one pass or in several, each settled by itself. Returns its seconds."""
+        works = portions or [request.work for request in batch]
+        ran = [(r, work) for r, work in zip(batch, works, strict=True) if r not in failed]
+        if elapsed is None:
+            elapsed = sum(self.cost.portion(work) for _, work in ran)
+        self._settle([request for request in batch if request in failed], Failed(ExecutionFailed("broken")))
+        parts = [ran[i::passes] for i in range(min(passes, len(ran)))]
+        for part in parts:
+            self.now += elapsed / len(parts)
+            self.measured += elapsed / len(parts)
+            self.scheduler.measure(part, elapsed / len(parts))
+            self._settle([request for request, _ in part], Answer({}, Usage(0, 0, 0)))
+        return elapsed
+
+    def _settle(self, requests: Sequence[Request], reply: Reply) -> None:
+        for watch in self.watches:
+            watch(requests)
+        self.scheduler.settle(requests)
+        for request in requests:
+            request.payload -= 1
+            if request.payload and not isinstance(reply, Failed):
+                self.scheduler.requeue(request)
+            else:
+                request.resolve(reply)
+
+    def step(self, elapsed: float | None = None) -> list[Request]:
+        """Choose and run."""
+        batch = self.choose()
+        self.run(batch, elapsed)
+        return batch
+
+    def discard(self, vfm: Vfm, requests: Iterable[Request]) -> None:
+        """Cancelled while queued."""
+        gone = list(requests)
+        self.scheduler.discard(vfm, gone)
+        for request in gone:
+            request.resolve(Failed(Cancelled("gone")))
+
+    def finish(self) -> None:
+        """Run what is left, then: empty queues, service conserved, one reply to every request."""
+        while self.scheduler.queued:
+            self.step()
+        assert self.choose() == []
+        assert all(not vfm.queue and vfm.entry == 0 and vfm.depth == 0 for vfm in self.vfms)
+        assert self.scheduler.backlogged == 0
+        served = sum(vfm.service for vfm in self.vfms)
+        assert served == pytest.approx(self.measured, rel=RELATIVE, abs=1e-12)
+        assert all(request.charge == request.share == 0.0 for request in self.sent), "not settled"
+        assert [self.replies[id(request)] for request in self.sent] == [1] * len(self.sent)
+
+    def __enter__(self) -> Rig:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.finish()
+
+    def _replied(self, request: Request, reply: Reply) -> None:
+        self.replies[id(request)] += 1
+
+
+@pytest.fixture(scope="session")
+def rigs() -> type[Rig]:
+    """For tests that make many rigs: each a context manager."""
+    return Rig
+
+
+class MakeRig(Protocol):
+    """What `make_rig` gives."""
+
+    def __call__(
+        self,
+        policy: str | type[Scheduler] = "bfq",
+        *,
+        max_items: int = 32,
+        max_tokens: int | None = None,
+        cost: CostModel | None = None,
+    ) -> Rig: ...
+
+
+@pytest.fixture
+def make_rig() -> Iterator[MakeRig]:
+    """Rigs that are drained and checked when the test is over."""
+    made: list[Rig] = []
+
+    def make(
+        policy: str | type[Scheduler] = "bfq",
+        *,
+        max_items: int = 32,
+        max_tokens: int | None = None,
+        cost: CostModel | None = None,
+    ) -> Rig:
+        made.append(Rig(policy, max_items=max_items, max_tokens=max_tokens, cost=cost))
+        return made[-1]
+
+    yield make
+    for rig in made:
+        rig.finish()
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    """The same numbers in every run."""
+    return random.Random(20260609)

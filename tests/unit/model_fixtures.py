@@ -1,0 +1,114 @@
+"""Tiny models with random weights, made offline in the time of a test, and heads for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    ModernBertConfig,
+    ModernBertModel,
+    MPNetConfig,
+    MPNetModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+)
+
+from fmplex_backend.config import BackboneConfig
+from fmplex_backend.runtime.text_encoder import TextEncoderRuntime
+from fmplex_backend.scheduling import CostModel
+from fmplex_backend.types import PassShape
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{number}" for number in range(60))]
+_SIZES: dict[str, Any] = {
+    "vocab_size": len(WORDS),
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+}
+_DISTIL: dict[str, Any] = {
+    "vocab_size": len(WORDS),
+    "dim": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "hidden_dim": 48,
+    "max_position_embeddings": 64,
+}
+_MODERN: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+TINY: dict[str, Callable[[], Any]] = {
+    "bert": lambda: BertModel(BertConfig(**_SIZES)),
+    "roberta": lambda: RobertaModel(RobertaConfig(**_SIZES, pad_token_id=0)),
+    "distilbert": lambda: DistilBertModel(DistilBertConfig(**_DISTIL)),
+    "mpnet": lambda: MPNetModel(MPNetConfig(**_SIZES, pad_token_id=0)),
+    "modernbert": lambda: ModernBertModel(ModernBertConfig(**_SIZES, **_MODERN)),
+}
+
+
+def tiny_tokenizer(max_length: int = 48) -> Any:
+    """Words w0 to w59, split at spaces."""
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    make: Any = PreTrainedTokenizerFast
+    return make(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=max_length,
+    )
+
+
+def tiny_model(kind: str, seed: int = 0) -> Any:
+    """Random weights, large enough that attention and adapters are seen in what comes out."""
+    torch.manual_seed(seed)
+    model = TINY[kind]()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(std=0.2)
+    return model.eval().requires_grad_(False)
+
+
+def save_tiny(directory: Path, kind: str = "bert", seed: int = 0) -> Path:
+    """A model's directory as the hub has it."""
+    tiny_model(kind, seed).save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return directory
+
+
+def text_runtime(
+    directory: Path, *, predict: Callable[[PassShape], float] | None = None, max_items: int = 32, **config: Any
+) -> TextEncoderRuntime:
+    """The real runtime over a tiny model."""
+    settings = BackboneConfig(model=str(directory), threads=1, **config)
+    predict = predict or CostModel().predict
+    return TextEncoderRuntime(settings, directory / "config.pbtxt", torch.device("cpu"), max_items, predict)
+
+
+def write_head(file: Path, outputs: int, hidden: int = 32, *layers: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A head's weights: `layers` are the widths between hidden and outputs."""
+    generator = torch.Generator().manual_seed(seed)
+    widths = [hidden, *layers, outputs]
+    tensors = {}
+    for position, (before, after) in enumerate(pairwise(widths)):
+        prefix = f"{position}." if layers else ""
+        tensors[f"{prefix}weight"] = torch.randn(after, before, generator=generator)
+        tensors[f"{prefix}bias"] = torch.randn(after, generator=generator)
+    save_file(tensors, file)
+    return tensors
