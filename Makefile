@@ -44,8 +44,8 @@ test: lint ## lint, then every test that is not slow
 test-all: lint ## lint, then every test
 	@$(PY) -m pytest
 
-bench: setup ## run the benchmarks; each prints a ratio measured in one run
-	@$(PY) -m benchmarks
+bench: setup ## run the benchmarks; QUICK=1 for a look, ONLY=throughput for one
+	@$(PY) -m benchmarks $(ONLY) $(if $(QUICK),--quick)
 
 clean: ## remove .venv and every cache
 	@rm -rf $(VENV) .build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

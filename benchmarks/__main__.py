@@ -24,7 +24,9 @@ RESULTS = Path("benchmarks/results")
 
 def machine() -> dict[str, Any]:
     """Where and with what it was measured."""
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy", "nvidia-pytriton")}
+    versions = {
+        name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy", "nvidia-pytriton")
+    }
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
@@ -38,14 +40,18 @@ def machine() -> dict[str, Any]:
 
 
 def main(
-    names: Annotated[list[str] | None, typer.Argument(help=f"Some of {', '.join(EXPERIMENTS)}; all by default.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help=f"Some of {', '.join(EXPERIMENTS)}; all by default.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds: a look, not a figure to quote.")] = False,
 ) -> None:
     """Measure, print a line per figure, write benchmarks/results/NAME.json."""
     warnings.simplefilter("ignore", FutureWarning)  # transformers' own, at import
     unknown = set(names or ()) - set(EXPERIMENTS)
     if unknown:
-        raise typer.BadParameter(f"no such experiment: {', '.join(sorted(unknown))}; there are {', '.join(EXPERIMENTS)}")
+        raise typer.BadParameter(
+            f"no such experiment: {', '.join(sorted(unknown))}; there are {', '.join(EXPERIMENTS)}"
+        )
     RESULTS.mkdir(exist_ok=True)
     for name in names or EXPERIMENTS:
         module = importlib.import_module(f"benchmarks.{name}")

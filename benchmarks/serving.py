@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+
 from fmplex_controller.options import ServerOptions
 from fmplex_controller.server import Server, free_ports
 

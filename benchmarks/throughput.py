@@ -1,7 +1,7 @@
 """What sharing costs: ten tasks through the server against the bare backbone on the same texts.
 
-Closed loop, 64 clients, batch size 32; the backbone's process on one core, Triton and the clients on the other. The bare
-loop runs on the backbone's core, the server idle meanwhile, in turn with the served arm.
+Closed loop, 64 clients, batch size 32; the backbone's process on one core, Triton and the clients on the other. The
+bare loop runs on the backbone's core, the server idle meanwhile, in turn with the served arm.
 """
 
 from __future__ import annotations

@@ -8,19 +8,21 @@ import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from fmplex_controller.errors import ServerExited
+from fmplex_controller.errors import NotReady, ServerExited
 from fmplex_controller.server import Server
 
 
 def serve(server: Server, when_ready: Callable[[], None]) -> int:
     """Serve until SIGTERM or SIGINT, or until `when_ready` stops the server; the command's exit status.
 
-    Raises ServerExited where the server ended unasked.
+    Raises ServerExited where the server ended unasked, NotReady where it has nothing to serve.
     """
     with _signals_stop(server):
         try:
             server.start()
-            server.wait_ready()
+            states = server.wait_ready()
+            if states and not any(state.ready for state in states):
+                raise NotReady(f"not one model of {server.options.repository} can be served; the reasons are above")
             when_ready()
             return _status(server, server.wait())
         except ServerExited:

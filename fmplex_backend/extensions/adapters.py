@@ -137,7 +137,7 @@ class _Reader:
                 self.weights, name_a, f"rank {rank} is above the limit of {MAX_RANK}", "Train a smaller rank"
             )
         alphas = self.config.alpha_pattern
-        alpha = alphas.get(get_pattern_key(alphas.keys(), path), self.config.lora_alpha)
+        alpha = alphas.get(get_pattern_key(alphas.keys(), _trained_path(name_a)), self.config.lora_alpha)
         scale = alpha / (math.sqrt(rank) if self.config.use_rslora else rank)
         return LoraWeights(
             a=a.float().T.to(self.device, self.dtype).contiguous(),
@@ -161,7 +161,7 @@ class _Reader:
     def _ia3_module(self, path: str) -> RowTransform:
         linear = self._linear(path)
         name, factors = self.tensors[path, "ia3_l"]
-        before = _named(path, self.config.feedforward_modules or ())
+        before = _named(_trained_path(name), self.config.feedforward_modules or ())
         width = linear.in_features if before else linear.out_features
         if factors.numel() != width:
             expect_shape(self.weights, name, factors, (1, width) if before else (width, 1), f"the backbone's {path}")
@@ -197,8 +197,7 @@ class _Reader:
 
     def _place(self, name: str) -> tuple[str, str]:
         """`base_model.model.encoder.layer.0.query.lora_A.weight` -> its module's path here and the part."""
-        path = name.removeprefix("base_model.model.").removesuffix(".weight")
-        path, _, part = path.rpartition(".")
+        path, part = _trained_path(name), name.removesuffix(".weight").rpartition(".")[2]
         if part not in ("lora_A", "lora_B", "lora_magnitude_vector", "ia3_l"):
             raise TaskRefused(self.weights, name, "a tensor that no supported adapter holds", f"Supported: {SUPPORTED}")
         if path not in self.modules and self.prefix:
@@ -241,8 +240,13 @@ class _Reader:
         return module
 
 
+def _trained_path(name: str) -> str:
+    """The module of a tensor under the name it had in training: what a config's patterns are matched with."""
+    return name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")[0]
+
+
 def _named(path: str, patterns: str | list[str] | set[str] | tuple[str, ...]) -> bool:
-    """PEFT's rule for a list of module names: equal, or the path's tail."""
+    """PEFT's rule for IA3's feedforward modules: a regular expression, or ends of names."""
     if isinstance(patterns, str):
         return re.fullmatch(patterns, path) is not None
-    return any(path == pattern or path.endswith(f".{pattern}") for pattern in patterns)
+    return any(path.endswith(pattern) for pattern in patterns)

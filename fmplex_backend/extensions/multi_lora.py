@@ -89,25 +89,28 @@ class AdaptedLinear(nn.Module):
         return self.base.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [rows, t, in] -> [rows, t, out]."""
+        """x: [rows, t, in] -> [rows, t, out], or both without the t: a pooler's."""
         y: Tensor = self.base(x)
         bank: AdapterBank = self.__dict__["bank"]
-        if not bank.parts:
-            return y
-        if x.dim() != 3 or x.shape[0] != bank.rows:
-            raise RuntimeError(
-                f"{self.path} sees a tensor of shape {list(x.shape)} in a pass of {bank.rows} rows: adapters on "
-                "this module cannot be told apart by row"
-            )
         for part in bank.parts:
             rows = slice(part.start, part.end)
             if isinstance(part, _SoloPart):
                 if transform := part.adapter.solo.get(self.path):
-                    y[rows] = transform(self.base, x[rows], y[rows])
+                    ours, theirs = self._rows(x, rows), self._rows(y, rows)
+                    theirs.copy_(transform(self.base, ours, theirs))
             elif (stack := self.stacks.get(part.bucket)) and not part.used.isdisjoint(stack.targets):
-                low = torch.bmm(x[rows], stack.a[part.slots])  # [n, t, r]
-                y[rows].baddbmm_(low, stack.b[part.slots])
+                low = torch.bmm(self._rows(x, rows), stack.a[part.slots])  # [n, t, r]
+                self._rows(y, rows).baddbmm_(low, stack.b[part.slots])
         return y
+
+    def _rows(self, x: Tensor, rows: slice) -> Tensor:
+        """Those rows of x as [n, t, width]: a view, so that what is written to it is written to x."""
+        if x.shape[0] != self.__dict__["bank"].rows or x.dim() not in (2, 3):
+            raise RuntimeError(
+                f"{self.path} sees a tensor of shape {list(x.shape)} in a pass of {self.__dict__['bank'].rows} rows: "
+                "adapters on this module cannot be told apart by row"
+            )
+        return x[rows] if x.dim() == 3 else x[rows, None]
 
 
 class AdapterBank:

@@ -29,7 +29,9 @@ class LoadedBackbone:
 def load_backbone(config: BackboneConfig, file: Path, device: torch.device) -> LoadedBackbone:
     """Load model and tokenizer; raises BackboneRefused naming `file`."""
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()  # a server's log is no terminal
     if device.type == "cpu":
         torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
     directory = find_model(config.model, file)

@@ -66,7 +66,7 @@ def write_backbone(
     max_batch_size: int = 32,
     **parameters: str,
 ) -> None:
-    """A backbone's directory: its config and nothing else."""
+    """A backbone's directory: its config and, as Triton wants it, an empty version."""
     settings = {"model": model, "threads": "2", **parameters}
     lines = [
         f'name: "{name}"',
@@ -75,7 +75,7 @@ def write_backbone(
         "instance_group [ { kind: KIND_CPU count: 1 } ]",
         *(_parameter(key, value) for key, value in settings.items()),
     ]
-    (repository / name).mkdir(parents=True)
+    (repository / name / "1").mkdir(parents=True)
     (repository / name / "config.pbtxt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

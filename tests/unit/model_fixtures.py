@@ -29,6 +29,8 @@ from fmplex_backend.runtime.text_encoder import TextEncoderRuntime
 from fmplex_backend.scheduling import CostModel
 from fmplex_backend.types import PassShape
 
+torch.set_num_threads(1)  # these models are too small to share out, and the cores are others' too
+
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{number}" for number in range(60))]
 _SIZES: dict[str, Any] = {
     "vocab_size": len(WORDS),

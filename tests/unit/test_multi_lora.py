@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,9 @@ from torch import Tensor
 from fmplex_backend.errors import TaskRefused
 from fmplex_backend.extensions.adapters import Adapter, load_adapter
 from fmplex_backend.extensions.multi_lora import AdapterBank
+
+# PEFT 0.21 asks transformers 5 for a property under its former name
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
 CPU = torch.device("cpu")
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
@@ -40,12 +42,6 @@ FEEDFORWARD = {
 }
 
 
-@cache
-def backbone(kind: str) -> Any:
-    """One model of a kind, never changed: wrap `tiny_model(kind)` instead."""
-    return tiny_model(kind)
-
-
 def save_adapter(directory: Path, config: Any, kind: str = "bert", seed: int = 0) -> Path:
     """What PEFT saves, with random weights where it starts from zeros or ones."""
     model = get_peft_model(tiny_model(kind), config)
@@ -55,7 +51,7 @@ def save_adapter(directory: Path, config: Any, kind: str = "bert", seed: int = 0
             if "magnitude" in name:
                 parameter.mul_(1 + torch.rand(parameter.shape, generator=generator))
             elif "lora_" in name or "ia3_" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
     model.save_pretrained(str(directory))
     return directory
 
@@ -206,14 +202,11 @@ def test_ia3(tmp_path: Path, kind: str, feedforward: bool) -> None:
     bench.check([(adapter, path), (None, None)])
 
 
-@pytest.mark.parametrize("pattern", ["dense", ".*attention.output.dense"])
-def test_ia3_names_its_modules_as_peft_does(tmp_path: Path, pattern: str) -> None:
-    """A list by the tails of their names, a string by a regular expression. The module is square: both ways fit."""
-    modules = pattern if pattern.startswith(".*") else [pattern.removeprefix("d")]
-    path = save_adapter(tmp_path, IA3Config(target_modules=["attention.output.dense"], feedforward_modules=["dense"]))
-    config = json.loads((path / "adapter_config.json").read_text())
-    config["feedforward_modules"] = modules
-    (path / "adapter_config.json").write_text(json.dumps(config))
+@pytest.mark.parametrize("feedforward", [["ense"], ".*output.dense", ["query"], "dense"])
+def test_ia3_names_its_modules_as_peft_does(tmp_path: Path, feedforward: list[str] | str) -> None:
+    """A list: ends of names; a string: a regular expression. The modules are square, so their shape does not tell."""
+    config = IA3Config(target_modules=".*attention.output.dense", feedforward_modules=feedforward)
+    path = save_adapter(tmp_path, config)
     bench = Bench()
     bench.check([(bench.attach(path), path)])
 
@@ -241,12 +234,8 @@ def test_every_kind_in_one_batch(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def paths(tmp_path: Path) -> Iterator[list[Path]]:
-    return iter_paths(tmp_path)
-
-
-def iter_paths(root: Path) -> Any:
-    return [save_adapter(root / str(n), lora(2 + n % 3, ["query"]), seed=n) for n in range(12)]
+def paths(tmp_path: Path) -> list[Path]:
+    return [save_adapter(tmp_path / str(n), lora(2 + n % 3, ["query"]), seed=n) for n in range(12)]
 
 
 def test_many_adapters_of_one_bucket(paths: list[Path]) -> None:

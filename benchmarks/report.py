@@ -1,0 +1,48 @@
+"""Writes docs/benchmarks.md from benchmarks/results/*.json: `python -m benchmarks.report`."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.__main__ import EXPERIMENTS, RESULTS
+
+PAGE = Path("docs/benchmarks.md")
+INTRODUCTION = """# Benchmarks
+
+`make bench` measures all of this anew (`make bench QUICK=1` for a look, `make bench ONLY=throughput` for one), and
+`python -m benchmarks.report` writes this page from what it left in `benchmarks/results/`. The server is the real
+tritonserver, the backbone all-MiniLM-L6-v2; adapters and heads have random weights, because what they cost does not
+depend on their values. Where two arms are compared, they run in turn within one run (A B A B ...), and the figure is
+the median of the rounds' ratios.
+"""
+
+
+def section(document: dict[str, Any]) -> str:
+    """One experiment: what it is, its lines, where it ran."""
+    module = importlib.import_module(f"benchmarks.{document['experiment']}")
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        module.show(document["rows"])
+    machine = document["machine"]
+    where = ", ".join(f"{key} {value}" for key, value in machine.items())
+    quick = " Quick run: a look, not a figure to quote." if document["quick"] else ""
+    title = document["experiment"].capitalize()
+    return (
+        f"## {title}\n\n{(module.__doc__ or '').strip()}\n\n```\n{shown.getvalue()}```\n\nMeasured on {where}.{quick}\n"
+    )
+
+
+def main() -> None:
+    """Write the page."""
+    files = [RESULTS / f"{name}.json" for name in EXPERIMENTS]
+    sections = [section(json.loads(file.read_text(encoding="utf-8"))) for file in files if file.is_file()]
+    PAGE.write_text("\n".join([INTRODUCTION, *sections]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
