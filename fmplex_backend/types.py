@@ -97,7 +97,7 @@ class Request:
     order: int = 0  # of admission
     deadline: float = math.inf
     extensions: Any = None  # those of the vFM when it was taken; its decoder answers
-    charge: float = 0.0  # estimated service, in its vFM's tag since it was taken
+    charge: float = 0.0  # virtual seconds (estimate / weight) that its vFM's tag moved on when it was taken
     share: float = 0.0  # measured service
     taken_at: float = 0.0  # seconds of the engine's clock; the receipt's times are seconds too
     queue_s: float = 0.0

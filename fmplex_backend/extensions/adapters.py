@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import IA3Config, LoraConfig, PeftConfig
+from peft import PeftConfig
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
@@ -29,6 +29,7 @@ CHANGES_BASE = (
     "olora",
     "corda",
     "loftq",
+    "lora_ga",
 )  # initialisations that also rewrite the backbone's weights
 
 
@@ -44,6 +45,8 @@ class LoraWeights:
         """The rank."""
         return self.a.shape[1]
 
+
+SAME_FUNCTION = {"use_dora", "velora_config"}  # of PEFT's variants of LoRA: one is supported, one is for training
 
 RowTransform = Callable[[nn.Linear, Tensor, Tensor], Tensor]  # base, x [n, t, in], base's y [n, t, out] -> y
 
@@ -85,13 +88,13 @@ def load_adapter(directory: Path, backbone: nn.Module, dtype: torch.dtype, devic
         raise TaskRefused(
             file, "(whole file)", f"PEFT cannot read it: {error}", "Save the adapter again with PEFT"
         ) from None
-    read = _Reader(directory, file, config, backbone, dtype, device)
-    if isinstance(config, LoraConfig):
-        return read.dora() if config.use_dora else read.lora()
-    if isinstance(config, IA3Config):
-        return read.ia3()
     kind = getattr(config.peft_type, "value", config.peft_type)
-    raise TaskRefused(file, "peft_type", f"{kind} adapters are not supported", f"Supported: {SUPPORTED}")
+    if kind not in ("LORA", "IA3"):  # not by class: AdaLoRA's is a LoraConfig
+        raise TaskRefused(file, "peft_type", f"{kind} adapters are not supported", f"Supported: {SUPPORTED}")
+    read = _Reader(directory, file, config, backbone, dtype, device)
+    if kind == "IA3":
+        return read.ia3()
+    return read.dora() if config.use_dora else read.lora()
 
 
 class _Reader:
@@ -129,14 +132,14 @@ class _Reader:
         linear = self._linear(path)
         name_a, a = self.tensors[path, "lora_A"]
         name_b, b = self.tensors[path, "lora_B"]
-        rank = a.shape[0]
         expect_shape(self.weights, name_a, a, (-1, linear.in_features), f"the backbone's {path}")
+        rank = a.shape[0]
         expect_shape(self.weights, name_b, b, (linear.out_features, rank), f"the backbone's {path}")
-        if rank > MAX_RANK:
+        if not 0 < rank <= MAX_RANK:
             raise TaskRefused(
-                self.weights, name_a, f"rank {rank} is above the limit of {MAX_RANK}", "Train a smaller rank"
+                self.weights, name_a, f"rank {rank} is not between 1 and {MAX_RANK}", "Train with a rank that is"
             )
-        alphas = self.config.alpha_pattern
+        alphas = self.config.alpha_pattern or {}
         alpha = alphas.get(get_pattern_key(alphas.keys(), _trained_path(name_a)), self.config.lora_alpha)
         scale = alpha / (math.sqrt(rank) if self.config.use_rslora else rank)
         return LoraWeights(
@@ -185,6 +188,7 @@ class _Reader:
             "fan_in_fan_out": getattr(config, "fan_in_fan_out", False),
             "init_lora_weights": init.startswith(CHANGES_BASE),
         }
+        self._refuse_variants()
         for option, used in unsupported.items():
             if used:
                 raise TaskRefused(
@@ -193,6 +197,18 @@ class _Reader:
                     f"{option}={getattr(config, option)!r} changes weights that the tasks share",
                     "Train with it unset (an adapter from PiSSA, OLoRA, CorDA or LoftQ can be saved as plain "
                     "LoRA: path_initial_model_for_weight_conversion)",
+                )
+
+    def _refuse_variants(self) -> None:
+        """What makes another function of the same tensors, e.g. LoRA that begins at an invocation token."""
+        names = {each.name for each in fields(self.config) if each.metadata.get("is_lora_variant")} - SAME_FUNCTION
+        for option in sorted({*names, "use_qalora"}):
+            if getattr(self.config, option, None):
+                raise TaskRefused(
+                    self.file,
+                    option,
+                    f"{option} makes another function of LoRA's weights",
+                    f"Train with it unset. Supported: {SUPPORTED}",
                 )
 
     def _place(self, name: str) -> tuple[str, str]:

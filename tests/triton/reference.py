@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -46,11 +47,12 @@ def _bare(model: Path) -> Any:
 def _adapted(model: Path, adapter: Path) -> Any:
     """The model with the adapter PEFT reads; where it was trained in a classifier, that one's encoder."""
     config = PeftConfig.from_pretrained(str(adapter))
-    inside = (config.auto_mapping or {}).get("base_model_class", "")
-    if inside.endswith("ForSequenceClassification"):
-        whole = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32)
-        return PeftModel.from_pretrained(whole, str(adapter)).eval().get_base_model().base_model
-    return PeftModel.from_pretrained(AutoModel.from_pretrained(model, dtype=torch.float32), str(adapter)).eval()
+    inside = (config.auto_mapping or {}).get("base_model_class", "").endswith("ForSequenceClassification")
+    auto = AutoModelForSequenceClassification if inside else AutoModel
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers in an old way
+        whole = PeftModel.from_pretrained(auto.from_pretrained(model, dtype=torch.float32), str(adapter)).eval()
+    return whole.get_base_model().base_model if inside else whole
 
 
 class Reference:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,8 +154,10 @@ def write_version(version: Path, task: Task) -> Path:
 def write_adapter(directory: Path, task: Task) -> None:
     """What PEFT's save_pretrained writes."""
     auto = AutoModelForSequenceClassification if task.classifier else AutoModel
-    model = get_peft_model(auto.from_pretrained(task.model, dtype=torch.float32), task.adapter)
-    model.save_pretrained(str(directory), save_embedding_layers=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers in an old way
+        model = get_peft_model(auto.from_pretrained(task.model, dtype=torch.float32), task.adapter)
+        model.save_pretrained(str(directory), save_embedding_layers=False)
 
 
 def _head(task: Task) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import get_peft_model
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -114,3 +115,17 @@ def write_head(file: Path, outputs: int, hidden: int = 32, *layers: int, seed: i
         tensors[f"{prefix}bias"] = torch.randn(after, generator=generator)
     save_file(tensors, file)
     return tensors
+
+
+def save_adapter(directory: Path, config: Any, kind: str = "bert", seed: int = 0) -> Path:
+    """What PEFT saves, with random weights where it starts from zeros or ones."""
+    model = get_peft_model(tiny_model(kind), config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "magnitude" in name:
+                parameter.mul_(1 + torch.rand(parameter.shape, generator=generator))
+            elif "lora_" in name or "ia3_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    model.save_pretrained(str(directory))
+    return directory

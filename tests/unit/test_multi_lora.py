@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from model_fixtures import TINY, tiny_model
-from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from model_fixtures import TINY, save_adapter, tiny_model
+from peft import IA3Config, LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -40,20 +40,6 @@ FEEDFORWARD = {
     "mpnet": ["output.dense"],
     "modernbert": ["mlp.Wo"],
 }
-
-
-def save_adapter(directory: Path, config: Any, kind: str = "bert", seed: int = 0) -> Path:
-    """What PEFT saves, with random weights where it starts from zeros or ones."""
-    model = get_peft_model(tiny_model(kind), config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "magnitude" in name:
-                parameter.mul_(1 + torch.rand(parameter.shape, generator=generator))
-            elif "lora_" in name or "ia3_" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    model.save_pretrained(str(directory))
-    return directory
 
 
 def reference(kind: str, directory: Path | None, ids: Tensor, *, merged: bool = False) -> Tensor:

