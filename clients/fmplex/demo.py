@@ -32,7 +32,7 @@ INPUT = "TEXT"
 ANY_QUESTION = "Triton serves many tasks from one foundation model."
 QUESTIONS = {
     "embed": "The cat sleeps on the warm windowsill.",
-    "sentiment": "A quiet film, beautifully acted and far too short.",
+    "sentiment": "A warm, funny film, beautifully acted; I would happily watch it again.",
     "emotion": "I can't believe we finally won, what a night!",
     "question": "How many people live in Iceland?",
     "topic": "Shares of the chip maker rose after it raised its forecast.",
