@@ -51,7 +51,7 @@ def load_backbone(directory: Path) -> PreTrainedModel:
     """The frozen model, in evaluation mode."""
     model: PreTrainedModel = AutoModel.from_pretrained(directory)
     model.requires_grad_(False)
-    model.eval()  # type: ignore[no-untyped-call]
+    model.eval()
     return model
 
 
