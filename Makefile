@@ -25,7 +25,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (2 GB; once)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) $(TORCH)
-	@$(PIP) -c constraints.txt -e ".[server,demo,dev]"
+	@$(PIP) -c constraints.txt -e ".[server,demo,dev,bench]"
 	@$(PY) -m fmplex_controller
 	@touch $@
 

@@ -18,7 +18,24 @@ from typing import Annotated, Any
 
 import typer
 
-EXPERIMENTS = ("scheduling", "throughput", "mixture", "memory", "changes")
+EXPERIMENTS = (
+    "scheduling",
+    "throughput",
+    "mixture",
+    "memory",
+    "changes",
+    "witness",
+    "fairness",
+    "isolation",
+    "sharing",
+    "adapters",
+    "deadlines",
+    "capacity",
+    "overhead",
+    "churn",
+    "simulator",
+    "replay",
+)
 RESULTS = Path("benchmarks/results")
 
 
@@ -44,6 +61,9 @@ def main(
         list[str] | None, typer.Argument(help=f"Some of {', '.join(EXPERIMENTS)}; all by default.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds: a look, not a figure to quote.")] = False,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="A folder with the Azure traces; without, replay is left out.")
+    ] = None,
 ) -> None:
     """Measure, print a line per figure, write benchmarks/results/NAME.json."""
     warnings.simplefilter("ignore", FutureWarning)  # transformers' own, at import
@@ -57,8 +77,10 @@ def main(
         module = importlib.import_module(f"benchmarks.{name}")
         print(f"== {name}: {(module.__doc__ or '').splitlines()[0]}", flush=True)
         start = time.monotonic()
-        rows = module.run(quick=quick)
+        rows = module.run(quick=quick, data=data) if name == "replay" else module.run(quick=quick)
         module.show(rows)
+        if hasattr(module, "draw") and rows:
+            module.draw(rows)
         print(f"   ({time.monotonic() - start:.0f} s)", flush=True)
         document = {"experiment": name, "quick": quick, "machine": machine(), "rows": rows}
         (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import tritonclient.grpc as grpcclient
 
-from benchmarks.load import Outcome, Plan, run_load
+from benchmarks.load import Outcome, Plan, closed, run_load
 from benchmarks.repositories import MODEL, texts_of_length, write_adapters, write_backbone, write_task
 from benchmarks.serving import backbone_process, serving
 from fmplex_backend.config import BackboneConfig
@@ -38,7 +38,7 @@ def _ask(client: Any, task: str) -> None:
     client.infer(task, [tensor], client_timeout=30)
 
 
-def _set_weight(config: Path, weight: float) -> None:
+def set_weight(config: Path, weight: float) -> None:
     """Write aside and rename over, as everything that edits a repository should."""
     lines = config.read_text(encoding="utf-8").splitlines()
     at = next(i for i, line in enumerate(lines) if '"weight"' in line)
@@ -84,7 +84,7 @@ class Changer:
     def cycle(self, adapter: Path) -> float:
         """All of it once; seconds the adding took."""
         took = self.add()
-        _set_weight(self.repository / "late" / "config.pbtxt", 5)
+        set_weight(self.repository / "late" / "config.pbtxt", 5)
         self.client.load_model("late")
         self.new_version(adapter)
         self.remove()
@@ -122,7 +122,7 @@ def on_server(*, quick: bool) -> dict[str, Any]:
             requests, seconds, taken = 0, 15.0, []
             failures = 0
             while requests < (2_000 if quick else REQUESTS):
-                plan = Plan(server.grpc_url, names, texts_of_length(8, 512), clients=32, seconds=seconds, warmup=1)
+                plan = closed(server.grpc_url, names, texts_of_length(8, 512), clients=32, seconds=seconds)
                 outcome, took = _under_load(changer, adapters[2], plan)
                 requests += outcome.requests
                 failures += outcome.failures
@@ -161,7 +161,7 @@ def weight(*, quick: bool) -> dict[str, Any]:
             vfm = service.loader.table[7]
             assert isinstance(vfm, Vfm)
             start = time.perf_counter()
-            _set_weight(repository / "task7" / "config.pbtxt", wanted)
+            set_weight(repository / "task7" / "config.pbtxt", wanted)
             while vfm.weight != wanted and time.perf_counter() - start < 10:
                 time.sleep(0.0005)
             took.append((time.perf_counter() - start) * 1e3)

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load import Outcome, Plan, run_load
+from benchmarks.load import Outcome, closed, run_load
 from benchmarks.repositories import texts_of_length, write_backbone, write_task
 from benchmarks.serving import pin_apart, serving
 
@@ -33,11 +33,11 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
             pin_apart(server)
 
             def load(tasks: list[str], texts: list[str]) -> Outcome:
-                return run_load(Plan(server.grpc_url, tasks, texts, seconds=seconds, warmup=2, core=1))
+                return run_load(closed(server.grpc_url, tasks, texts, seconds=seconds, warmup=2), core=1)
 
             for _ in range(rounds):
                 fast, slow = load(["short"], short), load(["long"], long)
-                both = load(["short", "long"], mixed)  # a worker's turn picks task and text, both by parity
+                both = load(["short", "long"], mixed)  # requests take tasks and texts in turn, both by parity
                 rates.append((fast.per_second, slow.per_second))
                 kept.append(
                     both.by_task["short"] / seconds / fast.per_second + both.by_task["long"] / seconds / slow.per_second

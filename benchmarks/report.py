@@ -32,9 +32,10 @@ def section(document: dict[str, Any]) -> str:
     where = ", ".join(f"{key} {value}" for key, value in machine.items())
     quick = " Quick run: a look, not a figure to quote." if document["quick"] else ""
     title = document["experiment"].capitalize()
-    return (
-        f"## {title}\n\n{(module.__doc__ or '').strip()}\n\n```\n{shown.getvalue()}```\n\nMeasured on {where}.{quick}\n"
-    )
+    drawn = RESULTS / f"{document['experiment']}.svg"
+    picture = f"![{title}](../{drawn})\n\n" if drawn.is_file() else ""
+    figures = f"```\n{shown.getvalue()}```\n\n{picture}Measured on {where}.{quick}\n"
+    return f"## {title}\n\n{(module.__doc__ or '').strip()}\n\n{figures}"
 
 
 def main() -> None:

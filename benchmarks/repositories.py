@@ -43,7 +43,15 @@ def write_backbone(repository: Path, *, max_batch_size: int = 32, **parameters: 
 
 
 def write_task(
-    repository: Path, name: str, vfm: int, *, adapter: Path | None = None, weight: float = 1.0, hidden: int = 384
+    repository: Path,
+    name: str,
+    vfm: int,
+    *,
+    adapter: Path | None = None,
+    weight: float = 1.0,
+    slo_ms: float | None = None,
+    max_queue: int | None = None,
+    hidden: int = 384,
 ) -> None:
     """A classification task; `adapter` is a PEFT directory to copy."""
     version = repository / name / "1"
@@ -61,7 +69,8 @@ def write_task(
         for file in adapter.iterdir():
             (target / file.name).write_bytes(file.read_bytes())
     sizes = (("SCORES", len(LABELS)), ("LABEL", 1))
-    entry = TaskEntry(name, BACKBONE, vfm, "text-encoder", "classification", 32, weight=weight, sizes=sizes)
+    wishes = {"weight": weight, "slo_ms": slo_ms, "max_queue": max_queue}
+    entry = TaskEntry(name, BACKBONE, vfm, "text-encoder", "classification", 32, sizes=sizes, **wishes)  # type: ignore[arg-type]
     (repository / name / "config.pbtxt").write_text(entry.to_pbtxt(), encoding="utf-8")
 
 

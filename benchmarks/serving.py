@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,23 +33,38 @@ def serving(repository: Path, **variables: str) -> Iterator[Server]:
 
 def backbone_process(server: Server) -> psutil.Process:
     """The stub that holds the backbone."""
-    stubs = [p for p in psutil.Process(server.pid).children(recursive=True) if "stub" in p.name()]
+    stubs = backend_processes(server)
     if len(stubs) != 1:
         raise RuntimeError(f"{len(stubs)} backend processes, one was expected")
     return stubs[0]
 
 
-def pin(process: psutil.Process, core: int) -> None:
-    """All threads of a process onto one core; threads it starts later follow."""
+def backend_processes(server: Server) -> list[psutil.Process]:
+    """Every stub, oldest first."""
+    stubs = [p for p in psutil.Process(server.pid).children(recursive=True) if "stub" in p.name()]
+    return sorted(stubs, key=lambda process: float(process.create_time()))
+
+
+def pin(process: psutil.Process, *cores: int) -> None:
+    """All threads of a process onto some cores; threads it starts later follow."""
     for thread in process.threads():
         with contextlib.suppress(ProcessLookupError):
-            os.sched_setaffinity(thread.id, {core})
+            os.sched_setaffinity(thread.id, cores)
 
 
 def pin_apart(server: Server, backbone_core: int = 0, others_core: int = 1) -> None:
     """The backbone on one core; tritonserver on the other, where the clients go too."""
     pin(psutil.Process(server.pid), others_core)
     pin(backbone_process(server), backbone_core)
+
+
+def service_seconds(server: Server) -> dict[str, float]:
+    """Backbone seconds charged to each task so far, as /metrics says: up to a second old, of one moment for all."""
+    url = f"http://{server.options.host}:{server.options.metrics_port}/metrics"
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        page = answer.read().decode()
+    found = re.findall(r'^fmplex_service_seconds_total\{.*?task="([^"]+)".*?\} (\S+)$', page, re.MULTILINE)
+    return {task: float(value) for task, value in found}
 
 
 def pss_mib(*processes: psutil.Process) -> float:

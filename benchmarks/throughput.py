@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bare import Bare
-from benchmarks.load import Plan, run_load
+from benchmarks.load import closed, run_load
 from benchmarks.repositories import texts_of_length, write_adapters, write_backbone, write_task
 from benchmarks.serving import pin_apart, serving
 
@@ -46,7 +46,7 @@ def measure(point: Point, rounds: int, seconds: float) -> dict[str, Any]:
             pin_apart(server)
             served, limit, batches = [], [], []
             for _ in range(rounds):
-                outcome = run_load(Plan(server.grpc_url, names, texts, seconds=seconds, core=1))
+                outcome = run_load(closed(server.grpc_url, names, texts, seconds=seconds), core=1)
                 if outcome.failures:
                     raise RuntimeError(f"{outcome.failures} requests failed")
                 served.append(outcome.per_second)

@@ -93,6 +93,9 @@ class Engine:
     def _receive(self, message: Request | Command) -> None:
         if not isinstance(message, Request):
             message()
+        elif message.vfm.refused is not None:
+            message.vfm.taken += 1
+            self._give_up(message, message.vfm.refused)
         elif message.vfm in self.vfms:
             self.scheduler.admit(message)
         else:  # retired while the request was being prepared: its adapter's place may be another's by now
@@ -183,7 +186,7 @@ class Engine:
         waiting = list(vfm.queue)
         self.scheduler.discard(vfm, waiting)
         for request in waiting:
-            self.hand_over(request, Failed(error))
+            self._give_up(request, error)
 
     def retire(self, vfm: Vfm) -> None:
         """Forget a vFM once its queue has run empty."""

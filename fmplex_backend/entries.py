@@ -56,9 +56,14 @@ class TaskEntry:
         parameters = {"weight": self.weight, "slo_ms": self.slo_ms, "max_queue": self.max_queue}
         for key, value in parameters.items():
             if value is not None:
-                config.parameters[key].string_value = f"{value:g}"
+                config.parameters[key].string_value = _plain(value)
         return config
 
     def to_pbtxt(self) -> str:
         """As the text of config.pbtxt."""
         return str(text_format.MessageToString(self.to_proto()))
+
+
+def _plain(value: float) -> str:
+    """As short as a person would write it, and not rounded: 3, 0.25, 1234567."""
+    return str(int(value)) if value == int(value) else repr(value)

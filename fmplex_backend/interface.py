@@ -58,4 +58,5 @@ def tag_name(vfm: int) -> str:
 def tag_of(output: str) -> int | None:
     """The vFM a requested output names, or None where it is no tag."""
     number = output.removeprefix(TAG_PREFIX)
-    return int(number) if number != output and number.isascii() and number.isdigit() else None
+    is_tag = number != output and number.isascii() and number.isdigit() and len(number) < 10
+    return int(number) if is_tag else None

@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from watchfiles import watch
@@ -105,9 +106,23 @@ class Loader:
                     self._wanted.put(None)
                     break
                 answers.append(another)
-            self.refresh()
-            for answer in answers:
-                answer()
+            try:
+                self.refresh()
+                while answers:
+                    answers.pop(0)()
+            finally:
+                for left in answers:  # on the way down: `unanswered` has them
+                    self._wanted.put(left)
+
+    def unanswered(self) -> list[Callable[[], None]]:
+        """Questions that are left when nobody serves them any more. Any thread."""
+        left = []
+        with suppress(Empty):
+            while True:
+                if (question := self._wanted.get_nowait()) is not None:
+                    left.append(question)
+        self._wanted.put(None)  # for the thread, where it is still there
+        return left
 
     def look_again(self, then: Callable[[], None]) -> None:
         """Read the repository, then call (on the loader's thread)."""
@@ -183,7 +198,7 @@ class Loader:
                 table[now.vfm] = self._refusal(name, now.vfm, now.error)
         self._say(entries, served, table)
         self._served, self.table = served, table
-        for gone in retired.values():  # after the table: no request can be behind this in the inbox
+        for gone in retired.values():  # after the table; what was being prepared meanwhile the engine answers
             self.engine.post(partial(self.engine.retire, gone.vfm))
 
     def _refusal(self, name: str, tag: int, error: FmplexError) -> Refusal:

@@ -87,7 +87,10 @@ class Repository:
             return _entry(name, file, proto, steps) if steps else None
         except TaskRefused as error:
             return BrokenTask(name, None, error)
-        except FileNotFoundError:
+        except PermissionError as error:
+            refused = TaskRefused(file, "(file)", f"it cannot be read: {error}", "Let the server's user read it")
+            return BrokenTask(name, None, refused)
+        except (FileNotFoundError, NotADirectoryError):
             return None  # not a model, or being removed
 
     def _parse(self, file: Path) -> Any:
@@ -173,7 +176,7 @@ def _version(file: Path, proto: Any) -> Version:
             "it serves several versions, but a tag stands for one",
             "Leave it out (the highest number is served) or name one specific version",
         )
-    numbers = [int(entry.name) for entry in directory.iterdir() if entry.name.isdigit() and entry.is_dir()]
+    numbers = [int(entry.name) for entry in directory.iterdir() if _is_number(entry.name) and entry.is_dir()]
     served = wanted or sorted(numbers)[-1:]
     if not served or served[0] not in numbers:
         missing = directory / str(served[0] if served else 1)
@@ -182,6 +185,10 @@ def _version(file: Path, proto: Any) -> Version:
         )
     path = directory / str(served[0])
     return Version(served[0], path, tuple(_signature(path)))
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit()  # "²" is a digit too, and no number
 
 
 def _signature(path: Path) -> Iterator[tuple[str, int, int]]:

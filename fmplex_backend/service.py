@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -115,8 +116,11 @@ class Service:
         if self._threads["engine"].is_alive():
             log.error("the engine did not end within %g s; what it holds is answered with an error", timeout)
         self.engine.abandon(self._closed)
+        self.engine.post(self.engine.stop)  # abandoned too, where the engine was late
         self._replies.put(None)
         self._threads["reply"].join(timeout)
+        self._threads["loader"].join(timeout)
+        self._answer_questions()
 
     # -- intake: any thread but the engine's
 
@@ -127,6 +131,8 @@ class Service:
             found = self.loader.table.get(tag)
             if found is None and self._closed is None:
                 self.loader.look_again(partial(self._submit_late, call, tag))
+                if self._closed is not None:  # came in while the doors closed: nobody may be left to look
+                    self._answer_questions()
             else:
                 self._enter(call, found, tag, late=False)
         except FmplexError as error:
@@ -135,6 +141,8 @@ class Service:
     def _submit_late(self, call: Call, tag: int) -> None:
         """A tag that was not known has been looked for on disk."""
         try:
+            if self._closed is not None:
+                raise self._closed
             self._enter(call, self.loader.table.get(tag), tag, late=True)
         except FmplexError as error:
             self._refuse(call, self.intake, error)
@@ -171,16 +179,12 @@ class Service:
 
     def _post(self, request: Request, *, late: bool) -> None:
         if late:  # `accepted` belongs to the intake thread, so the engine makes up for it
-            self.engine.post(partial(self._admit_late, request))
+            self.engine.post(partial(_count_late, request.vfm))
         else:
             request.vfm.accepted += 1
-            self.engine.post(request)
+        self.engine.post(request)
         if self._closed is not None:  # came in while the doors closed: nobody may be left to look
             request.resolve(Failed(self._closed))
-
-    def _admit_late(self, request: Request) -> None:
-        request.vfm.taken -= 1
-        self.engine.post(request)
 
     def _tag(self, outputs: Sequence[str]) -> int:
         if self._closed is not None:
@@ -228,7 +232,7 @@ class Service:
                 continue
             found: SimpleQueue[list[Request]] = SimpleQueue()
             self.engine.post(partial(self._find_waiting, found))
-            gone = [request for request in found.get() if request.handle is not None and request.handle()]
+            gone = [request for request in found.get() if _is_gone(request)]
             if gone:
                 self.engine.post(partial(self.engine.cancel, gone))
 
@@ -249,18 +253,47 @@ class Service:
             self._closed = ExecutionFailed(
                 f"the {role} thread of backbone {self.name!r} died of {type(error).__name__}: {error}"
             )
-            if role != "engine":
-                self.engine.post(self.engine.stop)
-                self._threads["engine"].join(PATIENCE_S)
-            self.engine.abandon(self._closed)
-            if role != "reply":
-                self._replies.put(None)
-                self._threads["reply"].join(PATIENCE_S)
-            while not self._replies.empty():
-                if item := self._replies.get_nowait():
-                    item[0].resolve(Failed(self._closed))
-            time.sleep(0.1)  # an answer that was just sent is still on its way to the server
-            self._exit(70)
+            try:
+                self._answer_all(role, self._closed)
+            except BaseException:
+                log.exception("not everything could be answered")
+            finally:
+                time.sleep(0.1)  # an answer that was just sent is still on its way to the server
+                self._exit(70)
+
+    def _answer_all(self, dead: str, error: FmplexError) -> None:
+        self.loader.stop()
+        if dead != "engine":
+            self.engine.post(self.engine.stop)
+            self._threads["engine"].join(PATIENCE_S)
+        self.engine.abandon(error)
+        if dead != "reply":
+            self._replies.put(None)
+            self._threads["reply"].join(PATIENCE_S)
+        while not self._replies.empty():
+            if item := self._replies.get_nowait():
+                with suppress(Exception):  # the next one's may be sent
+                    item[0].resolve(Failed(error))
+        if dead != "loader":
+            self._threads["loader"].join(PATIENCE_S)
+        self._answer_questions()
+
+    def _answer_questions(self) -> None:
+        """Refuse those that wait for a look at the repository that nobody takes any more."""
+        for answer in self.loader.unanswered():
+            with suppress(Exception):
+                answer()
+
+
+def _count_late(vfm: Vfm) -> None:
+    vfm.taken -= 1
+
+
+def _is_gone(request: Request) -> bool:
+    try:
+        return request.handle is not None and bool(request.handle())
+    except Exception:  # it was answered meanwhile, and the server has let go of it
+        return False
 
 
 def _slo(parameters: Mapping[str, Any]) -> float | None:
@@ -270,7 +303,7 @@ def _slo(parameters: Mapping[str, Any]) -> float | None:
         return None
     try:
         value = float(wish)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = 0.0
     if not 0 < value < float("inf"):
         raise InvalidRequest(f"the request's parameter slo_ms is {wish!r}; it must be a number above 0")

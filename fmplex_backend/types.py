@@ -104,10 +104,13 @@ class Request:
     compute_s: float = 0.0
     batch_items: int = 0
     resolved: bool = field(default=False, init=False)
+    _unanswered: list[bool] = field(default_factory=lambda: [True], init=False)
 
     def resolve(self, reply: Reply) -> bool:
-        """Answer; False (and nothing sent) where it was answered before."""
-        if self.resolved:
+        """Answer; False (and nothing sent) where it was answered before. Any thread."""
+        try:
+            self._unanswered.pop()  # at once, so that of two threads one answers
+        except IndexError:
             return False
         self.resolved = True
         self.reply(self, reply)

@@ -139,8 +139,8 @@ class _Reader:
             raise TaskRefused(
                 self.weights, name_a, f"rank {rank} is not between 1 and {MAX_RANK}", "Train with a rank that is"
             )
-        alphas = self.config.alpha_pattern or {}
-        alpha = alphas.get(get_pattern_key(alphas.keys(), _trained_path(name_a)), self.config.lora_alpha)
+        alphas: dict[str, float] = self.config.alpha_pattern or {}
+        alpha: float = alphas.get(get_pattern_key(alphas.keys(), _trained_path(name_a)), self.config.lora_alpha)
         scale = alpha / (math.sqrt(rank) if self.config.use_rslora else rank)
         return LoraWeights(
             a=a.float().T.to(self.device, self.dtype).contiguous(),

@@ -37,7 +37,7 @@ def load_backbone(config: BackboneConfig, file: Path, device: torch.device) -> L
     directory = find_model(config.model, file)
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)
-        model = AutoModel.from_pretrained(directory, dtype=DTYPES[config.dtype])
+        model, loading = AutoModel.from_pretrained(directory, dtype=DTYPES[config.dtype], output_loading_info=True)
     except Exception as error:  # transformers raises whatever fits
         raise BackboneRefused(
             file,
@@ -45,6 +45,14 @@ def load_backbone(config: BackboneConfig, file: Path, device: torch.device) -> L
             f"transformers cannot load {config.model!r}: {error}",
             "Check the directory",
         ) from error
+    made_up = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))  # nothing reads it
+    if made_up:
+        raise BackboneRefused(
+            file,
+            "parameters.model",
+            f"the weights of {config.model!r} lack {', '.join(made_up[:5])}: transformers would make them up",
+            "Copy the whole model",
+        )
     if not tokenizer.is_fast:
         raise BackboneRefused(
             file,
@@ -87,7 +95,10 @@ def find_model(model: str, file: Path) -> Path:
 
 def _in_package(name: str, file: Path) -> Path:
     """The model's folder inside an installed package, found without importing the package."""
-    spec = importlib.util.find_spec(name)
+    try:
+        spec = importlib.util.find_spec(name) if name else None
+    except ImportError:  # a.b where there is no a
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise BackboneRefused(file, "parameters.model", f"the package {name!r} is not installed", f"pip install {name}")
     root = Path(next(iter(spec.submodule_search_locations)))

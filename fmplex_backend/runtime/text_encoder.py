@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fmplex_backend.config import BackboneConfig, TextEncoder, load_task_config
-from fmplex_backend.errors import TaskRefused
+from fmplex_backend.errors import InvalidRequest, TaskRefused
 from fmplex_backend.extensions.adapters import Adapter, load_adapter
 from fmplex_backend.extensions.decoders import TOKENS, Decoder, Encoded, load_decoder
 from fmplex_backend.extensions.multi_lora import AdapterBank
@@ -112,6 +112,8 @@ class TextEncoderRuntime:
         texts = texts_of(request.inputs["TEXT"])
         rows = [self.tokenizer.encode(text, extensions.encoder, spans=spans) for text in texts]
         lengths = [len(row.ids) for row in rows]
+        if not all(lengths):  # a tokenizer that adds no specials
+            raise InvalidRequest(f"TEXT[{lengths.index(0)}] holds no tokens: there is nothing to encode")
         request.payload = _Payload(extensions, rows)
         request.work = Work(len(rows), sum(lengths), sum(length * length for length in lengths))
 
@@ -159,7 +161,7 @@ class TextEncoderRuntime:
         shapes = [(min(rows, self.max_items), min(tokens, longest)) for rows, tokens in PROFILE]
         for position, (rows, tokens) in enumerate([shapes[0], *shapes]):
             start = perf_counter()
-            self._forward([[self.pad + 1] * tokens] * rows, {"mean"})
+            self._forward([[int(self.pad == 0)] * tokens] * rows, {"mean"})  # any token but padding
             if position:
                 yield PassShape(rows * tokens, tokens, 0), perf_counter() - start
 

@@ -6,10 +6,13 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from serving import LIVE
 
 LINES = 60
+
+torch.set_num_threads(1)  # the server needs the cores
 
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()

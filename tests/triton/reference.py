@@ -34,17 +34,34 @@ def minilm() -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
+class Encoder:
+    """A model, one row of tokens at a time; rows it has seen are not computed again."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._known: dict[tuple[int, ...], Tensor] = {}
+
+    def __call__(self, ids: Sequence[int]) -> Tensor:
+        """[t] -> [t, h]."""
+        if (row := tuple(ids)) not in self._known:
+            mask = torch.ones(1, len(row), dtype=torch.long)
+            with torch.no_grad():
+                states = self.model(input_ids=torch.tensor([row]), attention_mask=mask).last_hidden_state
+            self._known[row] = states[0]
+        return self._known[row]
+
+
 @cache
 def _tokenizer(model: Path) -> Any:
     return AutoTokenizer.from_pretrained(model)
 
 
 @cache
-def _bare(model: Path) -> Any:
-    return AutoModel.from_pretrained(model, dtype=torch.float32).eval()
+def _bare(model: Path) -> Encoder:
+    return Encoder(AutoModel.from_pretrained(model, dtype=torch.float32).eval())
 
 
-def _adapted(model: Path, adapter: Path) -> Any:
+def _adapted(model: Path, adapter: Path) -> Encoder:
     """The model with the adapter PEFT reads; where it was trained in a classifier, that one's encoder."""
     config = PeftConfig.from_pretrained(str(adapter))
     inside = (config.auto_mapping or {}).get("base_model_class", "").endswith("ForSequenceClassification")
@@ -52,7 +69,7 @@ def _adapted(model: Path, adapter: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers in an old way
         whole = PeftModel.from_pretrained(auto.from_pretrained(model, dtype=torch.float32), str(adapter)).eval()
-    return whole.get_base_model().base_model if inside else whole
+    return Encoder(whole.get_base_model().base_model if inside else whole)
 
 
 class Reference:
@@ -65,8 +82,8 @@ class Reference:
         self.prefix: str = encoder.get("prefix", "")
         self.tokenizer = _tokenizer(model)
         adapter = document.get("adapter")
-        self.model = _adapted(model, version / adapter.get("path", "adapter")) if adapter else _bare(model)
-        self.max_length = encoder.get("max_length") or _longest(self.tokenizer, self.model.config)
+        self.encode = _adapted(model, version / adapter.get("path", "adapter")) if adapter else _bare(model)
+        self.max_length = encoder.get("max_length") or _longest(self.tokenizer, self.encode.model.config)
         weights = self.decoder.get("weights", "decoder.safetensors")
         self.head = {} if self.decoder["kind"] == "embedding" else load_file(version / weights)
         self._known: dict[str, Outputs] = {}
@@ -74,8 +91,7 @@ class Reference:
     def __call__(self, text: str) -> Outputs:
         """All outputs of one text, by the names clients see, without the batch."""
         if text not in self._known:
-            with torch.no_grad():
-                self._known[text] = self._compute(text)
+            self._known[text] = self._compute(text)
         return self._known[text]
 
     def _compute(self, text: str) -> Outputs:
@@ -87,8 +103,7 @@ class Reference:
             return_special_tokens_mask=True,
             verbose=False,
         )
-        mask = torch.ones(1, len(cut["input_ids"]), dtype=torch.long)
-        hidden = self.model(input_ids=torch.tensor([cut["input_ids"]]), attention_mask=mask).last_hidden_state[0]
+        hidden = self.encode(cut["input_ids"])
         if self.decoder["kind"] == "token-classification":
             outputs = self._tokens(hidden, cut["offset_mapping"], cut["special_tokens_mask"])
         else:

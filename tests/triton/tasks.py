@@ -18,6 +18,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 HIDDEN = 384
 ASIDE = itertools.count()
+ADAPTERS: dict[tuple[Any, ...], dict[str, bytes]] = {}
 # The backbone's name of an output -> the client's, its type and its dims; -1: the number of labels.
 OUTPUTS: dict[str, dict[str, tuple[str, str, tuple[int, ...]]]] = {
     "embedding": {"EMBEDDING": ("EMBEDDING", "TYPE_FP32", (HIDDEN,))},
@@ -44,6 +45,7 @@ class Task:
     seed: int = 0
     labels: int = 3
     layers: int = 1  # of the head
+    max_batch_size: int = 32
     backbone: str = "minilm"
     model: Path = field(default_factory=minilm)
     hidden: int = HIDDEN
@@ -114,7 +116,7 @@ def entry(task: Task) -> str:
         [
             f'name: "{task.name}"',
             'platform: "ensemble"',
-            "max_batch_size: 32",
+            f"max_batch_size: {task.max_batch_size}",
             'input { name: "TEXT" data_type: TYPE_STRING dims: [ 1 ] }',
             *shown,
             'output { name: "usage" data_type: TYPE_INT64 dims: [ 3 ] }',
@@ -152,7 +154,17 @@ def write_version(version: Path, task: Task) -> Path:
 
 
 def write_adapter(directory: Path, task: Task) -> None:
-    """What PEFT's save_pretrained writes."""
+    """What PEFT's save_pretrained writes; made once for a config and a seed."""
+    key = (repr(task.adapter), task.seed, task.model, task.classifier)
+    if key not in ADAPTERS:
+        _save_adapter(directory, task)
+        ADAPTERS[key] = {file.name: file.read_bytes() for file in directory.iterdir()}
+    directory.mkdir(exist_ok=True)
+    for name, content in ADAPTERS[key].items():
+        (directory / name).write_bytes(content)
+
+
+def _save_adapter(directory: Path, task: Task) -> None:
     auto = AutoModelForSequenceClassification if task.classifier else AutoModel
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers in an old way

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +211,8 @@ class Caller:
     """Makes calls and keeps their replies."""
 
     def __init__(self) -> None:
-        self.replies: dict[int, list[Reply]] = {}
+        self.replies: list[list[Reply]] = []
+        self._changed = threading.Condition()
 
     def call(
         self,
@@ -220,14 +223,25 @@ class Caller:
         is_cancelled: Callable[[], bool] | None = None,
     ) -> Call:
         """One call, numbered."""
-        replies = self.replies.setdefault(len(self.replies), [])
+        number = len(self.replies)
+        self.replies.append([])
         outputs = ["EMBEDDING", *map(tag_name, tags)]
-        rows = np.array([[text.encode()]], dtype=np.object_)
-        return Call({"TEXT": rows}, outputs, parameters or {}, replies.append, is_cancelled)
+        return Call({"TEXT": bytes_of(text)}, outputs, parameters or {}, partial(self._replied, number), is_cancelled)
+
+    def _replied(self, number: int, reply: Reply) -> None:
+        with self._changed:
+            self.replies[number].append(reply)
+            self._changed.notify_all()
+
+    def wait(self, count: int | None = None) -> None:
+        """Until so many calls, or all, have a reply."""
+        with self._changed:
+            want = len(self.replies) if count is None else count
+            assert self._changed.wait_for(lambda: sum(map(bool, self.replies)) >= want, 20), self.replies
 
     def only(self, number: int = -1) -> Reply:
         """The one reply of a call."""
-        (reply,) = list(self.replies.values())[number]
+        (reply,) = self.replies[number]
         return reply
 
     def failure(self, number: int = -1) -> tuple[str, str]:

@@ -32,7 +32,7 @@ from fmplex_backend.types import PassShape
 
 torch.set_num_threads(1)  # these models are too small to share out, and the cores are others' too
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{number}" for number in range(60))]
+WORDS = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", *(f"w{number}" for number in range(60))]
 _SIZES: dict[str, Any] = {
     "vocab_size": len(WORDS),
     "hidden_size": 32,
@@ -40,6 +40,7 @@ _SIZES: dict[str, Any] = {
     "num_attention_heads": 4,
     "intermediate_size": 48,
     "max_position_embeddings": 64,
+    "pad_token_id": 1,
 }
 _DISTIL: dict[str, Any] = {
     "vocab_size": len(WORDS),
@@ -48,13 +49,14 @@ _DISTIL: dict[str, Any] = {
     "n_heads": 4,
     "hidden_dim": 48,
     "max_position_embeddings": 64,
+    "pad_token_id": 1,
 }
-_MODERN: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+_MODERN: dict[str, Any] = {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
 TINY: dict[str, Callable[[], Any]] = {
     "bert": lambda: BertModel(BertConfig(**_SIZES)),
-    "roberta": lambda: RobertaModel(RobertaConfig(**_SIZES, pad_token_id=0)),
+    "roberta": lambda: RobertaModel(RobertaConfig(**_SIZES)),
     "distilbert": lambda: DistilBertModel(DistilBertConfig(**_DISTIL)),
-    "mpnet": lambda: MPNetModel(MPNetConfig(**_SIZES, pad_token_id=0)),
+    "mpnet": lambda: MPNetModel(MPNetConfig(**_SIZES)),
     "modernbert": lambda: ModernBertModel(ModernBertConfig(**_SIZES, **_MODERN)),
 }
 

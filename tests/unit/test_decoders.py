@@ -141,7 +141,8 @@ def test_token_classification(tmp_path: Path) -> None:
         assert np.array_equal(decoded["OFFSETS"][item, :length], spans)
         assert (decoded["OFFSETS"][item, length:] == -1).all()
     assert decoder.sizes() == {"TOKEN_SCORES": 3}
-    assert (decoder.pooling, decoded["OFFSETS"].dtype) == ("tokens", np.int32)
+    assert decoder.pooling == "tokens"
+    assert decoded["OFFSETS"].dtype == np.int32
 
 
 def test_texts_without_any_token(tmp_path: Path) -> None:

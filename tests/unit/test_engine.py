@@ -353,6 +353,22 @@ def test_a_request_that_comes_after_its_vfm_was_retired_is_answered_and_never_ru
 # -- requests that are given up
 
 
+def test_a_refused_vfm_answers_with_the_error_until_it_is_attached_again(rig: EngineRig, version: Path) -> None:
+    vfm, other = rig.vfm(version), rig.vfm(version)
+    error = ExecutionFailed("no memory")
+    sent = [rig.send(vfm, "a"), rig.send(vfm, "steps=2")]
+    rig.engine.post(lambda: rig.engine.refuse(vfm, error))
+    sent += [rig.send(vfm, "b"), rig.send(other, "c")]
+    rig.drain()
+    assert [rig.reason(request) for request in sent] == ["execution"] * 3 + [""]
+    assert vfm.engine.failures == {"execution": 3}
+    rig.swap(vfm, version)
+    healed = rig.send(vfm, "d")
+    rig.drain()
+    assert rig.reason(healed) == ""
+    assert len(rig.runtime.attached) == 2
+
+
 def test_a_cancelled_request_is_answered_and_never_charged(rig: EngineRig, version: Path) -> None:
     vfm = rig.vfm(version)
     kept, gone = rig.send(vfm, "a"), rig.send(vfm, "b")
@@ -441,7 +457,9 @@ def test_counts_of_a_vfm(version: Path) -> None:
     check(rig)
 
 
-@pytest.mark.parametrize(("task", "request_slo", "misses"), [(None, None, 0), (1.9, None, 1), (2.1, None, 0), (9, 1, 1)])
+@pytest.mark.parametrize(
+    ("task", "request_slo", "misses"), [(None, None, 0), (1.9, None, 1), (2.1, None, 0), (9, 1, 1)]
+)
 def test_deadline_misses(version: Path, task: float | None, request_slo: float | None, misses: int) -> None:
     rig = EngineRig(seconds=lambda shape: 2.0)
     vfm = rig.vfm(version, slo=task)

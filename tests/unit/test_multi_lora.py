@@ -23,7 +23,6 @@ from fmplex_backend.extensions.multi_lora import AdapterBank
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
 CPU = torch.device("cpu")
-TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 
 # by model: attention, attention and feed-forward, every Linear there is
 TARGETS: dict[str, tuple[list[str], list[str], list[str] | str]] = {
@@ -40,6 +39,10 @@ FEEDFORWARD = {
     "mpnet": ["output.dense"],
     "modernbert": ["mlp.Wo"],
 }
+
+
+def close(have: Tensor, want: Tensor) -> None:
+    torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-5)
 
 
 def reference(kind: str, directory: Path | None, ids: Tensor, *, merged: bool = False) -> Tensor:
@@ -79,7 +82,8 @@ class Bench:
         states = torch.empty(0)
         with self.bank.applied([adapters[row] for row in order]), torch.inference_mode():
             states = self.model(input_ids=ids[order]).last_hidden_state
-        return states[torch.tensor(order).argsort()]
+        back: Tensor = states[torch.tensor(order).argsort()]
+        return back
 
     def check(self, rows: Sequence[tuple[Adapter | None, Path | None]], *, merged: bool = False) -> None:
         """Every row comes out as PEFT has it."""
@@ -87,7 +91,7 @@ class Bench:
         states = self.run([adapter for adapter, _ in rows], ids)
         for row, (_, directory) in enumerate(rows):
             expected = reference(self.kind, directory, ids[row : row + 1], merged=merged)
-            torch.testing.assert_close(states[row : row + 1], expected, **TOLERANCE)
+            close(states[row : row + 1], expected)
 
 
 def lora(rank: int, targets: Any, **rest: Any) -> LoraConfig:
@@ -138,8 +142,8 @@ def test_rows_without_an_adapter_are_those_of_the_bare_backbone(tmp_path: Path) 
     adapter = bench.attach(save_adapter(tmp_path, lora(8, "all-linear")))
     ids = ids_of(4)
     states = bench.run([None, adapter, None, None], ids)
-    torch.testing.assert_close(states[[0, 2, 3]], reference("bert", None, ids)[[0, 2, 3]], **TOLERANCE)
-    torch.testing.assert_close(bench.run([None] * 4, ids), reference("bert", None, ids), **TOLERANCE)
+    close(states[[0, 2, 3]], reference("bert", None, ids)[[0, 2, 3]])
+    close(bench.run([None] * 4, ids), reference("bert", None, ids))
 
 
 def test_trained_inside_a_model_with_a_head(tmp_path: Path) -> None:
@@ -161,7 +165,7 @@ def test_one_row_with_one_token(tmp_path: Path) -> None:
     path = save_adapter(tmp_path, lora(4, "all-linear"))
     bench = Bench()
     ids = ids_of(1, tokens=1)
-    torch.testing.assert_close(bench.run([bench.attach(path)], ids), reference("bert", path, ids), **TOLERANCE)
+    close(bench.run([bench.attach(path)], ids), reference("bert", path, ids))
 
 
 # -- DoRA and IA3
@@ -280,7 +284,7 @@ def test_a_module_that_sees_one_vector_per_row(tmp_path: Path) -> None:
         model = PeftModel.from_pretrained(tiny_model("bert"), str(directory)).eval()
         with torch.inference_mode():
             expected = model(input_ids=ids[row : row + 1]).pooler_output
-        torch.testing.assert_close(pooled[row : row + 1], expected, **TOLERANCE)
+        close(pooled[row : row + 1], expected)
 
 
 def test_a_module_that_mixes_the_rows_is_refused_by_name(tmp_path: Path) -> None:

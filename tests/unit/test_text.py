@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from backend_fixtures import bytes_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -56,7 +56,9 @@ def reference(tokenizer: Any, text: str, max_length: int) -> list[int]:
 # -- tokens
 
 
-@pytest.mark.parametrize("text", ["", " ", "hello", "Hello, World! " * 40, "naïve café 東京 🙂", "a\nb\tc", "[MASK] [SEP]"])
+@pytest.mark.parametrize(
+    "text", ["", " ", "hello", "Hello, World! " * 40, "naïve café 東京 🙂", "a\nb\tc", "[MASK] [SEP]"]
+)
 @pytest.mark.parametrize("max_length", [4, 16, 64])
 def test_it_is_what_the_tokenizer_says(minilm: Any, text: str, max_length: int) -> None:
     tokens = encode(minilm, text, max_length)
@@ -64,6 +66,7 @@ def test_it_is_what_the_tokenizer_says(minilm: Any, text: str, max_length: int) 
     assert tokens.truncated == (len(minilm(text)["input_ids"]) > max_length)
 
 
+@settings(max_examples=40)
 @given(text=st.text(max_size=300), max_length=st.sampled_from([4, 5, 9, 30]))
 def test_any_text(minilm: Any, text: str, max_length: int) -> None:
     tokens = encode(minilm, text, max_length, spans=True)
@@ -72,6 +75,7 @@ def test_any_text(minilm: Any, text: str, max_length: int) -> None:
     assert len(tokens.plain) == len(tokens.offsets)
 
 
+@settings(max_examples=30)
 @given(
     words=st.lists(st.text("ab .,\n€", min_size=0, max_size=12), min_size=50, max_size=400),
     max_length=st.sampled_from([4, 7]),

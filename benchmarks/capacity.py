@@ -1,0 +1,177 @@
+"""Memory and number of tasks: proportional set size of all server processes, and who fits where.
+
+Shared: a server with 1 to 100 LoRA tasks and 1 to 1,000 head-only tasks. Per-task: as many plain models as are measured
+here, the rest is extrapolated along the line through them, and says so. Every task has answered twice before memory is
+taken. The largest servers of each kind then get 0.1 requests/s a task, Poisson, and must keep p99 under 500 ms; how
+many tasks fit into 8, 16 and 20 GiB is read off the line of memory by tasks, and what the load allows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import tritonclient.grpc as grpcclient
+
+from benchmarks.arms import APART, Arm, Task, head_tasks, per_task, shared
+from benchmarks.compare import against
+from benchmarks.drawing import COLOURS, picture
+from benchmarks.load import Generator, Outcome, Plan, Stream, closed
+from benchmarks.load.arrivals import poisson
+from benchmarks.repositories import texts_of_length, write_adapters
+from benchmarks.serving import backend_processes, pss_mib
+
+TOKENS = 16
+RATE = 0.1  # requests/s a task
+P99_MS = 500.0
+SIZES_GIB = (8, 16, 20)
+GROWTH, TIMES_AS_MANY = 1.3, 25.0
+MOST_TAGS = 16384  # vfm_slots goes no further
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A way of serving and the numbers of tasks that are measured."""
+
+    name: str
+    counts: tuple[int, ...]
+    quick: tuple[int, ...]
+
+
+KINDS = (
+    Kind("shared, LoRA", (1, 2, 5, 10, 20, 50, 100), (1, 10)),
+    Kind("shared, head", (1, 10, 100, 1000), (1, 100)),
+    Kind("per-task", (1, 2, 5, 10), (1, 3)),
+)
+
+
+def run(*, quick: bool = False) -> list[dict[str, Any]]:
+    """A row a kind."""
+    texts = texts_of_length(TOKENS, 256)
+    seconds = 5.0 if quick else 20.0
+    rows = []
+    with Generator(APART.others[0]) as generator:
+        for kind in KINDS:
+            counts = kind.quick if quick else kind.counts
+            row: dict[str, Any] = {"kind": kind.name, "pss_mib": {}, "cores": str(APART)}
+            for count in counts:
+                with _arm(kind.name, count) as (arm, tasks):
+                    _ask_all(arm, tasks, texts)
+                    processes = [psutil.Process(arm.server.pid), *backend_processes(arm.server)]
+                    row["pss_mib"][str(count)] = pss_mib(*processes)
+                    if count == counts[-1]:
+                        row |= _under_load(arm, tasks, texts, generator, seconds)
+            rows.append(row | _line(row["pss_mib"]))
+    return [row | {"fits": _fits(row)} for row in rows]
+
+
+@contextlib.contextmanager
+def _arm(kind: str, count: int) -> Iterator[tuple[Arm, list[str]]]:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        tasks = head_tasks(count)
+        if "LoRA" in kind:
+            tasks = [Task(t.name, adapter=a) for t, a in zip(tasks, write_adapters(Path(folder), count), strict=True)]
+        arm = stack.enter_context(per_task(tasks) if kind == "per-task" else shared(tasks))
+        yield arm, [task.name for task in tasks]
+
+
+def _ask_all(arm: Arm, tasks: Sequence[str], texts: list[str]) -> None:
+    with grpcclient.InferenceServerClient(arm.url) as client:
+        for name in tasks:
+            for batch in (texts[:16], texts[:1]):
+                tensor = grpcclient.InferInput("TEXT", [len(batch), 1], "BYTES")
+                tensor.set_data_from_numpy(np.array(batch, dtype=np.object_)[:, None])
+                client.infer(name, [tensor])
+
+
+def _under_load(arm: Arm, tasks: list[str], texts: list[str], generator: Generator, seconds: float) -> dict[str, Any]:
+    """All tasks at their rate (one Poisson process over tasks in turn), and the most the server answers."""
+    times = poisson(RATE * len(tasks), seconds + 1, seed=1)
+    outcome: Outcome = generator.run(Plan(arm.url, [Stream(tasks, texts, times=times)], seconds))
+    most = generator.run(closed(arm.url, tasks, texts, seconds=5.0) if arm.receipts else _plain(arm, tasks, texts))
+    return {
+        "loaded_tasks": len(tasks),
+        "p99_ms": outcome.p99_ms,
+        "max_ms": outcome.max_ms,
+        "requests": outcome.answered,
+        "failures": outcome.failures,
+        "most_per_second": most.per_second,
+    }
+
+
+def _plain(arm: Arm, tasks: list[str], texts: list[str]) -> Plan:
+    return Plan(arm.url, [Stream(tasks, texts, 64)], 5.0)
+
+
+def _line(pss: dict[str, float]) -> dict[str, float]:
+    counts = [int(count) for count in pss]
+    slope, base = np.polyfit(counts, list(pss.values()), 1)
+    return {"base_mib": float(base), "per_task_mib": float(slope)}
+
+
+def _fits(row: dict[str, Any]) -> dict[str, Any]:
+    """Tasks by GiB: the least of what memory, load (70% of the most) and the tags allow."""
+    found = {}
+    for size in SIZES_GIB:
+        limits = {
+            "memory": int((size * 1024 - row["base_mib"]) / max(row["per_task_mib"], 1e-3)),
+            "load": int(0.7 * row["most_per_second"] / RATE),
+        }
+        if row["kind"] != "per-task":
+            limits["tags"] = MOST_TAGS
+        least = min(limits, key=lambda name: limits[name])
+        found[str(size)] = {"tasks": limits[least], "limit": least}
+    return found
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Memory, load, and what fits."""
+    plain = next(row for row in rows if row["kind"] == "per-task")
+    for row in rows:
+        pss = {int(count): mib for count, mib in row["pss_mib"].items()}
+        most, one = max(pss), pss[min(pss)]
+        measured = ", ".join(f"{count}: {mib:.0f}" for count, mib in pss.items())
+        wanted = f" ({against(pss[most] / one, GROWTH, at_most=True)})" if row is not plain else ""
+        print(f"{row['kind']}: MiB by tasks {measured}; {most} take {pss[most] / one:.2f} of one{wanted}")
+        kept = against(row["p99_ms"], P99_MS, at_most=True)
+        print(
+            f"    {row['loaded_tasks']} tasks at {RATE} requests/s each: p99 {row['p99_ms']:.0f} ms ({kept}), "
+            f"{row['requests']} answered, {row['failures']} failed"
+        )
+        fits = ", ".join(f"{size} GiB {fit['tasks']} (by {fit['limit']})" for size, fit in row["fits"].items())
+        print(f"    extrapolated at {row['per_task_mib']:.2f} MiB a task: {fits}")
+        if row is not plain:
+            many = {size: fit["tasks"] / plain["fits"][size]["tasks"] for size, fit in row["fits"].items()}
+            parts = ", ".join(f"{size} GiB {times:.0f}" for size, times in many.items())
+            print(f"    times as many as per-task: {parts} ({against(min(many.values()), TIMES_AS_MANY)})")
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    """Memory by tasks, both logarithmic."""
+    colours = {"shared, LoRA": COLOURS["bfq"], "shared, head": "#8fb996", "per-task": COLOURS["per-task"]}
+
+    def lines(axes: Any) -> None:
+        for row in rows:
+            counts = [int(count) for count in row["pss_mib"]]
+            axes.plot(counts, list(row["pss_mib"].values()), "o-", color=colours[row["kind"]], label=row["kind"])
+        plain = next(row for row in rows if row["kind"] == "per-task")
+        far = [max(map(int, plain["pss_mib"])), 100]
+        line = [plain["base_mib"] + plain["per_task_mib"] * count for count in far]
+        axes.plot(far, line, ":", color=COLOURS["per-task"], label="per-task, extrapolated")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("tasks")
+        axes.set_ylabel("proportional set size, MiB")
+        axes.legend(fontsize=7)
+
+    picture("capacity", lines)
+
+
+if __name__ == "__main__":
+    show(run())

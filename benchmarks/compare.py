@@ -1,0 +1,61 @@
+"""Arms in turn, and what their rounds say together."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypedDict, TypeVar
+
+from benchmarks.serving import service_seconds
+from fmplex_controller.server import Server
+
+Result = TypeVar("Result")
+
+
+class Spread(TypedDict):
+    """The median of the rounds, and the rounds furthest from it."""
+
+    median: float
+    low: float
+    high: float
+
+
+def interleave(arms: Mapping[str, Callable[[int], Result]], rounds: int) -> dict[str, list[Result]]:
+    """A B C A B C ...: each arm once a round, called with the round's number."""
+    seen: dict[str, list[Result]] = {name: [] for name in arms}
+    for number in range(rounds):
+        for name, measure in arms.items():
+            seen[name].append(measure(number))
+    return seen
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median and extremes."""
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> Spread:
+    """Round by round."""
+    return spread([a / b if b else math.inf for a, b in zip(above, below, strict=True)])
+
+
+def text(value: Spread, form: str = ".3f") -> str:
+    """`0.981 (0.975 to 0.990)`."""
+    return f"{value['median']:{form}} ({value['low']:{form}} to {value['high']:{form}})"
+
+
+def against(value: float, target: float, *, at_most: bool = False) -> str:
+    """`target 0.97, met` or `target 0.97, MISSED`."""
+    met = value <= target if at_most else value >= target
+    return f"target {'at most' if at_most else 'at least'} {target:g}, {'met' if met else 'MISSED'}"
+
+
+def settled_service(server: Server) -> dict[str, float]:
+    """Backbone seconds by task, once an idle server has published all: it does so about once a second."""
+    seen = service_seconds(server)
+    while True:
+        time.sleep(2.5)
+        if seen == (seen := service_seconds(server)):
+            return seen

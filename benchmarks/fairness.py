@@ -1,0 +1,212 @@
+"""Fairness: who gets how much of one backbone, by weight, and what being fair costs in throughput.
+
+A case is a set of tasks that run together, backlogged (64 clients each, closed loop) or at a rate of their own
+(Poisson, a share of the capacity). The score is 1.0 where every task reaches 95% of its offered load, else
+min(r)/max(r) with r = throughput over the task's weighted max-min share, at most 1. It is taken from the clients'
+counts: a text counts as the time it takes when its length runs alone. Jain's index is over the backlogged tasks'
+service by weight, as the backbone accounts for it, all rounds together. bfq, fifo (batched, arrival order) and stfq
+(fair, unbatched) take turns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.arms import APART, Arm, Task, shared
+from benchmarks.compare import against, interleave, ratio, settled_service, spread, text
+from benchmarks.drawing import COLOURS, picture, target_line
+from benchmarks.load import Generator, Outcome, Plan, Stream
+from benchmarks.load.arrivals import poisson
+from benchmarks.repositories import texts_of_length
+from benchmarks.score import fairness, jain
+
+CLIENTS = 64
+WEIGHTS = (1, 1, 1, 1, 1, 1, 1, 1, 2, 3, 4, 8)
+SCORE, OF_FIFO = 0.99, 0.97
+OF_STFQ = {16: 2.5, 8: 4.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A task of a case. `load`: Poisson, this share of the capacity; backlogged without."""
+
+    weight: int = 1
+    tokens: int = 16
+    load: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Tasks that run together."""
+
+    name: str
+    members: tuple[Member, ...]
+    arms: tuple[str, ...] = ("bfq", "fifo")
+    quick: bool = True  # part of a quick run
+
+    def tasks(self) -> list[str]:
+        """Their names, each weight's tasks in turn."""
+        free = {weight: [n for n, each in enumerate(WEIGHTS) if each == weight] for weight in set(WEIGHTS)}
+        return [f"task{free[member.weight].pop(0)}" for member in self.members]
+
+
+ALL = ("bfq", "fifo", "stfq")
+CASES = (
+    Case("3:1, 16 tokens", (Member(3), Member()), ALL),
+    Case("3:1, 8 tokens", (Member(3, 8), Member(1, 8)), ALL),
+    Case("1:1, 16 tokens", (Member(), Member()), quick=False),
+    Case("8:4:2:1, 16 tokens", (Member(8), Member(4), Member(2), Member(1))),
+    Case("eight tasks, 16 tokens", (Member(),) * 8, quick=False),
+    Case("1:1, 8 and 64 tokens", (Member(1, 8), Member(1, 64))),
+    Case("3:1, 64 and 16 tokens", (Member(3, 64), Member(1, 16)), quick=False),
+    Case("3:1:1, the 3 at 20% load", (Member(3, 16, 0.2), Member(), Member())),
+    Case("3:1, each at 80% load", (Member(3, 16, 0.8), Member(1, 16, 0.8)), quick=False),
+)
+
+
+@dataclass
+class Bench:
+    """The servers, the generator, the texts, and what a text of each length takes alone (seconds)."""
+
+    arms: dict[str, Arm]
+    generator: Generator
+    seconds: float
+    warmup: float = 1.0
+    texts: dict[int, list[str]] = field(default_factory=dict)
+    costs: dict[int, float] = field(default_factory=dict)
+
+    def calibrate(self, lengths: set[int]) -> None:
+        """What each length takes alone, saturated."""
+        for tokens in sorted(lengths):
+            self.texts[tokens] = texts_of_length(tokens, 512)
+            plan = Plan(self.arms["bfq"].url, [Stream(["task0"], self.texts[tokens], CLIENTS)], self.seconds)
+            self.costs[tokens] = 1 / self.generator.run(plan).per_second
+
+    def measure(self, case: Case, arm: Arm, number: int) -> dict[str, float]:
+        """One round of one arm."""
+        streams = [self._stream(name, member, number) for name, member in self._named(case)]
+        plan = Plan(arm.url, streams, self.seconds, self.warmup)
+        outcome = self.generator.run(plan)
+        return {
+            "score": self._score(case, outcome),
+            "work": math.fsum(self._got(case, outcome)),
+            "per_second": outcome.per_second,
+            "failures": outcome.failures,
+            "ceiling": outcome.ceiling,
+        }
+
+    def account(self, case: Case, before: dict[str, float]) -> float:
+        """Jain's index of what the backbone says it gave to the backlogged, by weight, in all rounds together."""
+        after = settled_service(self.arms["bfq"].server)
+        served = [(after[name] - before.get(name, 0.0)) / m.weight for name, m in self._named(case) if not m.load]
+        return jain(served)
+
+    def _named(self, case: Case) -> list[tuple[str, Member]]:
+        return list(zip(case.tasks(), case.members, strict=True))
+
+    def _stream(self, name: str, member: Member, number: int) -> Stream:
+        texts = self.texts[member.tokens]
+        if member.load is None:
+            return Stream([name], texts, CLIENTS)
+        seed = 1000 * number + int(name.removeprefix("task"))
+        return Stream([name], texts, times=poisson(self._rate(member), self.seconds + self.warmup, seed))
+
+    def _rate(self, member: Member) -> float:
+        return (member.load or 0.0) / self.costs[member.tokens]
+
+    def _got(self, case: Case, outcome: Outcome) -> list[float]:
+        return [
+            outcome.by_task.get(name, 0) / self.seconds * self.costs[member.tokens]
+            for name, member in self._named(case)
+        ]
+
+    def _score(self, case: Case, outcome: Outcome) -> float:
+        demands = [
+            math.inf if member.load is None else outcome.tasks[name].offered / self.seconds * self.costs[member.tokens]
+            for name, member in self._named(case)
+        ]
+        return fairness(self._got(case, outcome), [member.weight for member in case.members], demands)
+
+
+def run(*, quick: bool = False) -> list[dict[str, Any]]:
+    """Every case."""
+    rounds, seconds = (3, 2.5) if quick else (5, 4.0)
+    cases = [case for case in CASES if case.quick or not quick]
+    tasks = [Task(f"task{number}", weight) for number, weight in enumerate(WEIGHTS)]
+    with contextlib.ExitStack() as stack:
+        arms = {name: stack.enter_context(shared(tasks, scheduler=name)) for name in ALL}
+        bench = Bench(arms, stack.enter_context(Generator(APART.others[0])), seconds)
+        bench.calibrate({member.tokens for case in cases for member in case.members})
+        return [_row(bench, case, rounds) for case in cases]
+
+
+def _row(bench: Bench, case: Case, rounds: int) -> dict[str, Any]:
+    def measure(name: str) -> Any:
+        return lambda number: bench.measure(case, bench.arms[name], number)
+
+    before = settled_service(bench.arms["bfq"].server)
+    seen = interleave({name: measure(name) for name in case.arms}, rounds)
+    work = {name: [each["work"] for each in results] for name, results in seen.items()}
+    tokens = case.members[0].tokens
+    return {
+        "case": case.name,
+        "arms": {
+            name: {key: spread([each[key] for each in results]) for key in ("score", "per_second")}
+            for name, results in seen.items()
+        },
+        "jain": bench.account(case, before),
+        "of_fifo": ratio(work["bfq"], work["fifo"]),
+        "of_stfq": ratio(work["bfq"], work["stfq"]) if "stfq" in work else None,
+        "targets": {"score": SCORE, "of_fifo": OF_FIFO, "of_stfq": OF_STFQ.get(tokens)},
+        "failures": sum(each["failures"] for results in seen.values() for each in results),
+        "ceiling": statistics.median(each["ceiling"] for results in seen.values() for each in results),
+        "rounds": rounds,
+        "cores": str(APART),
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """A few lines per case."""
+    for row in rows:
+        arms, targets = row["arms"], row["targets"]
+        bfq = arms["bfq"]
+        others = ", ".join(f"{name} {arm['score']['median']:.3f}" for name, arm in arms.items() if name != "bfq")
+        print(
+            f"{row['case']}: score {text(bfq['score'])} "
+            f"({against(bfq['score']['median'], targets['score'])}; {others}), "
+            f"Jain by the account {row['jain']:.4f}"
+        )
+        print(
+            f"    throughput {text(row['of_fifo'])} of fifo's ({against(row['of_fifo']['median'], targets['of_fifo'])})"
+        )
+        if row["of_stfq"]:
+            print(f"    and {text(row['of_stfq'])} of stfq's ({against(row['of_stfq']['median'], targets['of_stfq'])})")
+        rates = ", ".join(f"{name} {arm['per_second']['median']:.0f}" for name, arm in arms.items())
+        print(f"    texts/s: {rates}; the generator's own ceiling: {row['ceiling']:.0f}; {row['failures']:.0f} failed")
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    """Scores by case and policy."""
+
+    def bars(axes: Any) -> None:
+        for place, name in enumerate(ALL):
+            points = [(at, row["arms"][name]["score"]) for at, row in enumerate(rows) if name in row["arms"]]
+            low = [score["median"] - score["low"] for _, score in points]
+            high = [score["high"] - score["median"] for _, score in points]
+            at = [at + 0.27 * (place - 1) for at, _ in points]
+            heights = [score["median"] for _, score in points]
+            axes.bar(at, heights, 0.25, yerr=[low, high], color=COLOURS[name], label=name)
+        target_line(axes, SCORE, f"target {SCORE}")
+        axes.set_xticks(range(len(rows)), [row["case"].replace(", ", "\n") for row in rows], fontsize=6)
+        axes.set_ylabel("fairness score")
+        axes.legend(ncols=4, fontsize=7, loc="lower left")
+
+    picture("fairness", bars, width=9.0)
+
+
+if __name__ == "__main__":
+    show(run())

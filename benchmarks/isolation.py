@@ -1,0 +1,211 @@
+"""Isolation: what a victim feels of an aggressor on the same backbone. Equal weights; the victim sends half its share.
+
+* rate: 64 tokens, the aggressor at 0 to 20 times its share (half the capacity), Poisson; its queue holds 128.
+* length: a victim of 16 tokens, the aggressor backlogged with texts of 16 to 512 tokens.
+* adapter: both 16 tokens, the aggressor backlogged with LoRA of rank 64 on every linear layer.
+* slo: as length with 16 tokens, and the victim asks for an SLO of one and a half full batches.
+
+Target: the victim's p99 is at most its p99 alone plus two full batches, the one it finds running and the one it rides
+in; a full batch is what the aggressor's requests fill it with, timed with the aggressor alone. Where it asks for an
+SLO: at least 99% within it. Its throughput stays. fifo and per-task (own process, same core) stand beside bfq.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.arms import APART, Arm, Task, per_task, shared
+from benchmarks.compare import Spread, against, interleave, ratio, spread, text
+from benchmarks.drawing import COLOURS, picture
+from benchmarks.load import Generator, Outcome, Plan, Stream, Tally
+from benchmarks.load.arrivals import poisson
+from benchmarks.repositories import texts_of_length, write_adapters
+
+CLIENTS = 64
+QUEUE = 128
+SLO_BATCHES = 1.5
+ALL = ("bfq", "fifo", "per-task")
+LINEAR = ("query", "key", "value", "dense")
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What the aggressor does: `times` its share (None: backlogged) with so many tokens."""
+
+    sweep: str
+    tokens: int
+    victim_tokens: int = 16
+    times: float | None = None
+    aggressor: str = "aggressor"
+    slo: bool = False
+    arms: tuple[str, ...] = ("bfq",)
+    quick: bool = False
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        if self.times is not None:
+            return f"{self.times:g} times its share"
+        return {"length": f"{self.tokens} tokens", "adapter": "rank 64 everywhere"}.get(self.sweep, "backlogged")
+
+
+POINTS = (
+    Point("rate", 64, 64, 1.0, arms=ALL),
+    Point("rate", 64, 64, 2.0),
+    Point("rate", 64, 64, 5.0, arms=ALL),
+    Point("rate", 64, 64, 20.0, arms=ALL, quick=True),
+    Point("length", 16, arms=ALL, quick=True),
+    Point("length", 64),
+    Point("length", 256, arms=ALL),
+    Point("length", 512, quick=True),
+    Point("adapter", 16, aggressor="slow", arms=ALL),
+    Point("slo", 16, slo=True, arms=("bfq", "fifo"), quick=True),
+)
+
+
+@dataclass
+class Bench:
+    """Servers, generator, and the capacity and the full batch by length (and aggressor)."""
+
+    arms: dict[str, Arm]
+    generator: Generator
+    seconds: float
+    warmup: float = 1.0
+    texts: dict[int, list[str]] = field(default_factory=dict)
+    capacity: dict[int, float] = field(default_factory=dict)  # texts/s
+    full: dict[tuple[str, int], float] = field(default_factory=dict)  # seconds
+
+    def calibrate(self, points: list[Point]) -> None:
+        """Rate and batch time of the aggressor alone, saturated."""
+        wanted = {(point.aggressor, point.tokens) for point in points}
+        wanted |= {("aggressor", point.victim_tokens) for point in points}
+        for name, tokens in sorted(wanted):
+            self.texts.setdefault(tokens, texts_of_length(tokens, 256))
+            stream = Stream([name], self.texts[tokens], CLIENTS)
+            plan = Plan(self.arms["bfq"].url, [stream], self.seconds, self.warmup, usage=True)
+            outcomes = [self.generator.run(plan) for _ in range(3)]
+            self.full[name, tokens] = statistics.median(each.batch_items / each.per_second for each in outcomes)
+            if name == "aggressor":
+                self.capacity[tokens] = statistics.median(each.per_second for each in outcomes)
+
+    def alone(self, point: Point, number: int) -> Tally:
+        """The victim with nobody beside it."""
+        return self._run(self.arms["bfq"], [self._victim(point, number)])
+
+    def measure(self, point: Point, arm: Arm, number: int) -> Tally:
+        """The victim beside the aggressor."""
+        return self._run(arm, [self._victim(point, number), self._aggressor(point, number)])
+
+    def _run(self, arm: Arm, streams: list[Stream]) -> Tally:
+        outcome: Outcome = self.generator.run(Plan(arm.url, streams, self.seconds, self.warmup))
+        return outcome.tasks["victim"]
+
+    def _victim(self, point: Point, number: int) -> Stream:
+        rate = self.capacity[point.victim_tokens] / 4
+        slo_ms = SLO_BATCHES * self.full[point.aggressor, point.tokens] * 1e3 if point.slo else 0.0
+        times = poisson(rate, self.warmup + self.seconds, 100 + number)
+        return Stream(["victim"], self.texts[point.victim_tokens], times=times, slo_ms=slo_ms, ask_slo=point.slo)
+
+    def _aggressor(self, point: Point, number: int) -> Stream:
+        texts = self.texts[point.tokens]
+        if point.times is None:
+            return Stream([point.aggressor], texts, CLIENTS)
+        rate = point.times * self.capacity[point.tokens] / 2
+        return Stream([point.aggressor], texts, times=poisson(rate, self.warmup + self.seconds, 200 + number))
+
+
+def run(*, quick: bool = False) -> list[dict[str, Any]]:
+    """Every point."""
+    rounds, seconds = (3, 3.0) if quick else (5, 4.0)
+    points = [point for point in POINTS if point.quick or not quick]
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        (slow,) = write_adapters(folder, 1, ranks=(64,), targets=LINEAR)
+        tasks = [Task("victim"), Task("aggressor", max_queue=QUEUE), Task("slow", adapter=slow, max_queue=QUEUE)]
+        arms = {name: stack.enter_context(shared(tasks, scheduler=name)) for name in ("bfq", "fifo")}
+        arms["per-task"] = stack.enter_context(per_task(tasks))
+        bench = Bench(arms, stack.enter_context(Generator(APART.others[0])), seconds)
+        bench.calibrate(points)
+        return [_row(bench, point, rounds) for point in points]
+
+
+def _row(bench: Bench, point: Point, rounds: int) -> dict[str, Any]:
+    def measure(name: str) -> Any:
+        if name == "alone":
+            return lambda number: bench.alone(point, number)
+        return lambda number: bench.measure(point, bench.arms[name], number)
+
+    seen = interleave({name: measure(name) for name in ("alone", *point.arms)}, rounds)
+    p99 = {name: spread([each.p99_ms for each in results]) for name, results in seen.items()}
+    full_ms = bench.full[point.aggressor, point.tokens] * 1e3
+    rates = {name: [each.per_second for each in results] for name, results in seen.items()}
+    return {
+        "sweep": point.sweep,
+        "point": point.label,
+        "p99_ms": p99,
+        "full_batch_ms": full_ms,
+        "allowed_ms": p99["alone"]["median"] + 2 * full_ms,
+        "kept_rate": {name: ratio(rates[name], rates["alone"]) for name in point.arms},
+        "failures": {name: sum(each.failures for each in results) for name, results in seen.items()},
+        "slo_ms": SLO_BATCHES * full_ms if point.slo else None,
+        "within_slo": {
+            name: statistics.median(each.within_slo / each.offered for each in results)
+            for name, results in seen.items()
+        },
+        "rounds": rounds,
+        "cores": str(APART),
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Two lines a point."""
+    for row in rows:
+        p99: dict[str, Spread] = row["p99_ms"]
+        if row["slo_ms"]:
+            shares = ", ".join(f"{name} {share:.3f}" for name, share in row["within_slo"].items() if name != "bfq")
+            print(
+                f"slo: {row['within_slo']['bfq']:.3f} of the victim's requests within its {row['slo_ms']:.0f} ms "
+                f"({against(row['within_slo']['bfq'], 0.99)}; {shares})"
+            )
+            continue
+        others = ", ".join(
+            f"{name} {text(value, '.0f')}" for name, value in p99.items() if name not in ("bfq", "alone")
+        )
+        print(
+            f"{row['sweep']}, {row['point']}: the victim's p99 {text(p99['bfq'], '.0f')} ms "
+            f"({against(p99['bfq']['median'], round(row['allowed_ms']), at_most=True)}: alone "
+            f"{p99['alone']['median']:.0f} + 2 full batches of {row['full_batch_ms']:.0f})"
+            f"{'; ' if others else ''}{others}"
+        )
+        kept = ", ".join(f"{name} {text(value)}" for name, value in row["kept_rate"].items())
+        print(f"    its throughput against alone: {kept}; {row['failures']['bfq']} of its requests failed")
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    """p99 by point, a panel a sweep."""
+    sweeps = [name for name in ("rate", "length", "adapter") if any(row["sweep"] == name for row in rows)]
+
+    def panels(every: Any) -> None:
+        for axes, sweep in zip(every if len(sweeps) > 1 else [every], sweeps, strict=True):
+            own = [row for row in rows if row["sweep"] == sweep]
+            places = range(len(own))
+            for name in ALL:
+                points = [(at, row["p99_ms"][name]["median"]) for at, row in enumerate(own) if name in row["p99_ms"]]
+                axes.plot(*zip(*points, strict=True), "o-", color=COLOURS[name], label=name)
+            axes.plot(places, [row["p99_ms"]["alone"]["median"] for row in own], "k:", label="alone")
+            axes.plot(places, [row["allowed_ms"] for row in own], "--", color="#555555", label="allowed")
+            axes.set_xticks(places, [row["point"].replace(" ", "\n", 1) for row in own], fontsize=7)
+            axes.set_yscale("log")
+            axes.set_title(f"aggressor's {sweep}")
+        axes.legend(fontsize=7)
+
+    picture("isolation", panels, columns=len(sweeps), width=4.0)
+
+
+if __name__ == "__main__":
+    show(run())

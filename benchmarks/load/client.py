@@ -1,0 +1,150 @@
+"""The generator's own process: `python -m benchmarks.load.client` reads plans from stdin, a JSON line each.
+
+It speaks gRPC with messages built beforehand: what a client library does for each request (arrays, copies, checks)
+would make the generator, and not the server, the limit on a small machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import json
+import os
+import struct
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import grpc
+from tritonclient.grpc import service_pb2
+
+from benchmarks.load.plan import Outcome, Plan, Stream
+from benchmarks.load.record import Record, summary
+
+METHOD = "/inference.GRPCInferenceService/ModelInfer"
+OUTPUTS = ("SCORES", "LABEL")
+
+
+def message(task: str, text: str, *, usage: bool, slo_ms: float = 0.0) -> bytes:
+    """A request for one text, as it goes over the wire."""
+    request = service_pb2.ModelInferRequest(model_name=task)
+    request.inputs.add(name="TEXT", datatype="BYTES", shape=[1, 1])
+    data = text.encode()
+    request.raw_input_contents.append(struct.pack("<I", len(data)) + data)
+    for output in (*OUTPUTS, "usage") if usage else OUTPUTS:
+        request.outputs.add(name=output)
+    if slo_ms:
+        request.parameters["slo_ms"].string_param = f"{slo_ms:g}"
+    return bytes(request.SerializeToString())
+
+
+def _receipt(answer: bytes) -> tuple[int, int]:
+    """Microseconds in the backbone and how many rows ran together; zeros where the answer has no receipt."""
+    response = service_pb2.ModelInferResponse.FromString(answer)
+    for output, content in zip(response.outputs, response.raw_output_contents, strict=True):
+        if output.name == "usage":
+            _, compute_us, items = struct.unpack("<3q", content[:24])
+            return int(compute_us), int(items)
+    return 0, 0
+
+
+class Sender:
+    """Sends a plan's requests over one channel and notes what comes back."""
+
+    def __init__(self, plan: Plan, call: Callable[[bytes], Any]) -> None:
+        self.plan, self.call = plan, call
+        self.start = time.perf_counter() + 0.05
+        self.begin = self.start + plan.warmup
+        self.end = self.begin + plan.seconds
+        self.record = Record(self.begin, self.end)
+        self._messages: dict[tuple[str, str], bytes] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        for stream in plan.streams:  # none is built while the clock runs
+            for number in range(min(len(stream.texts) * len(stream.tasks), 4096)):
+                self._message(stream, number)
+
+    async def run(self) -> None:
+        """All streams until the end, then whatever is still on its way."""
+        clients = [self._client(stream, turns) for stream, turns, count in self._closed() for _ in range(count)]
+        opens = [self._open(stream) for stream in self.plan.streams if stream.times is not None]
+        cpu = asyncio.create_task(self._watch_cpu())
+        await asyncio.gather(cpu, *clients, *opens)
+        if self._running:
+            _, late = await asyncio.wait(self._running, timeout=self.plan.drain)
+            for task in late:
+                task.cancel()
+
+    def _closed(self) -> list[tuple[Stream, itertools.count[int], int]]:
+        return [(stream, itertools.count(), stream.clients) for stream in self.plan.streams if stream.times is None]
+
+    async def _client(self, stream: Stream, turns: itertools.count[int]) -> None:
+        while (now := time.perf_counter()) < self.end:
+            await self._one(stream, next(turns), now)
+
+    async def _open(self, stream: Stream) -> None:
+        for number, at in enumerate(stream.times or ()):
+            meant = self.start + at
+            if meant >= self.end:
+                break
+            if (wait := meant - time.perf_counter()) > 0:
+                await asyncio.sleep(wait)
+            self.record.sent(meant, time.perf_counter())
+            task = asyncio.create_task(self._one(stream, number, meant))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    async def _one(self, stream: Stream, number: int, meant: float) -> None:
+        task, data = self._message(stream, number)
+        self.record.offer(task, meant)
+        try:
+            answer = await self.call(data)
+        except grpc.RpcError as error:
+            self.record.fail(task, meant, f"{error.code().name}: {error.details()}"[:120])
+            return
+        done = time.perf_counter()
+        self.record.answer(task, meant, done, stream.slo_ms, _receipt(answer) if self.plan.usage else (0, 0))
+
+    def _message(self, stream: Stream, number: int) -> tuple[str, bytes]:
+        task, text = stream.tasks[number % len(stream.tasks)], stream.texts[number % len(stream.texts)]
+        found = self._messages.get((task, text))
+        if found is None:
+            slo_ms = stream.slo_ms if stream.ask_slo else 0.0
+            found = self._messages[task, text] = message(task, text, usage=self.plan.usage, slo_ms=slo_ms)
+        return task, found
+
+    async def _watch_cpu(self) -> None:
+        await asyncio.sleep(self.begin - time.perf_counter())
+        before = time.process_time()
+        await asyncio.sleep(self.end - time.perf_counter())
+        self.record.cpu_s = time.process_time() - before
+
+
+async def generate(plan: Plan) -> Outcome:
+    """Run a plan."""
+    options = [("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(plan.url, options=options) as channel:
+        sender = Sender(plan, channel.unary_unary(METHOD))
+        await sender.run()
+    return summary(sender.record, plan)
+
+
+def main() -> None:
+    """The first line says where to live, every other is a plan to answer with an outcome."""
+    setup = json.loads(sys.stdin.readline())
+    if setup["core"] is not None:
+        os.sched_setaffinity(0, {setup["core"]})
+    print("{}", flush=True)
+    for line in sys.stdin:
+        plan = Plan.from_json(json.loads(line))
+        gc.collect()
+        gc.disable()  # a collection would be a pause of the generator's, seen as the server's
+        outcome = asyncio.run(generate(plan))
+        gc.enable()
+        print(json.dumps(asdict(outcome)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The generator's process, seen from the experiment."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from types import TracebackType
+from typing import Any
+
+from benchmarks.load.plan import Outcome, Plan
+
+
+class Generator:
+    """A client process that stands by on its core and runs one plan after another."""
+
+    def __init__(self, core: int | None = None) -> None:
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in __exit__
+        line = [sys.executable, "-m", "benchmarks.load.client"]
+        self._process = subprocess.Popen(
+            line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
+        )
+        self._exchange({"core": core})
+
+    def __enter__(self) -> Generator:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: Any, traceback: TracebackType | None) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait(10)
+        self._errors.close()
+
+    def run(self, plan: Plan) -> Outcome:
+        """Generate the load; returns when the last answer is in."""
+        return Outcome.from_json(self._exchange(plan.to_json()))
+
+    def _exchange(self, message: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(message) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            self._errors.seek(0)
+            raise RuntimeError(f"the load generator failed:\n{self._errors.read()[-2000:]}")
+        document: dict[str, Any] = json.loads(answer)
+        return document
+
+
+def run_load(plan: Plan, core: int | None = None) -> Outcome:
+    """One plan from a fresh process."""
+    with Generator(core) as generator:
+        return generator.run(plan)

@@ -1,0 +1,222 @@
+"""Sharing: latency of several LoRA tasks on one backbone against a process for each, from 10% to 95% load. 16 tokens.
+
+Load is in parts of what the shared arm serves at most (closed loop, measured first), Poisson, equal for all tasks. Two
+layouts, the same cores in total for every arm within one: `apart` has the models on core 0 and Triton with the load
+generator on core 1; `spread` lets everything use both, so that partitioned can give each process a core of its own
+(several share one, in turn, where tasks outnumber cores). The per-task arms' threads and batching delay are those
+that serve most in a sweep, and so are the shared arm's threads. Merged adapters make a per-task model as fast as it
+gets. `saturated` compares throughput, closed loop, 32 clients a task.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.arms import APART, SPREAD, Arm, Cores, Task, lora_tasks, per_task, shared
+from benchmarks.compare import against, interleave, ratio, spread, text
+from benchmarks.drawing import COLOURS, picture
+from benchmarks.load import Generator, Outcome, Plan, Stream
+from benchmarks.load.arrivals import poisson
+from benchmarks.repositories import texts_of_length
+
+TOKENS = 16
+MAIN = 4  # tasks of the load sweep
+LOADS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.95)
+AT = 0.7
+OF_PER_TASK, OF_PARTITIONED = 0.5, 0.2
+FIGURES = ("mean_ms", "p50_ms", "p95_ms", "p99_ms")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Cores and the arms that are compared on them."""
+
+    name: str
+    cores: Cores
+    arms: tuple[str, ...]
+
+
+LAYOUTS = (
+    Layout("apart", APART, ("shared", "per-task")),
+    Layout("spread", SPREAD, ("shared", "per-task", "partitioned")),
+)
+
+
+@dataclass
+class Bench:
+    """The arms of one layout and number of tasks."""
+
+    layout: Layout
+    tasks: list[Task]
+    texts: list[str]
+    generator: Generator
+    arms: dict[str, Arm]
+    seconds: float
+    warmup: float = 1.0
+    capacity: float = 0.0
+
+    def saturated(self, arm: Arm) -> Outcome:
+        """As much as it serves."""
+        return saturate(self.generator, arm, self.tasks, self.texts, self.seconds)
+
+    def loaded(self, arm: Arm, load: float, number: int) -> Outcome:
+        """Open loop at a part of the capacity."""
+        rate = load * self.capacity / len(self.tasks)
+        streams = [
+            Stream([task.name], self.texts, times=poisson(rate, self.seconds + self.warmup, 100 * number + seed))
+            for seed, task in enumerate(self.tasks)
+        ]
+        return self.generator.run(Plan(arm.url, streams, self.seconds, self.warmup))
+
+
+def saturate(generator: Generator, arm: Arm, tasks: list[Task], texts: list[str], seconds: float) -> Outcome:
+    """Closed loop, all tasks backlogged."""
+    return generator.run(Plan(arm.url, [Stream([task.name], texts, 32) for task in tasks], seconds))
+
+
+def chosen(layout: Layout, tasks: list[Task], texts: list[str], generator: Generator, seconds: float) -> dict[str, Any]:
+    """What serves most: threads, and for the plain models the batcher's delay. Partitioned processes have a core."""
+    best: dict[str, Any] = {"partitioned": {"threads": 1, "delay_us": 0}}
+    threads = (1,) if len(layout.cores.models) == 1 else (1, 2)
+    for kind in ("shared", "per-task"):
+        options = [
+            {"threads": n, "delay_us": delay} for n in threads for delay in ((0,) if kind == "shared" else (0, 2000))
+        ]
+        rates = []
+        for option in options if len(options) > 1 else []:
+            with _arm(kind, tasks, layout.cores, option) as arm:
+                rates.append(saturate(generator, arm, tasks, texts, seconds).per_second)
+        best[kind] = options[rates.index(max(rates))] if rates else options[0]
+        best[f"{kind}_swept"] = [option | {"per_second": rate} for option, rate in zip(options, rates, strict=False)]
+    return best
+
+
+def _arm(kind: str, tasks: list[Task], cores: Cores, option: dict[str, int]) -> contextlib.AbstractContextManager[Arm]:
+    if kind == "shared":
+        return shared(tasks, cores=cores, threads=option["threads"])
+    return per_task(
+        tasks, cores=cores, partitioned=kind == "partitioned", threads=option["threads"], delay_us=option["delay_us"]
+    )
+
+
+def run(*, quick: bool = False) -> list[dict[str, Any]]:
+    """Layouts times numbers of tasks."""
+    rounds, seconds = (3, 3.0) if quick else (5, 4.0)
+    counts = (MAIN,) if quick else (2, MAIN, 8)
+    texts = texts_of_length(TOKENS, 512)
+    rows: list[dict[str, Any]] = []
+    with lora_tasks(max(counts)) as every:
+        for layout in LAYOUTS:
+            core = layout.cores.others[0] if len(layout.cores.others) == 1 else None
+            with Generator(core) as generator:
+                best = chosen(layout, every[:MAIN], texts, generator, 2.0 if quick else 4.0)
+                for count in counts:
+                    with contextlib.ExitStack() as stack:
+                        arms = {
+                            kind: stack.enter_context(_arm(kind, every[:count], layout.cores, best[kind]))
+                            for kind in layout.arms
+                        }
+                        bench = Bench(layout, every[:count], texts, generator, arms, seconds)
+                        rows += _rows(bench, rounds, quick, best)
+    return rows
+
+
+def _rows(bench: Bench, rounds: int, quick: bool, best: dict[str, Any]) -> list[dict[str, Any]]:
+    def saturated(arm: Arm) -> Any:
+        return lambda _: bench.saturated(arm)
+
+    full = interleave({name: saturated(arm) for name, arm in bench.arms.items()}, rounds)
+    bench.capacity = statistics.median(each.per_second for each in full["shared"])
+    rows = [_row(bench, "saturated", full, best)]
+    loads: tuple[float, ...] = LOADS if len(bench.tasks) == MAIN else (AT,)
+    for load in (0.3, AT) if quick else loads:
+
+        def loaded(arm: Arm, load: float = load) -> Any:
+            return lambda number: bench.loaded(arm, load, number)
+
+        rows.append(_row(bench, load, interleave({name: loaded(a) for name, a in bench.arms.items()}, rounds), best))
+    return rows
+
+
+def _row(bench: Bench, load: float | str, seen: dict[str, list[Outcome]], best: dict[str, Any]) -> dict[str, Any]:
+    means = {name: [each.mean_ms for each in results] for name, results in seen.items()}
+    rates = {name: [each.per_second for each in results] for name, results in seen.items()}
+    others = [name for name in seen if name != "shared"]
+    return {
+        "layout": bench.layout.name,
+        "cores": str(bench.layout.cores),
+        "tasks": len(bench.tasks),
+        "load": load,
+        "capacity": bench.capacity,
+        "chosen": best,
+        "arms": {
+            name: {figure: statistics.median(getattr(each, figure) for each in results) for figure in FIGURES}
+            | {"per_second": spread(rates[name]), "failures": sum(each.failures for each in results)}
+            for name, results in seen.items()
+        },
+        "mean_ratio": {name: ratio(means["shared"], means[name]) for name in others},
+        "rate_ratio": {name: ratio(rates["shared"], rates[name]) for name in others},
+        "late_p99_ms": max(each.late_p99_ms for results in seen.values() for each in results),
+        "ceiling": statistics.median(each.ceiling for results in seen.values() for each in results),
+        "rounds": len(seen["shared"]),
+    }
+
+
+def _target(row: dict[str, Any], name: str, value: float) -> str:
+    if row["load"] == AT:
+        return against(value, OF_PER_TASK if name == "per-task" else OF_PARTITIONED, at_most=True)
+    return against(value, 1.0, at_most=True)
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """A line a point, and what was chosen."""
+    said = set()
+    for row in rows:
+        where = f"{row['layout']}, {row['tasks']} tasks"
+        if row["layout"] not in said:
+            said.add(row["layout"])
+            picks = {name: row["chosen"][name] for name in row["arms"]}
+            print(f"{row['layout']}: {row['cores']}; chosen by the sweep: {picks}")
+        if row["load"] == "saturated":
+            rates = ", ".join(f"{name} {arm['per_second']['median']:.0f}" for name, arm in row["arms"].items())
+            won = ", ".join(
+                f"{text(value, '.2f')} of {name}'s ({against(value['median'], 1.0)})"
+                for name, value in row["rate_ratio"].items()
+            )
+            print(f"{where}, saturated: texts/s {rates}: {won}; the generator's ceiling {row['ceiling']:.0f}")
+            continue
+        figures = ", ".join(
+            f"{name} {arm['mean_ms']:.0f}/{arm['p50_ms']:.0f}/{arm['p95_ms']:.0f}/{arm['p99_ms']:.0f}"
+            for name, arm in row["arms"].items()
+        )
+        ratios = ", ".join(
+            f"{text(value, '.2f')} of {name}'s ({_target(row, name, value['median'])})"
+            for name, value in row["mean_ratio"].items()
+        )
+        print(f"{where}, {row['load']:.0%} load: mean/p50/p95/p99 ms {figures}; mean {ratios}")
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    """Mean latency by load, a panel a layout."""
+
+    def panels(every: Any) -> None:
+        for axes, layout in zip(every, LAYOUTS, strict=True):
+            own = [r for r in rows if (r["layout"], r["tasks"]) == (layout.name, MAIN) and r["load"] != "saturated"]
+            for name in layout.arms:
+                means = [row["arms"][name]["mean_ms"] for row in own]
+                colour = COLOURS["bfq" if name == "shared" else name]
+                axes.plot([row["load"] for row in own], means, "o-", color=colour, label=name)
+            axes.set_yscale("log")
+            axes.set_xlabel("load (of the shared arm's capacity)")
+            axes.set_ylabel("mean latency, ms")
+            axes.set_title(f"{MAIN} LoRA tasks, {layout.name}")
+            axes.legend(fontsize=7)
+
+    picture("sharing", panels, columns=2)
+
+
+if __name__ == "__main__":
+    show(run())
