@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arms import APART, Arm, Task, shared
-from benchmarks.compare import against, interleave, ratio, spread, text
+from benchmarks.compare import against, interleave, pace, ratio, spread, text
 from benchmarks.drawing import COLOURS, picture, target_line
 from benchmarks.load import Generator, Outcome, closed
 from benchmarks.repositories import texts_of_length, write_adapters
@@ -40,7 +40,7 @@ def points(*, quick: bool) -> dict[str, list[str]]:
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
     """All points in turn, on two servers: rank 8 and heads on one, mixed ranks on the other."""
-    rounds, seconds = (3, 2.5) if quick else (5, 4.0)
+    rounds, seconds, warmup = pace(quick=quick)
     texts = texts_of_length(TOKENS, 512)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         loras = write_adapters(Path(folder, "rank8"), max(DISTINCT))
@@ -52,7 +52,7 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
 
         def measure(names: list[str]) -> Any:
             arm: Arm = other if names[0].startswith("mixed") else main
-            return lambda _: generator.run(closed(arm.url, names, texts, seconds=seconds))
+            return lambda _: generator.run(closed(arm.url, names, texts, seconds=seconds, warmup=warmup))
 
         wanted = points(quick=quick)
         seen = interleave({name: measure(names) for name, names in wanted.items()}, rounds)
@@ -77,9 +77,11 @@ def _row(name: str, seen: dict[str, list[Outcome]]) -> dict[str, Any]:
 def show(rows: list[dict[str, Any]]) -> None:
     """A line each."""
     for row in rows:
-        wanted = f"({against(row['of_none']['median'], row['target'])}; the authors' prototype {PAPER:.2f}) "
+        wanted = ""
+        if row["target"]:
+            wanted = f"({against(row['of_none']['median'], row['target'])}; the authors' prototype {PAPER:.2f}) "
         print(
-            f"{row['point']} with LoRA: {text(row['of_none'])} of none {wanted if row['target'] else ''}"
+            f"{row['point']} with LoRA: {text(row['of_none'])} of none {wanted}"
             f"{row['per_second']['median']:.0f} texts/s, batches of {row['batch_items']:.1f}; "
             f"the generator's ceiling {row['ceiling']:.0f}; {row['failures']} failed"
         )

@@ -66,7 +66,7 @@ class Churn:
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
     """With and without, in turn."""
-    rounds, seconds = (3, 4.0) if quick else (7, 12.0)
+    rounds, seconds = (2, 3.0) if quick else (7, 11.0)
     texts = texts_of_length(TOKENS, 512)
     names = [f"task{number}" for number in range(TASKS)]
     with tempfile.TemporaryDirectory() as folder:

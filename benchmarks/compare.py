@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypedDict, TypeVar
+from typing import NamedTuple, TypedDict, TypeVar
 
 from benchmarks.serving import service_seconds
 from fmplex_controller.server import Server
@@ -20,6 +20,19 @@ class Spread(TypedDict):
     median: float
     low: float
     high: float
+
+
+class Pace(NamedTuple):
+    """How long an experiment takes: rounds, and seconds of a round that count and that do not."""
+
+    rounds: int
+    seconds: float
+    warmup: float
+
+
+def pace(*, quick: bool) -> Pace:
+    """Of most experiments: all of them together must fit into 45 minutes, 10 for a look."""
+    return Pace(2, 1.5, 0.5) if quick else Pace(5, 2.5, 0.5)
 
 
 def interleave(arms: Mapping[str, Callable[[int], Result]], rounds: int) -> dict[str, list[Result]]:

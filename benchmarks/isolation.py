@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arms import APART, Arm, Task, per_task, shared
-from benchmarks.compare import Spread, against, interleave, ratio, spread, text
+from benchmarks.compare import Spread, against, interleave, pace, ratio, spread, text
 from benchmarks.drawing import COLOURS, picture
 from benchmarks.load import Generator, Outcome, Plan, Stream, Tally
 from benchmarks.load.arrivals import poisson
@@ -55,14 +55,14 @@ class Point:
 
 
 POINTS = (
-    Point("rate", 64, 64, 1.0, arms=ALL),
+    Point("rate", 64, 64, 1.0),
     Point("rate", 64, 64, 2.0),
     Point("rate", 64, 64, 5.0, arms=ALL),
     Point("rate", 64, 64, 20.0, arms=ALL, quick=True),
     Point("length", 16, arms=ALL, quick=True),
     Point("length", 64),
-    Point("length", 256, arms=ALL),
-    Point("length", 512, quick=True),
+    Point("length", 256),
+    Point("length", 512, arms=ALL, quick=True),
     Point("adapter", 16, aggressor="slow", arms=ALL),
     Point("slo", 16, slo=True, arms=("bfq", "fifo"), quick=True),
 )
@@ -75,7 +75,7 @@ class Bench:
     arms: dict[str, Arm]
     generator: Generator
     seconds: float
-    warmup: float = 1.0
+    warmup: float
     texts: dict[int, list[str]] = field(default_factory=dict)
     capacity: dict[int, float] = field(default_factory=dict)  # texts/s
     full: dict[tuple[str, int], float] = field(default_factory=dict)  # seconds
@@ -108,7 +108,7 @@ class Bench:
     def _victim(self, point: Point, number: int) -> Stream:
         rate = self.capacity[point.victim_tokens] / 4
         slo_ms = SLO_BATCHES * self.full[point.aggressor, point.tokens] * 1e3 if point.slo else 0.0
-        times = poisson(rate, self.warmup + self.seconds, 100 + number)
+        times = poisson(rate, self.warmup + self.seconds, 100 + number)  # the same beside every aggressor
         return Stream(["victim"], self.texts[point.victim_tokens], times=times, slo_ms=slo_ms, ask_slo=point.slo)
 
     def _aggressor(self, point: Point, number: int) -> Stream:
@@ -121,7 +121,7 @@ class Bench:
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
     """Every point."""
-    rounds, seconds = (3, 3.0) if quick else (5, 4.0)
+    rounds, seconds, warmup = pace(quick=quick)
     points = [point for point in POINTS if point.quick or not quick]
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -129,18 +129,30 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
         tasks = [Task("victim"), Task("aggressor", max_queue=QUEUE), Task("slow", adapter=slow, max_queue=QUEUE)]
         arms = {name: stack.enter_context(shared(tasks, scheduler=name)) for name in ("bfq", "fifo")}
         arms["per-task"] = stack.enter_context(per_task(tasks))
-        bench = Bench(arms, stack.enter_context(Generator(APART.others[0])), seconds)
+        bench = Bench(arms, stack.enter_context(Generator(APART.others[0])), seconds, warmup)
         bench.calibrate(points)
-        return [_row(bench, point, rounds) for point in points]
+        rows = []
+        for victim_tokens in sorted({point.victim_tokens for point in points}, reverse=True):
+            rows += _rows(bench, [point for point in points if point.victim_tokens == victim_tokens], rounds)
+        return rows
 
 
-def _row(bench: Bench, point: Point, rounds: int) -> dict[str, Any]:
-    def measure(name: str) -> Any:
-        if name == "alone":
-            return lambda number: bench.alone(point, number)
+def _rows(bench: Bench, points: list[Point], rounds: int) -> list[dict[str, Any]]:
+    """Points with the same victim: once alone a round, then beside each aggressor."""
+
+    def measure(point: Point, name: str) -> Any:
         return lambda number: bench.measure(point, bench.arms[name], number)
 
-    seen = interleave({name: measure(name) for name in ("alone", *point.arms)}, rounds)
+    turns: dict[str, Any] = {"alone": lambda number: bench.alone(points[0], number)}
+    turns |= {f"{point} {name}": measure(point, name) for point in points for name in point.arms}
+    seen = interleave(turns, rounds)
+    return [
+        _row(bench, point, {"alone": seen["alone"]} | {name: seen[f"{point} {name}"] for name in point.arms})
+        for point in points
+    ]
+
+
+def _row(bench: Bench, point: Point, seen: dict[str, list[Tally]]) -> dict[str, Any]:
     p99 = {name: spread([each.p99_ms for each in results]) for name, results in seen.items()}
     full_ms = bench.full[point.aggressor, point.tokens] * 1e3
     rates = {name: [each.per_second for each in results] for name, results in seen.items()}
@@ -156,8 +168,9 @@ def _row(bench: Bench, point: Point, rounds: int) -> dict[str, Any]:
         "within_slo": {
             name: statistics.median(each.within_slo / each.offered for each in results)
             for name, results in seen.items()
+            if name != "alone"
         },
-        "rounds": rounds,
+        "rounds": len(seen["alone"]),
         "cores": str(APART),
     }
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.arms import APART, SPREAD, Arm, Cores, Task, lora_tasks, per_task, shared
-from benchmarks.compare import against, interleave, ratio, spread, text
+from benchmarks.compare import against, interleave, pace, ratio, spread, text
 from benchmarks.drawing import COLOURS, picture
 from benchmarks.load import Generator, Outcome, Plan, Stream
 from benchmarks.load.arrivals import poisson
@@ -24,7 +24,6 @@ from benchmarks.repositories import texts_of_length
 
 TOKENS = 16
 MAIN = 4  # tasks of the load sweep
-LOADS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.95)
 AT = 0.7
 OF_PER_TASK, OF_PARTITIONED = 0.5, 0.2
 FIGURES = ("mean_ms", "p50_ms", "p95_ms", "p99_ms")
@@ -37,11 +36,13 @@ class Layout:
     name: str
     cores: Cores
     arms: tuple[str, ...]
+    counts: tuple[int, ...]
+    loads: tuple[float, ...]  # of MAIN tasks; other counts get AT alone
 
 
 LAYOUTS = (
-    Layout("apart", APART, ("shared", "per-task")),
-    Layout("spread", SPREAD, ("shared", "per-task", "partitioned")),
+    Layout("apart", APART, ("shared", "per-task"), (2, MAIN, 8), (0.1, 0.4, AT, 0.9, 0.95)),
+    Layout("spread", SPREAD, ("shared", "per-task", "partitioned"), (2, MAIN), (0.1, 0.4, AT, 0.95)),
 )
 
 
@@ -55,7 +56,7 @@ class Bench:
     generator: Generator
     arms: dict[str, Arm]
     seconds: float
-    warmup: float = 1.0
+    warmup: float
     capacity: float = 0.0
 
     def saturated(self, arm: Arm) -> Outcome:
@@ -104,22 +105,21 @@ def _arm(kind: str, tasks: list[Task], cores: Cores, option: dict[str, int]) -> 
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
     """Layouts times numbers of tasks."""
-    rounds, seconds = (3, 3.0) if quick else (5, 4.0)
-    counts = (MAIN,) if quick else (2, MAIN, 8)
+    rounds, seconds, warmup = pace(quick=quick)
     texts = texts_of_length(TOKENS, 512)
     rows: list[dict[str, Any]] = []
-    with lora_tasks(max(counts)) as every:
+    with lora_tasks(MAIN if quick else 8) as every:
         for layout in LAYOUTS:
             core = layout.cores.others[0] if len(layout.cores.others) == 1 else None
             with Generator(core) as generator:
-                best = chosen(layout, every[:MAIN], texts, generator, 2.0 if quick else 4.0)
-                for count in counts:
+                best = chosen(layout, every[:MAIN], texts, generator, seconds)
+                for count in (MAIN,) if quick else layout.counts:
                     with contextlib.ExitStack() as stack:
                         arms = {
                             kind: stack.enter_context(_arm(kind, every[:count], layout.cores, best[kind]))
                             for kind in layout.arms
                         }
-                        bench = Bench(layout, every[:count], texts, generator, arms, seconds)
+                        bench = Bench(layout, every[:count], texts, generator, arms, seconds, warmup)
                         rows += _rows(bench, rounds, quick, best)
     return rows
 
@@ -131,8 +131,7 @@ def _rows(bench: Bench, rounds: int, quick: bool, best: dict[str, Any]) -> list[
     full = interleave({name: saturated(arm) for name, arm in bench.arms.items()}, rounds)
     bench.capacity = statistics.median(each.per_second for each in full["shared"])
     rows = [_row(bench, "saturated", full, best)]
-    loads: tuple[float, ...] = LOADS if len(bench.tasks) == MAIN else (AT,)
-    for load in (0.3, AT) if quick else loads:
+    for load in bench.layout.loads if len(bench.tasks) == MAIN and not quick else (AT,):
 
         def loaded(arm: Arm, load: float = load) -> Any:
             return lambda number: bench.loaded(arm, load, number)

@@ -69,7 +69,7 @@ def measure(point: Point, rounds: int, seconds: float) -> dict[str, Any]:
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
     """All points."""
-    return [measure(point, rounds=3 if quick else 7, seconds=5 if quick else 8) for point in POINTS]
+    return [measure(point, rounds=2 if quick else 5, seconds=2 if quick else 5) for point in POINTS]
 
 
 def show(rows: list[dict[str, Any]]) -> None:

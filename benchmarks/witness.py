@@ -90,7 +90,7 @@ def perf_analyzer(url: str, texts: list[str], seconds: float, *load: str) -> dic
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
     """The ceiling, then both loads."""
-    rounds, seconds = (2, 2.0) if quick else (5, 3.0)
+    rounds, seconds = (1, 1.0) if quick else (5, 2.0)
     texts = texts_of_length(TOKENS, 256)
     alone = ceiling(seconds)
     rows: list[dict[str, Any]] = []

@@ -116,6 +116,8 @@ class Engine:
                 raise RuntimeError(f"the runtime left {forgotten} requests without an outcome")
         except Exception as error:
             self.counts.broken_passes += 1
+            if self.runtime.is_fatal(error):
+                raise  # ends the thread, and that the process, with every request answered
             left = [request for request in batch if request in self._in_flight]
             alone = len(batch) == 1
             failed = ExecutionFailed(f"the pass over the backbone raised {type(error).__name__}: {error}")

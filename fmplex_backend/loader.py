@@ -28,7 +28,8 @@ log = logging.getLogger("fmplex")
 
 SETTLE_MS = 2  # quiet time after which a change on disk is read
 GATHER_MS = 10  # changes are read at least this often while they go on
-RESCAN_MS = 10_000  # everything is looked at this often: file systems that give no notice exist
+RESCAN_MS = 5_000  # everything is looked at this often: file systems that give no notice exist
+GRACE_S = 2.0
 LOOK_S = 1.0  # the same, where it is known that no notice comes
 
 
@@ -58,16 +59,27 @@ class Loader:
     Args:
         max_queue: the bound of vFMs whose task names none.
         slots: tags from 0 to this, exclusive, exist.
+        grace: seconds that a task which left the repository, or went to another backbone, is still answered for.
     """
 
-    def __init__(self, repository: Repository, runtime: Runtime, engine: Engine, *, max_queue: int, slots: int) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        runtime: Runtime,
+        engine: Engine,
+        *,
+        max_queue: int,
+        slots: int,
+        grace: float = GRACE_S,
+    ) -> None:
         self.repository, self.runtime, self.engine = repository, runtime, engine
-        self.max_queue, self.slots = max_queue, slots
+        self.max_queue, self.slots, self.grace = max_queue, slots, grace
         self.table: Table = {}
         self.refused_by_name: dict[str, str] = {}  # for the log: each refusal is said once
         self._entries: dict[str, Entry] = {}
         self._served: dict[str, Served] = {}
         self._failed: dict[str, tuple[TaskSpec, TaskRefused]] = {}
+        self._leaving: dict[int, tuple[Vfm, float]] = {}  # by tag: until when
         self._wanted: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._stop = threading.Event()
         self._reading = threading.Lock()  # a scan at a time: the watcher's or one a request asked for
@@ -196,10 +208,22 @@ class Loader:
                     retired.pop(name)
             elif now.vfm is not None:
                 table[now.vfm] = self._refusal(name, now.vfm, now.error)
+        for name, gone in retired.items():
+            moved = not isinstance(entries.get(name), BrokenTask)
+            self._leaving[gone.spec.vfm] = (gone.vfm, self.engine.clock() + (self.grace if moved else 0.0))
+        ended = self._let_go(table)
         self._say(entries, served, table)
         self._served, self.table = served, table
-        for gone in retired.values():  # after the table; what was being prepared meanwhile the engine answers
-            self.engine.post(partial(self.engine.retire, gone.vfm))
+        for vfm in ended:  # after the table; what was being prepared meanwhile the engine answers
+            self.engine.post(partial(self.engine.retire, vfm))
+
+    def _let_go(self, table: dict[int, Vfm | Refusal]) -> list[Vfm]:
+        """Keep those that left within the grace in the table: Triton may still send by the entry it has loaded."""
+        now = self.engine.clock()
+        ended = [tag for tag, (_, until) in self._leaving.items() if tag in table or now >= until]
+        gone = [self._leaving.pop(tag)[0] for tag in ended]
+        table |= {tag: vfm for tag, (vfm, _) in self._leaving.items()}
+        return gone
 
     def _refusal(self, name: str, tag: int, error: FmplexError) -> Refusal:
         former = self.table.get(tag)
@@ -234,16 +258,10 @@ class Loader:
         except TaskRefused as error:
             self._failed[spec.name] = (spec, error)
             return error
-        except Exception as error:  # one task's files must not take the others down
+        except Exception as error:  # one task's files must not take the others down; the next look tries again
             log.exception("loading task %s", spec.name)
-            refused = TaskRefused(
-                spec.version.path,
-                "(whole version)",
-                f"loading it raised {type(error).__name__}: {error}",
-                "See the server's log",
-            )
-            self._failed[spec.name] = (spec, refused)
-            return refused
+            raised = f"loading it raised {type(error).__name__}: {error}"
+            return TaskRefused(spec.version.path, "(whole version)", raised, "See the server's log")
         self._failed.pop(spec.name, None)
         return extensions
 

@@ -45,6 +45,10 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "fmplex_backbone_passes_total": ("counter", "Passes over the backbone; a batch of mixed lengths takes several"),
     "fmplex_backbone_items_total": ("counter", "Items in these batches; divided by batches: the mean batch size"),
     "fmplex_backbone_busy_seconds_total": ("counter", "Time the backbone was running passes"),
+    "fmplex_backbone_broken_passes_total": (
+        "counter",
+        "Passes that raised; their requests ran again, one by one",
+    ),
     "fmplex_backbone_vfms": ("gauge", "vFMs on a backbone"),
     "fmplex_backbone_adapters": ("gauge", "vFMs with an adapter"),
 }
@@ -60,6 +64,7 @@ def samples(service: Service) -> Iterator[Sample]:
     yield Sample("fmplex_backbone_passes_total", backbone, counts.passes)
     yield Sample("fmplex_backbone_items_total", backbone, counts.items)
     yield Sample("fmplex_backbone_busy_seconds_total", backbone, counts.busy_s)
+    yield Sample("fmplex_backbone_broken_passes_total", backbone, counts.broken_passes)
     yield Sample("fmplex_backbone_vfms", backbone, len(vfms))
     yield Sample("fmplex_backbone_adapters", backbone, sum(vfm.adapted for vfm in vfms))
     for reason, count in list(service.intake.failures.items()):

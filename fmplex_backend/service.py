@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from fmplex_backend.config import BackboneConfig
@@ -211,7 +211,11 @@ class Service:
     def _reply_forever(self) -> None:
         while (item := self._replies.get()) is not None:
             request, outcome = item
-            request.resolve(outcome if isinstance(outcome, Failed) else self._decode(request, outcome))
+            try:
+                request.resolve(outcome if isinstance(outcome, Failed) else self._decode(request, outcome))
+            except BaseException:
+                self._replies.put(item)  # answered with the rest when this thread has died
+                raise
 
     def _decode(self, request: Request, outcome: Finished) -> Reply:
         try:
@@ -232,8 +236,8 @@ class Service:
                 continue
             found: SimpleQueue[list[Request]] = SimpleQueue()
             self.engine.post(partial(self._find_waiting, found))
-            gone = [request for request in found.get() if _is_gone(request)]
-            if gone:
+            with suppress(Empty):  # a long pass, or the end
+                gone = [request for request in found.get(timeout=PATIENCE_S) if _is_gone(request)]
                 self.engine.post(partial(self.engine.cancel, gone))
 
     def _find_waiting(self, found: SimpleQueue[list[Request]]) -> None:

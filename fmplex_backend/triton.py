@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from fmplex_backend.scheduling import CostModel
     from fmplex_backend.types import Runtime
 
+log = logging.getLogger("fmplex")
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
@@ -109,7 +111,12 @@ def _send(where: tuple[Any, list[str]], reply: Reply) -> None:
         response = _response(reply, names)
     except Exception as error:  # a decoder's tensors that Triton does not take
         response = _error_response(ExecutionFailed(f"the answer's tensors cannot be sent: {error}"))
-    sender.send(response, flags=FINAL)
+    try:
+        sender.send(response, flags=FINAL)
+    except Exception as error:  # no shared memory left for this answer: the next one's may be smaller
+        log.exception("sending an answer")
+        with suppress(Exception):  # where the sender has closed itself, the server has answered
+            sender.send(_error_response(ExecutionFailed(f"the answer cannot be sent: {error}")), flags=FINAL)
 
 
 def _response(reply: Reply, names: list[str]) -> Any:
@@ -181,7 +188,6 @@ class _TritonLog(logging.Handler):
 
 
 def _log_to_triton() -> None:
-    log = logging.getLogger("fmplex")
     log.setLevel(logging.INFO)
     log.handlers = [_TritonLog()]
     log.propagate = False

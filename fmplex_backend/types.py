@@ -158,5 +158,8 @@ class Runtime(Protocol):
     def decode(self, request: Request, value: Any) -> Mapping[str, Any]:
         """Output tensors of a finished request. The reply thread."""
 
+    def is_fatal(self, error: Exception) -> bool:
+        """Whether nothing can run after this error of a pass: a device that is gone. The process then ends."""
+
     def profile(self) -> Iterator[tuple[PassShape, float]]:
         """A few measured passes at load: seeds of the cost model."""

@@ -140,7 +140,7 @@ class _Reader:
                 self.weights, name_a, f"rank {rank} is not between 1 and {MAX_RANK}", "Train with a rank that is"
             )
         alphas: dict[str, float] = self.config.alpha_pattern or {}
-        alpha: float = alphas.get(get_pattern_key(alphas.keys(), _trained_path(name_a)), self.config.lora_alpha)
+        alpha = alphas.get(get_pattern_key(list(alphas), _trained_path(name_a)), float(self.config.lora_alpha))
         scale = alpha / (math.sqrt(rank) if self.config.use_rslora else rank)
         return LoraWeights(
             a=a.float().T.to(self.device, self.dtype).contiguous(),
@@ -153,6 +153,10 @@ class _Reader:
         expect_shape(self.weights, name, magnitude, (linear.out_features,), f"the backbone's {path}")
         merged = linear.weight.detach().float() + (pair.a.float() @ pair.b.float()).T
         ratio = (magnitude.to(merged) / merged.norm(dim=1)).to(self.dtype)  # [out]
+        if not bool(torch.isfinite(ratio).all()):
+            raise TaskRefused(
+                self.weights, name, f"the merged weight of {path} has a row of zeros", "Train the adapter again"
+            )
 
         def transform(base: nn.Linear, x: Tensor, y: Tensor) -> Tensor:
             plain = y if base.bias is None else y - base.bias

@@ -128,28 +128,37 @@ class AdapterBank:
 
     def attach(self, adapter: Adapter) -> None:
         """Give an adapter a slot and copy its weights there."""
-        self.attached += 1
         for path in adapter.solo:
             self._wrap(path)
-        if not adapter.batched:
-            return
-        bucket = max(MIN_BUCKET, 1 << (adapter.rank - 1).bit_length())
+        if adapter.batched:
+            adapter.bucket = max(MIN_BUCKET, 1 << (adapter.rank - 1).bit_length())
+            adapter.slot = self._take_slot(adapter.bucket)
+        self.attached += 1
+        try:
+            for path, weights in adapter.lora.items():
+                self._stack(path, adapter.bucket).put(adapter.slot, weights)
+        except BaseException:  # no memory for a stack
+            self.detach(adapter)
+            raise
+        adapter.lora.clear()
+
+    def _take_slot(self, bucket: int) -> int:
         free = self._free.setdefault(bucket, [])
         if not free:
             have = self._slots.get(bucket, 1)  # slot 0 is nobody's
             grown = max(4, have + have // 2)
-            free.extend(reversed(range(have, grown)))
-            self._slots[bucket] = grown
             for linear in self._wrapped.values():
                 if bucket in linear.stacks:
                     linear.stacks[bucket].grow(grown)
-        adapter.bucket, adapter.slot = bucket, free.pop()
-        for path, weights in adapter.lora.items():
-            linear = self._wrap(path)
-            if bucket not in linear.stacks:
-                linear.stacks[bucket] = _Stack(linear.base, bucket, self._slots[bucket])
-            linear.stacks[bucket].put(adapter.slot, weights)
-        adapter.lora.clear()
+            self._slots[bucket] = grown
+            free.extend(reversed(range(have, grown)))
+        return free.pop()
+
+    def _stack(self, path: str, bucket: int) -> _Stack:
+        linear = self._wrap(path)
+        if bucket not in linear.stacks:
+            linear.stacks[bucket] = _Stack(linear.base, bucket, self._slots[bucket])
+        return linear.stacks[bucket]
 
     def detach(self, adapter: Adapter) -> None:
         """Take an adapter's slot back."""

@@ -150,6 +150,10 @@ class FakeRuntime:
         extensions: FakeExtensions = request.extensions
         return extensions.decoder.decode(value, extensions.mark)
 
+    def is_fatal(self, error: Exception) -> bool:
+        """Never: `die` raises what is no Exception."""
+        return False
+
     def profile(self) -> Iterator[tuple[PassShape, float]]:
         """As `seconds` says."""
         for rows, tokens in PROFILE:

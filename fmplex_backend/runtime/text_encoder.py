@@ -155,6 +155,10 @@ class TextEncoderRuntime:
         for group in plan_passes([len(row.tokens.ids) for row in rows], self.predict):
             yield self._pass([rows[position] for position in group])
 
+    def is_fatal(self, error: Exception) -> bool:
+        """CUDA errors other than a lack of memory stay with the process."""
+        return "CUDA error" in str(error) and not isinstance(error, torch.OutOfMemoryError)
+
     def profile(self) -> Iterator[tuple[PassShape, float]]:
         """Time a few shapes, after one that warms up."""
         longest = self.tokenizer.max_length

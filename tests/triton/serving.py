@@ -41,6 +41,11 @@ class Serving:
         """For tritonclient.http."""
         return self.server.http_url
 
+    @property
+    def refused(self) -> list[str]:
+        """What did not load when it started, and why."""
+        return [f"{state.name}: {state.reason}" for state in self.states if not state.ready]
+
     def client(self) -> GrpcClient:
         """A client of this server."""
         return GrpcClient(self.grpc_url)

@@ -92,7 +92,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
 def started(repository: Path, references: dict[str, Reference]) -> Iterator[Zoo]:
     """A server on a repository of which everything must load."""
     with serving(repository, repository.parent) as server:
-        assert not [f"{state.name}: {state.reason}" for state in server.states if not state.ready]
+        assert not server.refused
         yield Zoo(server, tuple(references), references)
 
 

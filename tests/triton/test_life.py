@@ -40,6 +40,7 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     for task in STEADY:
         write_task(repository, task)
     with serving(repository, folder) as server:
+        assert not server.refused
         yield server
 
 

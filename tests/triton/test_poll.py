@@ -24,6 +24,7 @@ def polling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     write_backbone(repository, threads="1")
     write_task(repository, Task("steady", 0, adapter=lora()))
     with serving(repository, folder, control="poll") as server:
+        assert not server.refused
         yield server
 
 

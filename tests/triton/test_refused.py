@@ -208,6 +208,7 @@ def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
         task = Task(case.name, TAGS[case.name], adapter=case.adapter, parameters={"weight": "1.5"})
         case.spoil(write_task(repository, task))
     with serving(repository, folder) as server:
+        assert not server.refused
         yield server
 
 

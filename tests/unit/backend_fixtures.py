@@ -174,11 +174,13 @@ def _no_reply(request: Request, reply: Reply) -> None:
 class LoaderRig:
     """A loader over the fake runtime; its engine runs when it is told to."""
 
-    def __init__(self, root: Path, *, slots: int = 16, max_queue: int = 100) -> None:
+    def __init__(self, root: Path, *, slots: int = 16, max_queue: int = 100, grace: float = 0.0) -> None:
         self.root = root
         self.engine_rig = EngineRig()
         self.engine, self.runtime = self.engine_rig.engine, self.engine_rig.runtime
-        self.loader = Loader(Repository(root, BACKBONE), self.runtime, self.engine, max_queue=max_queue, slots=slots)
+        self.loader = Loader(
+            Repository(root, BACKBONE), self.runtime, self.engine, max_queue=max_queue, slots=slots, grace=grace
+        )
 
     def refresh(self, *names: str) -> None:
         """Read the repository, then let the engine do what it was told."""

@@ -167,6 +167,16 @@ def test_only_the_culprit_fails(version: Path, rows_per_pass: int | None) -> Non
     check(rig)
 
 
+def test_an_error_that_nothing_survives_ends_the_engine(version: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = EngineRig()
+    monkeypatch.setattr(rig.runtime, "is_fatal", lambda error: True)
+    bad = rig.send(rig.vfm(version), "poison")
+    with pytest.raises(RuntimeError, match="this text says so"):
+        rig.step()
+    rig.engine.abandon(ExecutionFailed("the device is gone"))
+    assert rig.reason(bad) == "execution"
+
+
 def test_the_broken_pass_costs_those_who_were_in_it(rig: EngineRig, version: Path) -> None:
     one, two = rig.vfm(version), rig.vfm(version)
     rig.send(one, "poison")

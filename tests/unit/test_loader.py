@@ -133,6 +133,33 @@ def test_what_waits_is_served_before_its_task_goes(rig: LoaderRig) -> None:
     assert rig.runtime.attached == []
 
 
+def test_a_task_that_left_is_answered_for_until_the_server_has_let_go_of_its_entry(tmp_path: Path) -> None:
+    rig = LoaderRig(tmp_path, grace=2.0)
+    write_task(rig.root, "one", 0)
+    write_task(rig.root, "two", 1)
+    rig.refresh()
+    shutil.rmtree(rig.root / "one")
+    rig.refresh("one")
+    assert rig.vfm(0).name == "one"
+    assert rig.vfm(0) in rig.engine.vfms
+    rig.engine_rig.clock.sleep(2.0)
+    rig.refresh()
+    assert set(rig.loader.table) == {1}
+    assert rig.engine.vfms == {rig.vfm(1)}
+
+
+def test_the_tag_of_a_task_that_left_is_free_at_once(tmp_path: Path) -> None:
+    rig = LoaderRig(tmp_path, grace=2.0)
+    write_task(rig.root, "one", 0)
+    rig.refresh()
+    shutil.rmtree(rig.root / "one")
+    rig.refresh("one")
+    write_task(rig.root, "new", 0)
+    rig.refresh("new")
+    assert rig.vfm(0).name == "new"
+    assert rig.engine.vfms == {rig.vfm(0)}
+
+
 def test_a_task_that_moves_to_another_backbone(rig: LoaderRig) -> None:
     write_task(rig.root, "one", 0)
     rig.refresh()

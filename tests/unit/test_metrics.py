@@ -73,6 +73,7 @@ def service(tmp_path: Path) -> Service:
     write_task(tmp_path, "two", 1, task={"adapter": "lora"})
     config = BackboneConfig(model="none")
     service = Service(tmp_path, BACKBONE, config, 8, lambda cost: FakeRuntime(sleep=lambda s: None), lambda code: None)
+    service.loader.grace = 0.0
     service.loader.refresh()
     service.engine.step(wait=False)
     return service
@@ -109,7 +110,14 @@ def test_a_backbones_samples(service: Service, caller: Caller) -> None:
         ask(service, caller, tag)
     backbone = {name.removeprefix("fmplex_backbone_"): of(service, name) for name in FAMILIES if "_backbone_" in name}
     busy = backbone.pop("busy_seconds_total")
-    assert backbone == {"batches_total": 3, "passes_total": 3, "items_total": 3, "vfms": 2, "adapters": 1}
+    assert backbone == {
+        "batches_total": 3,
+        "passes_total": 3,
+        "items_total": 3,
+        "broken_passes_total": 0,
+        "vfms": 2,
+        "adapters": 1,
+    }
     assert busy == pytest.approx(sum(of(service, "fmplex_service_seconds_total", task=t) or 0 for t in ("one", "two")))
 
 

@@ -251,6 +251,22 @@ def test_a_slot_is_used_again_and_holds_nothing_of_its_former_owner(paths: list[
     assert bench.bank.attached == 3
 
 
+def test_an_adapter_that_cannot_be_attached_leaves_no_trace(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    first = bench.attach(paths[0])
+    with monkeypatch.context() as patch:
+        patch.setattr("fmplex_backend.extensions.multi_lora._Stack.put", _no_memory)
+        with pytest.raises(MemoryError):
+            bench.attach(paths[1])
+    second = bench.attach(paths[1])
+    bench.check([(first, paths[0]), (second, paths[1])])
+    assert bench.bank.attached == 2
+
+
+def _no_memory(*_: object) -> None:
+    raise MemoryError
+
+
 def test_when_all_are_gone_the_backbone_is_bare(paths: list[Path]) -> None:
     bench = Bench()
     adapters = [bench.attach(path) for path in paths[:5]]

@@ -70,6 +70,7 @@ class ServiceRig:
             lambda cost: FakeRuntime(sleep=sleep),
             self._exit,
         )
+        self.service.loader.grace = 0.0
 
     def _exit(self, code: int) -> None:
         self.exits.append(code)
