@@ -1,14 +1,17 @@
 """Overhead: what a request costs besides the backbone's forward, in its parts, in microseconds of one core.
 
-Ten LoRA tasks of 16 tokens under saturation (closed loop, 64 clients). Processor time of each process in the counted
-time, per request; the backbone's process is divided among its parts by where py-spy finds its threads at work. Of the
-parts, `intake`, `tokenise`, `schedule` and `engine` lie between receiving a request and the forward. The flame graph
-of the same load goes to docs/.
+Ten LoRA tasks of 16 tokens under saturation (closed loop, 64 clients). Processor time of each process, and of each
+thread of the backbone's, in the counted time, per request; the engine thread's is divided by where py-spy finds it.
+`intake` (reading a request, tokenising it), `schedule` and `engine` (everything else on the engine thread) lie between
+receiving a request and the forward; `reply` is head and sending, `stub` Triton's own threads in the backbone's process,
+`server` tritonserver. The flame graph of the same load goes to docs/.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 import shutil
 import statistics
 import subprocess
@@ -33,64 +36,55 @@ TOKENS, TASKS, CLIENTS = 16, 10, 64
 BEFORE_US, SCHEDULE_US = 350.0, 50.0
 FLAMES = Path("docs/flame-backbone.svg")
 HZ = 250
-# The first that is found in a stack, from its leaf up, names the part.
-PARTS = {
-    "_forward (": "forward",
-    "applied (": "forward",
-    "(fmplex_backend/scheduling/": "schedule",
-    "_tokenize (": "tokenise",
-    "prepare (": "tokenise",
-    "decode (": "decode",
-    "_send (": "reply",
-    "_reply_forever (": "reply",
-    "execute (": "intake",
-    "publish (": "metrics",
-    "step (": "engine",
-    "run_forever (": "engine",
-}
-BEFORE = ("intake", "tokenise", "schedule", "engine")
+ROLES = {"MainThread": "intake", "fmplex-engine": "engine", "fmplex-reply": "reply", "fmplex-metrics": "metrics"}
+# The first that is found in a stack of the engine's, from its leaf up, names the part.
+ENGINE = {"_forward (": "forward", "(fmplex_backend/scheduling/": "schedule"}
+BEFORE = ("intake", "schedule", "engine")
 
 
 def part_of(stack: str) -> str:
-    """A folded stack, root first -> the part it belongs to."""
+    """A folded stack of the engine thread, root first -> the part it belongs to."""
     for frame in reversed(stack.split(";")):
-        for mark, part in PARTS.items():
+        for mark, part in ENGINE.items():
             if mark in frame:
                 return part
-    return "other"
+    return "engine"
 
 
-def sample(process: psutil.Process, seconds: float, form: str, target: Path) -> None:
-    """Let py-spy watch a process; only threads at work count."""
-    spy = shutil.which("py-spy", path=str(Path(sys.executable).parent)) or "py-spy"
-    line = [
-        spy,
-        "record",
-        "-p",
-        str(process.pid),
-        "-d",
-        str(round(seconds)),
-        "-r",
-        str(HZ),
-        "-f",
-        form,
-        "-o",
-        str(target),
-    ]
-    done = subprocess.run([*line, "--nonblocking"], capture_output=True, text=True, check=False)
-    if not target.is_file():
+def spy(process: psutil.Process, *arguments: str) -> str:
+    """What py-spy says."""
+    binary = shutil.which("py-spy", path=str(Path(sys.executable).parent)) or "py-spy"
+    done = subprocess.run(
+        [binary, *arguments, "--pid", str(process.pid), "--nonblocking"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
         raise RuntimeError(f"py-spy failed:\n{done.stderr[-1000:]}")
+    return done.stdout
 
 
-def shares(folded: Path) -> dict[str, float]:
-    """Of the samples, by part."""
+def record(process: psutil.Process, seconds: float, form: str, target: Path) -> None:
+    """Stacks of the threads at work."""
+    spy(process, "record", "-d", str(round(seconds)), "-r", str(HZ), "-t", "-f", form, "-o", str(target))
+
+
+def engine_shares(folded: Path) -> dict[str, float]:
+    """Of the engine thread's samples, by part."""
     counts: dict[str, int] = {}
     for line in folded.read_text(encoding="utf-8").splitlines():
         stack, count = line.rsplit(" ", 1)
-        part = part_of(stack)
-        counts[part] = counts.get(part, 0) + int(count)
+        if "fmplex-engine" in stack.split(";")[0]:
+            counts[part_of(stack)] = counts.get(part_of(stack), 0) + int(count)
     total = sum(counts.values())
     return {part: count / total for part, count in counts.items()}
+
+
+def thread_seconds(process: psutil.Process, names: dict[int, str]) -> dict[str, float]:
+    """Processor time by role; what is no Python thread of ours is Triton's stub itself."""
+    spent: dict[str, float] = {}
+    for thread in process.threads():
+        role = ROLES.get(names.get(thread.id, ""), "stub")
+        spent[role] = spent.get(role, 0.0) + thread.user_time + thread.system_time
+    return spent
 
 
 def _beside(work: Callable[[], None], plan: Plan, generator: Generator) -> Outcome:
@@ -108,23 +102,26 @@ def _beside(work: Callable[[], None], plan: Plan, generator: Generator) -> Outco
 
 
 def _round(arm: Arm, plan: Plan, generator: Generator, folder: Path) -> dict[str, float]:
-    """Two loads: one for the processors' time with nobody watching, one for the stacks."""
-    processes = {"server": psutil.Process(arm.server.pid), "backbone": backbone_process(arm.server)}
+    """Two loads: one for the processors' time with nobody watching, one for the engine's stacks."""
+    backbone, server = backbone_process(arm.server), psutil.Process(arm.server.pid)
+    names = {each["os_thread_id"]: each["thread_name"] for each in json.loads(spy(backbone, "dump", "--json"))}
     spent: dict[str, float] = {}
 
+    def now() -> dict[str, float]:
+        return thread_seconds(backbone, names) | {"server": sum(server.cpu_times()[:2])}
+
     def watch() -> None:
-        before = {name: sum(process.cpu_times()[:2]) for name, process in processes.items()}
+        before = now()
         time.sleep(plan.seconds)
-        spent.update({name: sum(process.cpu_times()[:2]) - before[name] for name, process in processes.items()})
+        spent.update({role: seconds - before.get(role, 0.0) for role, seconds in now().items()})
 
     outcome = _beside(watch, plan, generator)
-    each = {name: seconds / outcome.answered * 1e6 for name, seconds in spent.items()}
     folded = folder / "folded"
-    _beside(lambda: sample(processes["backbone"], plan.seconds, "raw", folded), plan, generator)
-    parts = {part: share * each["backbone"] for part, share in shares(folded).items()}
-    folded.unlink()
-    client = 1e6 / outcome.ceiling
-    return {"server": each["server"], "client": client, "per_second": outcome.per_second, **parts}
+    _beside(lambda: record(backbone, plan.seconds, "raw", folded), plan, generator)
+    parts = {role: seconds / outcome.answered * 1e6 for role, seconds in spent.items()}
+    engine = parts.pop("engine")
+    parts |= {part: share * engine for part, share in engine_shares(folded).items()}
+    return parts | {"client": 1e6 / outcome.ceiling, "per_second": outcome.per_second}
 
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
@@ -139,7 +136,7 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
         plan = Plan(arm.url, [Stream([task.name for task in tasks], texts, CLIENTS)], seconds)
         seen = [_round(arm, plan, generator, folder) for _ in range(rounds)]
         process = backbone_process(arm.server)
-        _beside(lambda: sample(process, seconds, "flamegraph", folder / "flames.svg"), plan, generator)
+        _beside(lambda: record(process, seconds, "flamegraph", folder / "flames.svg"), plan, generator)
         FLAMES.write_text(_without_paths((folder / "flames.svg").read_text(encoding="utf-8")), encoding="utf-8")
     parts = sorted({name for each in seen for name in each} - {"per_second"})
     medians = {name: statistics.median(each.get(name, 0.0) for each in seen) for name in parts}
@@ -155,8 +152,9 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
 
 
 def _without_paths(svg: str) -> str:
-    """No folder of this machine in a picture for others."""
-    for folder in sorted({str(Path.cwd()), str(Path(subprocess.__file__).parent), str(Path.home())}, key=len)[::-1]:
+    """No folder of this machine in a picture for others: frames keep the path inside their package."""
+    svg = re.sub(r"[^\s\"<>]*/py-spy record [^<\"]*", "the backbone's process under load", svg)
+    for folder in sorted({str(Path.cwd()), sys.prefix, sys.base_prefix, str(Path.home())}, key=len, reverse=True):
         svg = svg.replace(f"{folder}/", "")
     return svg
 

@@ -17,7 +17,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from fmplex_backend.config import load_backbone_config
-from fmplex_backend.errors import BackboneRefused, ExecutionFailed, FmplexError
+from fmplex_backend.errors import BackboneRefused, ExecutionFailed, FmplexError, InvalidRequest
 from fmplex_backend.interface import FAMILY_INPUTS, FAMILY_OUTPUTS, USAGE_DIMS, tag_name, tag_of
 from fmplex_backend.metrics import Publisher
 from fmplex_backend.service import Call, Service
@@ -122,6 +122,10 @@ def _send(where: tuple[Any, list[str]], reply: Reply) -> None:
 def _response(reply: Reply, names: list[str]) -> Any:
     if isinstance(reply, Failed):
         return _error_response(reply.error)
+    missing = [name for name in names if tag_of(name) is None and name not in reply.tensors]
+    if missing:  # of a request to the backbone itself: a task's entry is checked when it is read
+        gives = ", ".join(reply.tensors)
+        return _error_response(InvalidRequest(f"this task does not make {', '.join(missing)}, but {gives}"))
     tensors = []
     for name in names:
         if tag_of(name) is None:

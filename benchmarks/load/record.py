@@ -100,16 +100,20 @@ def _tally(records: Iterable[TaskRecord], seconds: float) -> dict[str, Any]:
     histogram = _histogram(each for record in records for each in record.seconds)
     good, offered = sum(record.good for record in records), sum(record.offered for record in records)
     answered = sum(record.answered for record in records)
+
+    def late(milliseconds: float) -> float:
+        return milliseconds if good or not offered else math.inf  # nothing came back: no latency would be the best one
+
     return {
         "offered": offered,
         "answered": answered,
         "failures": offered - good,
         "within_slo": sum(record.within_slo for record in records),
         "per_second": answered / seconds,
-        "mean_ms": histogram.get_mean_value() / 1e3 if good else 0.0,
-        "p50_ms": histogram.get_value_at_percentile(50) / 1e3,
-        "p95_ms": histogram.get_value_at_percentile(95) / 1e3,
-        "p99_ms": histogram.get_value_at_percentile(99) / 1e3,
+        "mean_ms": late(histogram.get_mean_value() / 1e3 if good else 0.0),
+        "p50_ms": late(histogram.get_value_at_percentile(50) / 1e3),
+        "p95_ms": late(histogram.get_value_at_percentile(95) / 1e3),
+        "p99_ms": late(histogram.get_value_at_percentile(99) / 1e3),
         "max_ms": histogram.get_max_value() / 1e3 if good else 0.0,
         "batch_items": sum(record.items for record in records) / good if good else 0.0,
     }

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 
-WORDS = (
-    "the a of and to in that it was for on are as with his they at be this from have or by one had not but what all "
-    "were when we there can an your which their said if do will each about how up out them then she many some so "
-    "these would other into has more her two like him see time could no make than first been its who now people my "
-    "made over did down only way find use may water long little very after words called just where most know river "
-    "harbour lantern morning quarrel kettle orchard violin engine passport ticket Geneva Lisbon Toyota Olga marathon "
-    "refund balance invoice goalkeeper parliament satellite enzyme wonderful dreadful boring splendid angry cheerful"
-).split()
+VOCABULARY = """
+the a of and to in that it was for on are as with his they at be this from have or by one had not but what all were
+when we there can an your which their said if do will each about how up out them then she many some so these would
+other into has more her two like him see time could no make than first been its who now people my made over did down
+only way find use may water long little very after words called just where most know river harbour lantern morning
+quarrel kettle orchard violin engine passport ticket Geneva Lisbon Toyota Olga marathon refund balance invoice
+goalkeeper parliament satellite enzyme wonderful dreadful boring splendid angry cheerful
+"""
+WORDS = VOCABULARY.split()
 
 ODD = (
     "",
@@ -19,7 +20,7 @@ ODD = (
     "\n\t \r\n",
     "?",
     "a",
-    "Zażółć gęślą jaźń, naïve café – “quoted” … ½ ﬁ",
+    "Zażółć gęślą jaźń, naïve café \u2013 “quoted” … ½ ﬁ",
     "東京で会議がありました。とても楽しかったです。",
     "مرحبا بالعالم، كيف حالك اليوم؟",
     "I ❤️ this 👩‍👩‍👧‍👦 film 🎬!!! 10/10",

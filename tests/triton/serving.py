@@ -14,6 +14,7 @@ from typing import Literal
 import psutil
 import tritonclient.grpc as grpcclient
 from asking import GrpcClient
+
 from fmplex_controller.options import ServerOptions
 from fmplex_controller.server import ModelState, Server, free_ports
 

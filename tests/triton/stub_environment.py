@@ -13,7 +13,7 @@ import textwrap
 import venv
 from pathlib import Path
 
-HOOK = '''
+HOOK = """
 import importlib.abc
 import importlib.util
 import os
@@ -41,7 +41,7 @@ class Hook(importlib.abc.MetaPathFinder):
 
 
 sys.meta_path.insert(0, Hook())
-'''
+"""
 
 
 def site_packages(folder: Path) -> Path:

@@ -2,186 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from asking import Answer, GrpcClient, Hammer, Question
-from peft import LoHaConfig
+from breaking import ADAPTER, CASES, Case, edit_entry
 from reference import Reference, difference, minilm
-from safetensors.torch import load_file, save_file
 from sentences import sentence
 from serving import Serving, eventually, serving
 from tasks import Task, lora, write_backbone, write_entry, write_task, write_version
 
 TEXTS = [sentence(n, n) for n in range(1, 12)]
 GOOD = (Task("good-head", 0), Task("good-lora", 1, adapter=lora()))
-Break = Callable[[Path], None]  # gets the task's directory
-
-
-def edit_json(name: str, **changes: Any) -> Break:
-    """Change fields of a JSON file; a dotted name goes inside."""
-
-    def edit(directory: Path) -> None:
-        file = directory / "1" / name
-        document = json.loads(file.read_text())
-        for key, value in changes.items():
-            *outer, last = key.split("__")
-            section = document
-            for part in outer:
-                section = section.setdefault(part, {})
-            section[last] = value
-        file.write_text(json.dumps(document))
-
-    return edit
-
-
-def edit_tensor(name: str, change: Callable[[dict[str, torch.Tensor]], None]) -> Break:
-    """Change the tensors of a safetensors file."""
-
-    def edit(directory: Path) -> None:
-        file = directory / "1" / name
-        tensors = load_file(file)
-        change(tensors)
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, file)
-
-    return edit
-
-
-def delete(name: str) -> Break:
-    """Take a file or a folder away."""
-
-    def edit(directory: Path) -> None:
-        path = directory / "1" / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-    return edit
-
-
-def cut(name: str) -> Break:
-    """Keep the first half."""
-
-    def edit(directory: Path) -> None:
-        file = directory / "1" / name
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-    return edit
-
-
-def edit_entry(old: str, new: str) -> Break:
-    """Replace in config.pbtxt."""
-
-    def edit(directory: Path) -> None:
-        file = directory / "config.pbtxt"
-        text = file.read_text()
-        assert old in text
-        file.write_text(text.replace(old, new))
-
-    return edit
-
-
-def _nan(tensors: dict[str, torch.Tensor]) -> None:
-    tensors[max(tensors)][0, 0] = float("nan")
-
-
-def _infinite(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["bias"][0] = float("inf")
-
-
-def _narrow(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["weight"] = tensors["weight"][:, :128]
-
-
-def _fewer(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["weight"], tensors["bias"] = tensors["weight"][:2], tensors["bias"][:2]
-
-
-def _renamed(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["kernel"] = tensors.pop("weight")
-
-
-def _lora_narrow(tensors: dict[str, torch.Tensor]) -> None:
-    for name in tensors:
-        if "lora_A" in name:
-            tensors[name] = tensors[name][:, :256]
-
-
-def _lora_foreign(tensors: dict[str, torch.Tensor]) -> None:
-    for name in list(tensors):
-        tensors[name.replace("layer.5", "layer.11")] = tensors.pop(name)
-
-
-def _lora_half(tensors: dict[str, torch.Tensor]) -> None:
-    for name in list(tensors):
-        if "layer.3" in name and "lora_B" in name:
-            del tensors[name]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A way to break a task, and what the answer must name: file, field (or tensor), remedy."""
-
-    name: str
-    spoil: Break
-    says: tuple[str, ...]
-    adapter: Any = None
-
-
-HEAD, ADAPTER, SETTINGS = "decoder.safetensors", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"
-CASES = (
-    Case("no-task-json", delete("task.json"), ("1/task.json", "(whole file)", "no such file", "needs a task.json")),
-    Case("task-json-cut", cut("task.json"), ("1/task.json", "not readable as JSON", "Write it again")),
-    Case("unknown-decoder", edit_json("task.json", decoder__kind="oracle"), ("1/task.json", "decoder", "oracle", "docs/")),
-    Case("unknown-field", edit_json("task.json", encoder__speed=3), ("1/task.json", "encoder.speed", "docs/")),
-    Case("other-family", edit_json("task.json", family="causal-lm"), ("1/task.json", "family", "docs/")),
-    Case("same-labels", edit_json("task.json", decoder__labels=["a", "a", "b"]), ("1/task.json", "labels", "twice")),
-    Case("too-long", edit_json("task.json", encoder__max_length=4096), ("1/task.json", "encoder.max_length", "Lower it")),
-    Case(
-        "foreign",
-        edit_json("task.json", backbone__model="another", backbone__fingerprint="sha256:" + "0" * 32),
-        ("1/task.json", "backbone.fingerprint", "trained for another", "Bind the task to"),
-    ),
-    Case("no-head", delete(HEAD), (f"1/{HEAD}", "no such file", "Copy it")),
-    Case("head-cut", cut(HEAD), (f"1/{HEAD}", "not readable as safetensors", "cut short")),
-    Case("head-nan", edit_tensor(HEAD, _nan), (f"1/{HEAD}", "NaN", "Train or export")),
-    Case("head-infinite", edit_tensor(HEAD, _infinite), (f"1/{HEAD}", "bias", "infinite", "Train or export")),
-    Case("head-narrow", edit_tensor(HEAD, _narrow), (f"1/{HEAD}", "weight", "[3, 128]", "384", "Was it trained for")),
-    Case("head-fewer", edit_tensor(HEAD, _fewer), (f"1/{HEAD}", "weight", "[2, 384]", "Was it trained for")),
-    Case("head-renamed", edit_tensor(HEAD, _renamed), (f"1/{HEAD}", "kernel", "weight", "Save the head's tensors")),
-    Case("no-adapter", delete("adapter"), (f"1/{SETTINGS}", "no such file", "save_pretrained"), lora()),
-    Case("no-adapter-weights", delete(ADAPTER), (f"1/{ADAPTER}", "no such file", "Copy it"), lora()),
-    Case("adapter-cut", cut(ADAPTER), (f"1/{ADAPTER}", "not readable as safetensors", "cut short"), lora()),
-    Case("settings-cut", cut(SETTINGS), (f"1/{SETTINGS}", "PEFT cannot read it", "Save the adapter again"), lora()),
-    Case("adapter-nan", edit_tensor(ADAPTER, _nan), (f"1/{ADAPTER}", "lora_B", "NaN", "Train or export"), lora()),
-    Case("adapter-narrow", edit_tensor(ADAPTER, _lora_narrow), (f"1/{ADAPTER}", "lora_A", "256]", "384"), lora()),
-    Case("adapter-foreign", edit_tensor(ADAPTER, _lora_foreign), (f"1/{ADAPTER}", "layer.11", "another backbone"), lora()),
-    Case("adapter-half", edit_tensor(ADAPTER, _lora_half), (f"1/{ADAPTER}", "layer.3", "Save the adapter again"), lora()),
-    Case(
-        "adapter-kind",
-        lambda directory: None,
-        (f"1/{SETTINGS}", "peft_type", "LOHA", "Supported: LoRA"),
-        LoHaConfig(r=4, target_modules=["query"], init_weights=False),
-    ),
-    Case(
-        "adapter-saves-modules",
-        edit_json(SETTINGS, modules_to_save=["pooler"]),
-        (f"1/{SETTINGS}", "modules_to_save", "Train with it unset"),
-        lora(),
-    ),
-    Case("entry-dims", edit_entry("dims: [3] }\noutput { name: \"LABEL\"", "dims: [5] }\noutput { name: \"LABEL\""),
-         ("config.pbtxt", "output.SCORES.dims", "5", "3")),
-    Case("entry-outputs", edit_entry('output_map { key: "SCORES" value', 'output_map { key: "EMBEDDING" value'),
-         ("config.pbtxt", "output_map.EMBEDDING", "does not make it", "Map one of")),
-    Case("entry-weight", edit_entry('string_value: "1.5"', 'string_value: "much"'),
-         ("config.pbtxt", "parameters.weight", "'much'", "number above 0")),
-    Case("entry-slo", edit_entry('key: "weight" value { string_value: "1.5"', 'key: "slo_ms" value { string_value: "-5"'),
-         ("config.pbtxt", "parameters.slo_ms", "'-5'", "number above 0")),
-)  # fmt: skip
 SPOILT_VERSIONS = (
     "no-task-json",
     "task-json-cut",
@@ -268,7 +103,9 @@ def test_a_broken_task_heals_when_its_file_comes(refusing: Serving, client: Grpc
     assert not difference(client.ask_one("healing", TEXTS[0]).good(), 0, reference(TEXTS[0]))
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.name in SPOILT_VERSIONS], ids=lambda case: str(case.name))
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.name in SPOILT_VERSIONS], ids=lambda case: str(case.name)
+)
 def test_a_broken_new_version_leaves_the_old_one_serving(
     refusing: Serving, client: GrpcClient, tmp_path: Path, case: Case
 ) -> None:
@@ -303,9 +140,9 @@ def test_a_tag_beyond_the_slots(refusing: Serving, client: GrpcClient) -> None:
 def test_two_tags_in_one_entry(refusing: Serving, client: GrpcClient) -> None:
     task = Task("two-tags", 81)
     directory = write_task(refusing.repository, task)
-    second = 'output_map { key: "VFM_82" value: "usage2" } } ] }'
-    edit_entry("} } ] }", "}\n" + second)(directory)
-    edit_entry('output { name: "usage"', 'output { name: "usage2" data_type: TYPE_INT64 dims: [ 3 ] }\noutput { name: "usage"')(directory)  # fmt: skip
+    edit_entry("} } ] }", '}\noutput_map { key: "VFM_82" value: "usage2" } } ] }')(directory)
+    usage = 'output { name: "usage" data_type: TYPE_INT64 dims: [ 3 ] }'
+    edit_entry(usage, usage + "\n" + usage.replace("usage", "usage2"))(directory)
     refusing.load("two-tags")
     answer = client.ask_one("two-tags", "hello")
     assert answer.error

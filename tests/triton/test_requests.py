@@ -1,4 +1,4 @@
-"""Requests of every odd kind get an answer or a clear error, never a hang; and /metrics adds up.
+"""Requests of every odd kind get an answer or a clear error, never a hang.
 
 The server runs on the layout of an NGC container: `fmplex install-backend` into a backend directory beside Triton's own
 Python backend.
@@ -18,24 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import tritonclient.grpc as grpcclient
-from asking import Answer, GrpcClient, Question, ask_grpc
-from fmplex_controller.installation import find_tritonserver, wheel_libraries
+from asking import GrpcClient, Question, ask_grpc
 from reference import Reference, difference, minilm
 from sentences import sentence
-from serving import Serving, eventually, serving
+from serving import Serving, serving
 from tasks import Task, lora, write_backbone, write_task
 from tritonclient.utils import InferenceServerException
+
+from fmplex_controller.installation import find_tritonserver, wheel_libraries
 
 TASKS = (
     Task("cls", 0, adapter=lora()),
     Task("tok", 1, "token-classification", adapter=lora(4)),
     Task("emb", 2, "embedding"),
     Task("bounded", 3, parameters={"max_queue": "3"}),
-    Task("counted", 4, adapter=lora(), seed=4),
-    Task("counted-too", 5, "embedding"),
 )
 SLOW = tuple(sentence(200, seed) for seed in range(32))  # a request that keeps the backbone busy for a while
 LONG = {
@@ -175,7 +173,7 @@ BODIES = {
     "float slo_ms": (JSON % ', "parameters": {"slo_ms": 1.5}', 200),
     "null slo_ms": (JSON % ', "parameters": {"slo_ms": null}', 400),
     "bad slo_ms": (JSON % ', "parameters": {"slo_ms": "x"}', 400),
-    "nothing": ("", 400),
+    "nothing": ("", 200),  # to Triton one empty text in its raw binary form
     "no JSON": ("nope", 500),
     "no inputs": ('{"inputs": []}', 400),
     "an empty batch": (JSON.replace("[1, 1]", "[0, 1]").replace('"hi"', "") % "", 400),
@@ -189,28 +187,29 @@ BODIES = {
 @pytest.mark.parametrize("kind", list(BODIES))
 def test_bodies_over_http(server: Serving, kind: str) -> None:
     body, status = BODIES[kind]
-    response, document = post(server, "/v2/models/cls/infer", body)
-    assert response == status, document
-    assert ("error" in document) == (status != 200)
+    response, answer = post(server, "/v2/models/cls/infer", body)
+    assert response == status, answer
+    assert (b'"error"' in answer) == (status != 200)
 
 
 def test_generate(server: Serving) -> None:
     """Triton's simple HTTP form works for tasks too."""
-    status, document = post(server, "/v2/models/cls/generate", '{"TEXT": "hi"}')
+    status, answer = post(server, "/v2/models/cls/generate", '{"TEXT": "hi"}')
     assert status == 200
+    document = json.loads(answer)
     expected = reference(server, "cls")("hi")
     assert document["LABEL"] == expected["LABEL"][0]
     assert np.abs(np.array(document["SCORES"]) - expected["SCORES"]).max() < 1e-4
 
 
-def post(server: Serving, path: str, body: str) -> tuple[int, Any]:
-    """Status and document."""
+def post(server: Serving, path: str, body: str) -> tuple[int, bytes]:
+    """Status and body."""
     host, port = server.http_url.split(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=30)
     try:
         connection.request("POST", path, body)
         response = connection.getresponse()
-        return response.status, json.loads(response.read())
+        return response.status, response.read()
     finally:
         connection.close()
 
@@ -221,13 +220,13 @@ def post(server: Serving, path: str, body: str) -> tuple[int, Any]:
 @pytest.mark.parametrize(
     ("outputs", "says"),
     [
-        ((), "tasks' tags: call a task instead: bounded, cls, counted"),
-        (("EMBEDDING",), "no task's tag: call a task instead: bounded, cls, counted"),
-        (("EMBEDDING", "VFM_2", "VFM_0"), "2 tasks' tags: call a task instead: bounded, cls, counted"),
-        (("EMBEDDING", "VFM_77"), "VFM_77 is no task's tag .*call a task instead: bounded, cls, counted"),
+        ((), "tasks' tags: call a task instead: bounded, cls, emb"),
+        (("EMBEDDING",), "no task's tag: call a task instead: bounded, cls, emb"),
+        (("EMBEDDING", "VFM_2", "VFM_0"), "2 tasks' tags: call a task instead: bounded, cls, emb"),
+        (("EMBEDDING", "VFM_77"), "VFM_77 is no task's tag .*call a task instead: bounded, cls, emb"),
         (("VFM_255",), "VFM_255 is no task's tag"),
-        (("EMBEDDING", "VFM_0"), "EMBEDDING"),
-        (("LABEL", "VFM_2"), "LABEL"),
+        (("EMBEDDING", "VFM_0"), "does not make EMBEDDING, but SCORES, LABEL"),
+        (("LABEL", "VFM_2"), "does not make LABEL, but EMBEDDING"),
     ],
 )
 def test_the_bare_backbone_is_not_to_be_had(client: GrpcClient, outputs: tuple[str, ...], says: str) -> None:
@@ -249,7 +248,7 @@ def test_beyond_max_queue_is_unavailable_at_once(server: Serving) -> None:
     """While the backbone is busy with one large request; another task is served as ever."""
     with ThreadPoolExecutor(1) as pool:
         busy = pool.submit(ask_grpc, server.grpc_url, [Question("emb", SLOW)], 1)
-        time.sleep(0.3)
+        time.sleep(0.5)
         questions = [Question("bounded", ("hello",))] * 12 + [Question("cls", ("hello",))] * 12
         answers = ask_grpc(server.grpc_url, questions, len(questions))
         assert not busy.result()[0].error
@@ -275,86 +274,6 @@ def test_a_client_that_goes_away_harms_nobody(server: Serving, client: GrpcClien
         assert {answer.status for answer in gone} == {"DEADLINE_EXCEEDED"}
         assert not difference(client.ask_one("cls", "hello").good(), 0, reference(server, "cls")("hello"))
         assert not busy.result()[0].error
-
-
-# -- metrics
-
-
-def receipts(answers: list[Answer], column: int) -> float:
-    """Seconds, summed."""
-    return sum(float(answer.good()["usage"][0, column]) for answer in answers) / 1e6
-
-
-def quiet_metrics(server: Serving, family: str, task: str, value: float) -> dict[tuple[str, str, str], float]:
-    """All samples, once one has come to a value and the rest, published with it, can be taken to have."""
-    eventually(lambda: server.metric(family, task) == value, f"{family} of {task} is {value:g}")
-    time.sleep(1.2)
-    return server.metrics()
-
-
-def test_metrics_add_up(server: Serving, client: GrpcClient) -> None:
-    questions = [Question("counted", (sentence(9, n),) * (1 + n % 3)) for n in range(30)]
-    answers = ask_grpc(server.grpc_url, questions, 16)
-    late = [client.ask_one("counted", "in a hurry", slo_ms="0.001") for _ in range(4)]
-    for _ in range(3):
-        assert client.ask_one("counted", b"\xff").status == "INVALID_ARGUMENT"
-        assert client.ask_one("counted", "hello", slo_ms="x").status == "INVALID_ARGUMENT"
-    found = quiet_metrics(server, "requests_total", "counted", 34)
-    assert found["fmplex_items_total", "counted", ""] == 60 + 4
-    assert found["fmplex_failures_total", "counted", "invalid"] == 6
-    assert found["fmplex_deadline_misses_total", "counted", ""] == 4
-    assert found["fmplex_queue_depth", "counted", ""] == 0
-    assert found["fmplex_weight", "counted", ""] == 1
-    every = answers + late
-    assert found["fmplex_queue_seconds_total", "counted", ""] == pytest.approx(receipts(every, 0), abs=1e-3)
-    assert found["fmplex_compute_seconds_total", "counted", ""] == pytest.approx(receipts(every, 1), abs=1e-3)
-    assert 0 < found["fmplex_service_seconds_total", "counted", ""] <= receipts(every, 1)
-    assert found["fmplex_requests_total", "counted-too", ""] == 0
-
-
-def test_the_backbone_s_metrics_are_the_sums_of_its_vfms(server: Serving) -> None:
-    tasks = [task.name for task in TASKS]
-    batches = server.metric("backbone_batches_total")
-    before = server.metric("requests_total", "counted-too")
-    questions = [Question("counted-too", (sentence(5, n),)) for n in range(64)]
-    answers = ask_grpc(server.grpc_url, questions, 64)
-    found = quiet_metrics(server, "requests_total", "counted-too", before + 64)
-
-    def total(family: str) -> float:
-        return sum(found[f"fmplex_{family}", task, ""] for task in tasks)
-
-    assert found["fmplex_backbone_vfms", "", ""] == len(tasks)
-    assert found["fmplex_backbone_adapters", "", ""] == sum(task.adapter is not None for task in TASKS)
-    assert found["fmplex_backbone_items_total", "", ""] == total("items_total")
-    assert found["fmplex_backbone_busy_seconds_total", "", ""] == pytest.approx(total("service_seconds_total"), rel=1e-6)
-    ran = found["fmplex_backbone_batches_total", "", ""] - batches
-    assert ran == pytest.approx(sum(1 / answer.batch_items for answer in answers))
-    assert found["fmplex_backbone_passes_total", "", ""] >= found["fmplex_backbone_batches_total", "", ""]
-
-
-# -- memory
-
-
-def test_nine_more_lora_tasks_weigh_next_to_nothing(server: Serving) -> None:
-    """Of the server and the backbone's process; benchmarks/ holds the figure that counts."""
-
-    def warm_mib(tasks: list[str]) -> float:
-        """After every task has seen the largest batches."""
-        ask_grpc(server.grpc_url, [Question(task, SLOW[:8]) for task in tasks] * 2, 8)
-        processes = (psutil.Process(server.server.pid), server.stub())
-        return sum(process.memory_info().rss for process in processes) / 2**20
-
-    warm_mib(["counted"])
-    one = warm_mib(["counted"])
-    more = [Task(f"more{number}", 100 + number, adapter=lora(8), seed=number) for number in range(9)]
-    for task in more:
-        write_task(server.repository, task)
-        server.load(task.name)
-    ten = warm_mib(["counted", *(task.name for task in more)])
-    assert ten / one < 1.05
-    for task in more:
-        server.unload(task.name)
-        shutil.rmtree(server.repository / task.name)
 
 
 # -- the container
