@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 from fmplex_controller.errors import NotReady, ServerExited
 from fmplex_controller.server import Server
+
+SPELL_S = 0.5
 
 
 def serve(server: Server, when_ready: Callable[[], None]) -> int:
@@ -24,13 +27,20 @@ def serve(server: Server, when_ready: Callable[[], None]) -> int:
             if states and not any(state.ready for state in states):
                 raise NotReady(f"not one model of {server.options.repository} can be served; the reasons are above")
             when_ready()
-            return _status(server, server.wait())
+            return _status(server, _wait(server))
         except ServerExited:
             if not server.stopping:
                 raise
-            return _status(server, server.wait())
+            return _status(server, _wait(server))
         finally:
             server.stop()
+
+
+def _wait(server: Server) -> int:
+    """Wait in short spells: a signal between Python's last look and the system call would not end a long one."""
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return server.wait(SPELL_S)
 
 
 def _status(server: Server, code: int) -> int:
