@@ -115,7 +115,7 @@ class Process:
             self._signal()
             raise self.exited(self.code)
 
-    def wait(self) -> int:
+    def wait(self, timeout: float | None = None) -> int:
         self._signal()
         return self.code
 
