@@ -115,8 +115,8 @@ def test_the_first_answer_of_a_dropped_task_is_right(life: Serving, client: Grpc
 
 def test_a_tag_and_a_slot_used_again_have_nothing_of_their_former_task(life: Serving, client: GrpcClient) -> None:
     eventually(lambda: life.metric("backbone_adapters") == 1, "only the steady adapter is left")
-    for seed in range(4):
-        tasks = [small(f"again{n}", 20 + n, adapter=lora(8), seed=10 * seed + n) for n in range(2)]
+    for seed, adapter in enumerate((lora(8, "query", "key"), lora(5, "query"), lora(8), lora(7, "value"), lora(6))):
+        tasks = [small(f"again{n}", 20 + n, adapter=adapter, seed=10 * seed + n) for n in range(2)]
         with contextlib.ExitStack() as stack:
             references = [stack.enter_context(dropped(life, task)) for task in tasks]
             for task, reference in zip(tasks, references, strict=True):

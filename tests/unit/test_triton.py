@@ -205,7 +205,7 @@ def test_tensors_are_sent_in_one_piece(triton: Any) -> None:
 def test_an_output_that_the_decoder_does_not_make_is_an_error(triton: Any) -> None:
     response = sent(triton, Answer({"EMBEDDING": np.zeros((1, 2))}, Usage(0, 0, 1)), "SCORES", "VFM_0")
     assert response.error is not None
-    assert response.error.code == TritonError.INTERNAL
+    assert response.error.code == TritonError.INVALID_ARG
     assert "SCORES" in response.error.message
 
 
@@ -348,7 +348,7 @@ def test_requests_are_answered_later_each_once(model: Any) -> None:
         (text("w1"), ["EMBEDDING", "VFM_2"], '{"slo_ms": "soon"}', "INVALID_ARG"),
         ([Tensor("TEXT", np.array([[b"\xff"]], dtype=np.object_))], ["EMBEDDING", "VFM_2"], "", "INVALID_ARG"),
         (text("w1"), ["EMBEDDING", "VFM_2"], "{ half", "INTERNAL"),
-        (text("w1"), ["SCORES", "VFM_2"], "", "INTERNAL"),
+        (text("w1"), ["SCORES", "VFM_2"], "", "INVALID_ARG"),
         ([Unreadable()], ["EMBEDDING", "VFM_2"], "", "INTERNAL"),
         ([], ["EMBEDDING", "VFM_2"], "", "INTERNAL"),
     ],
