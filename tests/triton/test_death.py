@@ -34,7 +34,7 @@ PATCH = """
     def die(trigger, real):
         def dying(self, *args, **kwargs):
             if os.path.exists(trigger):
-                raise RuntimeError("made to die")
+                raise ArithmeticError("made to die")
             return real(self, *args, **kwargs)
 
         return dying
@@ -142,5 +142,8 @@ def test_killed_from_outside_it_can_be_brought_back(mortal: Serving) -> None:
             done.set()
         assert sum(count.result(timeout=60) for count in counts) > 0
     revive(mortal)
+    before = mortal.metric("requests_total", "plain")
     with mortal.client() as client:
         client.ask_one("plain", TEXT).good()
+    eventually(lambda: mortal.metric("requests_total", "plain") == before + 1, "it counts again")
+    assert mortal.metric("backbone_vfms") == 2
