@@ -103,8 +103,12 @@ class Request:
     queue_s: float = 0.0
     compute_s: float = 0.0
     batch_items: int = 0
-    resolved: bool = field(default=False, init=False)
     _unanswered: list[bool] = field(default_factory=lambda: [True], init=False)
+
+    @property
+    def resolved(self) -> bool:
+        """Whether it has been answered."""
+        return not self._unanswered
 
     def resolve(self, reply: Reply) -> bool:
         """Answer; False (and nothing sent) where it was answered before. Any thread."""
@@ -112,7 +116,6 @@ class Request:
             self._unanswered.pop()  # at once, so that of two threads one answers
         except IndexError:
             return False
-        self.resolved = True
         self.reply(self, reply)
         return True
 
