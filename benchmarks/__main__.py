@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from transformers.utils import logging
 
 EXPERIMENTS = (
     "scheduling",
@@ -67,6 +68,7 @@ def main(
 ) -> None:
     """Measure, print a line per figure, write benchmarks/results/NAME.json."""
     warnings.simplefilter("ignore", FutureWarning)  # transformers' own, at import
+    logging.disable_progress_bar()
     unknown = set(names or ()) - set(EXPERIMENTS)
     if unknown:
         raise typer.BadParameter(

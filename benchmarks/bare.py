@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
 
 from benchmarks.repositories import model_directory
 
@@ -50,6 +51,7 @@ class Bare:
 
 def main() -> None:
     """Answer every line of stdin with a rate."""
+    logging.disable_progress_bar()
     setup = json.loads(sys.stdin.readline())
     os.sched_setaffinity(0, {setup["core"]})
     torch.set_num_threads(1)

@@ -19,11 +19,11 @@ import tritonclient.grpc as grpcclient
 from benchmarks.repositories import texts_of_length, write_adapters, write_backbone, write_task
 from benchmarks.serving import backbone_process, pss_mib, serving
 
-REQUESTS = 120
+REQUESTS, FEWER = 120, 40  # the second in a quick run
 COMPARISONS = (("lora", 1, 10, 1.03), ("head", 1, 100, 1.10))
 
 
-def memory(kind: str, count: int, folder: Path) -> float:
+def memory(kind: str, count: int, requests: int, folder: Path) -> float:
     """MiB of a server with so many tasks."""
     repository = folder / f"{kind}{count}"
     write_backbone(repository)
@@ -37,7 +37,7 @@ def memory(kind: str, count: int, folder: Path) -> float:
         serving(repository, MALLOC_ARENA_MAX="1") as server,
         grpcclient.InferenceServerClient(server.grpc_url) as client,
     ):
-        for number in range(REQUESTS):
+        for number in range(requests):
             client.infer(f"task{number % count}", [tensor])
         return pss_mib(psutil.Process(server.pid), backbone_process(server))
 
@@ -50,7 +50,7 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
         for _ in range(1 if quick else 2):
             for count, seen in sides.items():
                 with tempfile.TemporaryDirectory() as folder:
-                    seen.append(memory(kind, count, Path(folder)))
+                    seen.append(memory(kind, count, FEWER if quick else REQUESTS, Path(folder)))
         ratios = [b / a for a, b in zip(sides[few], sides[many], strict=True)]
         rows.append(
             {

@@ -10,7 +10,7 @@ from fmplex_backend.vfm import Vfm
 
 
 class Bfq(Scheduler):
-    """Smallest start tag first; a batch grows until one more would break a deadline it still keeps."""
+    """Smallest start tag first; a batch grows until one more would break a deadline that it had better keep."""
 
     def rank(self, vfm: Vfm) -> float:
         """The start tag of the head."""

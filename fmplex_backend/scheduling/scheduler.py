@@ -23,6 +23,7 @@ from fmplex_backend.types import NO_WORK, Request, Work
 from fmplex_backend.vfm import Vfm
 
 _ORDER = attrgetter("order")
+MANY = 8  # this part of Bmax
 
 
 class Scheduler:
@@ -41,6 +42,7 @@ class Scheduler:
         self.virtual_time = 0.0
         self.queued = 0
         self.backlogged = 0
+        self.urgent = 0  # queued rows that have a deadline
         self._heap: list[tuple[float, int, int, Vfm]] = []  # rank, order of the head, id of the entry
         self._entries = 0
         self._admitted = 0
@@ -56,7 +58,8 @@ class Scheduler:
 
         Args:
             finish: predicted finish of the batch with it.
-            limit: the earliest deadline in the batch that is still kept without it.
+            limit: the earliest deadline in the batch that is still kept without it; infinite where many with
+                deadlines of their own wait behind.
         """
         raise NotImplementedError
 
@@ -82,7 +85,7 @@ class Scheduler:
         """Drop queued requests of a vFM: they were charged nothing, so there is nothing to give back."""
         ids = {id(request) for request in requests}
         kept = [request for request in vfm.queue if id(request) not in ids]
-        self._left(vfm, len(vfm.queue) - len(kept))
+        self._left(vfm, [request for request in vfm.queue if id(request) in ids])
         vfm.queue.clear()
         vfm.queue.extend(kept)
         self._place(vfm)
@@ -99,7 +102,7 @@ class Scheduler:
             if vfm.adapted:
                 adapters.add(vfm.id)
             finish = now + self.cost.batch(wanted, len(adapters))
-            if batch and not (self._has_room(wanted) and self.joins(batch, finish, limit)):
+            if batch and not (self._has_room(wanted) and self.joins(batch, finish, self._binding(limit))):
                 break
             self._take(vfm, request, now)
             batch.append(request)
@@ -140,6 +143,10 @@ class Scheduler:
     def _has_room(self, total: Work) -> bool:
         return total.items <= self.max_items and total.tokens <= self.max_tokens
 
+    def _binding(self, limit: float) -> float:
+        """Small batches serve less: with many deadlines left waiting, a cut breaks more of them than it keeps."""
+        return limit if self.urgent <= self.max_items // MANY else math.inf
+
     def _first(self) -> Vfm | None:
         heap = self._heap
         while heap and heap[0][3].entry != heap[0][2]:
@@ -149,6 +156,7 @@ class Scheduler:
     def _queued(self, request: Request) -> None:
         vfm = request.vfm
         self.queued += 1
+        self.urgent += request.work.items if request.deadline < math.inf else 0
         if len(vfm.queue) == 1:
             vfm.start = max(self.virtual_time, vfm.start)  # an idle vFM banks no credit
         if vfm.queue[0] is request:
@@ -156,16 +164,17 @@ class Scheduler:
 
     def _take(self, vfm: Vfm, request: Request, now: float) -> None:
         vfm.queue.popleft()
-        self._left(vfm, 1)
+        self._left(vfm, [request])
         request.taken_at = now
         request.charge = self.cost.portion(request.work) / vfm.weight  # kept: the weight may change meanwhile
         self.virtual_time = max(self.virtual_time, vfm.start)
         vfm.start += request.charge
         self._place(vfm)
 
-    def _left(self, vfm: Vfm, count: int) -> None:
-        self.queued -= count
-        vfm.taken += count
+    def _left(self, vfm: Vfm, requests: Sequence[Request]) -> None:
+        self.queued -= len(requests)
+        self.urgent -= sum(request.work.items for request in requests if request.deadline < math.inf)
+        vfm.taken += len(requests)
 
     def _place(self, vfm: Vfm) -> None:
         """Give the vFM the entry that its head deserves now; the former one turns stale where it lies."""

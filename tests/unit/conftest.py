@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -68,6 +69,8 @@ class Rig:
         waiting = sum(len(vfm.queue) for vfm in self.vfms)
         assert self.scheduler.queued == waiting
         assert self.scheduler.backlogged == sum(bool(vfm.queue) for vfm in self.vfms)
+        queued = [request for vfm in self.vfms for request in vfm.queue]
+        assert self.scheduler.urgent == sum(r.work.items for r in queued if r.deadline < math.inf)
         batch = self.scheduler.choose(self.now)
         assert bool(batch) == bool(waiting), "not work-conserving"
         return batch

@@ -180,6 +180,20 @@ def test_one_that_joins_late_sets_no_limit(make_rig: MakeRig) -> None:
     assert len(rig.step()) == len(sent)
 
 
+@pytest.mark.parametrize(("waiting", "taken"), [(4, 2), (5, 6)])
+def test_where_many_with_deadlines_wait_a_batch_is_not_cut(make_rig: MakeRig, waiting: int, taken: int) -> None:
+    rig = make_rig(max_items=32)
+    urgent, other, light = rig.vfm(slo=0.05), rig.vfm(), rig.vfm(1e-4, slo=10)
+    rig.send(light, 1)
+    rig.step()  # the next ones of the light one come long after the others'
+    first = rig.send(urgent, 20)
+    sent = [rig.send(other, 20) for _ in range(5)]
+    for _ in range(waiting):
+        rig.send(light, 1)
+    assert rig.step()[:taken] == [first, *sent][:taken]
+    assert len(sent[0].vfm.queue) == 6 - taken
+
+
 def test_waiting_counts_towards_the_deadline(make_rig: MakeRig) -> None:
     rig = make_rig()
     urgent, other = rig.vfm(slo=0.1), rig.vfm()
