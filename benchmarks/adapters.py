@@ -14,11 +14,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arms import APART, Arm, Task, shared
+from benchmarks.arms import Arm, Task, shared
 from benchmarks.compare import against, interleave, pace, ratio, spread, text
 from benchmarks.drawing import COLOURS, picture, target_line
 from benchmarks.load import Generator, Outcome, closed
 from benchmarks.repositories import texts_of_length, write_adapters
+from benchmarks.subject import subject
 
 TOKENS = 16
 TARGET = 0.90
@@ -48,7 +49,7 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
         tasks = [Task(f"head{i}") for i in range(10)] + [Task(f"lora{i}", adapter=a) for i, a in enumerate(loras)]
         main = stack.enter_context(shared(tasks))
         other = stack.enter_context(shared([Task(f"mixed{i}", adapter=a) for i, a in enumerate(mixed)]))
-        generator = stack.enter_context(Generator(APART.others[0]))
+        generator = stack.enter_context(Generator(subject().apart.generator))
 
         def measure(names: list[str]) -> Any:
             arm: Arm = other if names[0].startswith("mixed") else main
@@ -70,7 +71,7 @@ def _row(name: str, seen: dict[str, list[Outcome]]) -> dict[str, Any]:
         "ceiling": statistics.median(each.ceiling for each in seen[name]),
         "target": TARGET if name == "10 of 10" else None,
         "rounds": len(rates),
-        "cores": str(APART),
+        "cores": str(subject().apart),
     }
 
 

@@ -5,8 +5,8 @@
   batching on, all processes on the model cores together;
 * partitioned: the same, each process on its own share of the model cores.
 
-A server without a model process on the same core as Triton is what `APART` gives: models on core 0, Triton and the
-load generator on core 1. `SPREAD` gives everything both cores, which is what partitioning needs on two.
+`subject().apart` keeps the model processes off the cores of Triton and the load generator; `spread` gives everything
+all cores, which is what partitioning needs on two.
 """
 
 from __future__ import annotations
@@ -27,26 +27,11 @@ from transformers import AutoModel, AutoTokenizer
 
 from benchmarks.repositories import LABELS, model_directory, write_adapters, write_backbone, write_task
 from benchmarks.serving import backend_processes, pin, serving
+from benchmarks.subject import Cores, subject
 from fmplex_controller.server import Server
 
 CODE = Path(__file__).parent
-MAX_BATCH = 32
 WARMED = 16  # tasks that have answered before an arm counts as ready
-
-
-@dataclass(frozen=True, slots=True)
-class Cores:
-    """Which cores model processes may use, and which Triton and the load generator."""
-
-    models: tuple[int, ...]
-    others: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"models on {_listed(self.models)}, Triton and clients on {_listed(self.others)}"
-
-
-APART = Cores((0,), (1,))
-SPREAD = Cores((0, 1), (0, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +64,16 @@ def shared(
     tasks: Sequence[Task],
     *,
     scheduler: str = "bfq",
-    cores: Cores = APART,
+    cores: Cores | None = None,
     threads: int = 1,
     name: str = "",
     **more: str,
 ) -> Iterator[Arm]:
     """One backbone for all; `more` are further parameters of it."""
+    cores = cores or subject().apart
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder)
-        write_backbone(
-            repository, max_batch_size=MAX_BATCH, threads=str(threads), scheduler=scheduler, vfm_slots="1024", **more
-        )
+        write_backbone(repository, threads=str(threads), scheduler=scheduler, vfm_slots="1024", **more)
         for number, task in enumerate(tasks):
             write_task(
                 repository,
@@ -112,17 +96,19 @@ def shared(
 def per_task(
     tasks: Sequence[Task],
     *,
-    cores: Cores = APART,
+    cores: Cores | None = None,
     threads: int = 1,
     delay_us: int = 0,
     partitioned: bool = False,
     name: str = "",
 ) -> Iterator[Arm]:
     """A backbone for each. Partitioned: process k on the k-th share of the model cores (in turn, if they are fewer)."""
+    cores = cores or subject().apart
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder)
         for task in tasks:
-            write_plain(repository, task, threads, delay_us)
+            part = round(100 / len(tasks)) if partitioned else 0
+            write_plain(repository, task, threads, delay_us, part if subject().gpu else 0)
         with serving(repository) as server:
             pin(psutil.Process(server.pid), *cores.others)
             processes = backend_processes(server)
@@ -139,14 +125,14 @@ def ask_all(server: Server, tasks: Sequence[Task]) -> None:
     """Every task answers a batch and a single text: what is allocated or compiled on first use is behind it."""
     with grpcclient.InferenceServerClient(server.grpc_url) as client:
         for task in tasks:
-            for rows in (MAX_BATCH, 1):
+            for rows in (subject().max_batch, 1):
                 tensor = grpcclient.InferInput("TEXT", [rows, 1], "BYTES")
                 tensor.set_data_from_numpy(np.array([["is it warm yet"]] * rows, dtype=np.object_))
                 client.infer(task.name, [tensor])
 
 
-def write_plain(repository: Path, task: Task, threads: int, delay_us: int) -> None:
-    """A task as a plain Triton model."""
+def write_plain(repository: Path, task: Task, threads: int, delay_us: int, mps_percent: int) -> None:
+    """A task as a plain Triton model; with `mps_percent` its process gets that part of the GPU's threads."""
     version = repository / task.name / "1"
     version.mkdir(parents=True)
     shutil.copy(CODE / "plain_model.py", version / "model.py")
@@ -154,16 +140,22 @@ def write_plain(repository: Path, task: Task, threads: int, delay_us: int) -> No
     with tempfile.TemporaryDirectory() as aside:  # the same head file as the shared arm's
         write_task(Path(aside), task.name, 0)
         shutil.copy(Path(aside, task.name, "1", "decoder.safetensors"), version)
-    settings = {"model": str(model), "threads": str(threads), "labels": ",".join(LABELS)}
+    settings = {
+        "model": str(model),
+        "dtype": subject().dtype,
+        "threads": str(threads),
+        "labels": ",".join(LABELS),
+        "mps_percent": str(mps_percent),
+    }
     policy = f"default_queue_policy {{ max_queue_size: {task.max_queue} }}" if task.max_queue else ""
     lines = [
         f'name: "{task.name}"',
         'backend: "python"',
-        f"max_batch_size: {MAX_BATCH}",
+        f"max_batch_size: {subject().max_batch}",
         'input [ { name: "TEXT" data_type: TYPE_STRING dims: [ 1 ] } ]',
         f'output [ {{ name: "SCORES" data_type: TYPE_FP32 dims: [ {len(LABELS)} ] }},',
         '         { name: "LABEL" data_type: TYPE_STRING dims: [ 1 ] } ]',
-        "instance_group [ { kind: KIND_CPU count: 1 } ]",
+        f"instance_group [ {{ kind: {subject().kind} count: 1 }} ]",
         f"dynamic_batching {{ max_queue_delay_microseconds: {delay_us} {policy} }}",
         *(f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in settings.items()),
     ]
@@ -175,7 +167,7 @@ def merged(adapter: Path) -> Path:
     """The backbone with an adapter merged in, beside the adapter."""
     target = adapter.with_name(f"{adapter.name}-merged")
     if not target.is_dir():
-        model = PeftModel.from_pretrained(AutoModel.from_pretrained(model_directory()), str(adapter))
+        model = PeftModel.from_pretrained(AutoModel.from_pretrained(model_directory(), dtype="auto"), str(adapter))
         model.merge_and_unload().save_pretrained(str(target))
         AutoTokenizer.from_pretrained(model_directory()).save_pretrained(str(target))
     return target
@@ -198,7 +190,3 @@ def _share(cores: tuple[int, ...], number: int, count: int) -> tuple[int, ...]:
     if count >= len(cores):
         return (cores[number % len(cores)],)
     return cores[number * len(cores) // count : (number + 1) * len(cores) // count]
-
-
-def _listed(cores: tuple[int, ...]) -> str:
-    return f"core {cores[0]}" if len(cores) == 1 else "cores " + ", ".join(map(str, cores))

@@ -19,6 +19,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 from benchmarks.repositories import model_directory
+from benchmarks.subject import subject
 
 
 class Bare:
@@ -56,8 +57,10 @@ def main() -> None:
     os.sched_setaffinity(0, {setup["core"]})
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    own = subject()
+    device = torch.device("cuda" if own.gpu else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(model_directory())
-    model = AutoModel.from_pretrained(model_directory()).eval()
+    model = AutoModel.from_pretrained(model_directory(), dtype=own.dtype).to(device).eval()
     batches = [setup["texts"][i : i + setup["batch"]] for i in range(0, len(setup["texts"]), setup["batch"])]
 
     def loop(seconds: float) -> float:
@@ -67,9 +70,9 @@ def main() -> None:
             tokens = tokenizer(batch, padding=True, truncation=True, return_tensors="pt")
             whole = bool(tokens["attention_mask"].all())
             with torch.inference_mode():
-                mask = None if whole else tokens["attention_mask"]
-                states = model(input_ids=tokens["input_ids"], attention_mask=mask).last_hidden_state
-                states.mean(dim=1).numpy()
+                mask = None if whole else tokens["attention_mask"].to(device)
+                states = model(input_ids=tokens["input_ids"].to(device), attention_mask=mask).last_hidden_state
+                states.float().mean(dim=1).cpu().numpy()
             done += len(batch)
         return done / (now - start)
 

@@ -10,6 +10,7 @@ load allows.
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,13 +20,14 @@ from typing import Any
 import numpy as np
 import psutil
 
-from benchmarks.arms import APART, Arm, Task, ask_all, head_tasks, per_task, shared
+from benchmarks.arms import Arm, Task, ask_all, head_tasks, per_task, shared
 from benchmarks.compare import against
 from benchmarks.drawing import COLOURS, picture
 from benchmarks.load import Generator, Outcome, Plan, Stream, closed
 from benchmarks.load.arrivals import poisson
 from benchmarks.repositories import texts_of_length, write_adapters
 from benchmarks.serving import backend_processes, pss_mib
+from benchmarks.subject import subject
 
 TOKENS = 16
 RATE = 0.1  # requests/s a task
@@ -41,11 +43,11 @@ class Kind:
 
     name: str
     counts: tuple[int, ...]
-    quick: tuple[int, ...]
+    quick: tuple[int, ...]  # none: left out
 
 
 KINDS = (
-    Kind("shared, LoRA", (1, 10, 50, 100), (1, 10)),
+    Kind("shared, LoRA", (1, 10, 50, 100), ()),
     Kind("shared, head", (1, 10, 100, 1000), (1, 100)),
     Kind("per-task", (1, 5, 10), (1, 3)),
 )
@@ -56,18 +58,19 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
     texts = texts_of_length(TOKENS, 256)
     seconds = 3.0 if quick else 20.0
     rows = []
-    with Generator(APART.others[0]) as generator:
+    with Generator(subject().apart.generator) as generator:
         for kind in KINDS:
             counts = kind.quick if quick else kind.counts
-            row: dict[str, Any] = {"kind": kind.name, "pss_mib": {}, "cores": str(APART)}
+            if not counts:
+                continue
+            row: dict[str, Any] = {"kind": kind.name, "mib": {}, "cores": str(subject().apart)}
             for count in counts:
                 with _arm(kind.name, count) as (arm, tasks):
                     ask_all(arm.server, tasks)
-                    processes = [psutil.Process(arm.server.pid), *backend_processes(arm.server)]
-                    row["pss_mib"][str(count)] = pss_mib(*processes)
+                    row["mib"][str(count)] = _memory(arm)
                     if count == counts[-1]:
                         row |= _under_load(arm, [task.name for task in tasks], texts, generator, seconds)
-            rows.append(row | _line(row["pss_mib"]))
+            rows.append(row | _line(row["mib"]))
     return [row | {"fits": _fits(row)} for row in rows]
 
 
@@ -79,6 +82,14 @@ def _arm(kind: str, count: int) -> Iterator[tuple[Arm, list[Task]]]:
             tasks = [Task(t.name, adapter=a) for t, a in zip(tasks, write_adapters(Path(folder), count), strict=True)]
         arm = stack.enter_context(per_task(tasks) if kind == "per-task" else shared(tasks))
         yield arm, tasks
+
+
+def _memory(arm: Arm) -> float:
+    """Proportional set size of all processes, MiB; on a GPU what is taken of its memory."""
+    if subject().gpu:
+        line = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+        return float(subprocess.run(line, capture_output=True, text=True, check=True).stdout.split()[0])
+    return pss_mib(psutil.Process(arm.server.pid), *backend_processes(arm.server))
 
 
 def _under_load(arm: Arm, tasks: list[str], texts: list[str], generator: Generator, seconds: float) -> dict[str, Any]:
@@ -100,9 +111,9 @@ def _plain(arm: Arm, tasks: list[str], texts: list[str]) -> Plan:
     return Plan(arm.url, [Stream(tasks, texts, 64)], 5.0)
 
 
-def _line(pss: dict[str, float]) -> dict[str, float]:
-    counts = [int(count) for count in pss]
-    slope, base = np.polyfit(counts, list(pss.values()), 1)
+def _line(mib: dict[str, float]) -> dict[str, float]:
+    counts = [int(count) for count in mib]
+    slope, base = np.polyfit(counts, list(mib.values()), 1)
     return {"base_mib": float(base), "per_task_mib": float(slope)}
 
 
@@ -125,11 +136,11 @@ def show(rows: list[dict[str, Any]]) -> None:
     """Memory, load, and what fits."""
     plain = next(row for row in rows if row["kind"] == "per-task")
     for row in rows:
-        pss = {int(count): mib for count, mib in row["pss_mib"].items()}
-        most, one = max(pss), pss[min(pss)]
-        measured = ", ".join(f"{count}: {mib:.0f}" for count, mib in pss.items())
-        wanted = f" ({against(pss[most] / one, GROWTH, at_most=True)})" if row is not plain else ""
-        print(f"{row['kind']}: MiB by tasks {measured}; {most} take {pss[most] / one:.2f} of one{wanted}")
+        taken = {int(count): mib for count, mib in row["mib"].items()}
+        most, one = max(taken), taken[min(taken)]
+        measured = ", ".join(f"{count}: {mib:.0f}" for count, mib in taken.items())
+        wanted = f" ({against(taken[most] / one, GROWTH, at_most=True)})" if row is not plain else ""
+        print(f"{row['kind']}: MiB by tasks {measured}; {most} take {taken[most] / one:.2f} of one{wanted}")
         kept = against(row["p99_ms"], P99_MS, at_most=True)
         print(
             f"    {row['loaded_tasks']} tasks at {RATE} requests/s each: p99 {row['p99_ms']:.0f} ms ({kept}), "
@@ -149,8 +160,8 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
     def lines(axes: Any) -> None:
         for row in rows:
-            counts = [int(count) for count in row["pss_mib"]]
-            axes.plot(counts, list(row["pss_mib"].values()), "o-", color=colours[row["kind"]], label=row["kind"])
+            counts = [int(count) for count in row["mib"]]
+            axes.plot(counts, list(row["mib"].values()), "o-", color=colours[row["kind"]], label=row["kind"])
         plain = next(row for row in rows if row["kind"] == "per-task")
         far = [max(map(int, plain["pss_mib"])), 100]
         line = [plain["base_mib"] + plain["per_task_mib"] * count for count in far]
@@ -158,7 +169,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("tasks")
-        axes.set_ylabel("proportional set size, MiB")
+        axes.set_ylabel("MiB")
         axes.legend(fontsize=7)
 
     picture("capacity", lines)

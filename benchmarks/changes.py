@@ -22,8 +22,9 @@ import torch
 import tritonclient.grpc as grpcclient
 
 from benchmarks.load import Outcome, Plan, closed, run_load
-from benchmarks.repositories import MODEL, texts_of_length, write_adapters, write_backbone, write_task
+from benchmarks.repositories import texts_of_length, write_adapters, write_backbone, write_task
 from benchmarks.serving import backbone_process, serving
+from benchmarks.subject import subject
 from fmplex_backend.config import BackboneConfig
 from fmplex_backend.runtime.text_encoder import TextEncoderRuntime
 from fmplex_backend.service import Service
@@ -147,7 +148,7 @@ def weight(*, quick: bool) -> dict[str, Any]:
         write_backbone(repository)
         for number in range(20):
             write_task(repository, f"task{number}", number)
-        config = BackboneConfig(model=MODEL, threads=1)
+        config = BackboneConfig(model=subject().model, threads=1)
 
         def runtime(cost: Any) -> Any:
             file = repository / "minilm" / "config.pbtxt"

@@ -14,13 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arms import APART
 from benchmarks.changes import Changer, set_weight
 from benchmarks.compare import against, interleave, ratio, spread, text
 from benchmarks.load import Generator, Outcome, Plan, Stream
 from benchmarks.load.arrivals import poisson
 from benchmarks.repositories import texts_of_length, write_adapters, write_backbone, write_task
 from benchmarks.serving import pin_apart, serving
+from benchmarks.subject import subject
 
 TOKENS, TASKS = 8, 4
 LOAD = 0.7
@@ -46,7 +46,7 @@ class Churn:
         self._thread.join()
 
     def _run(self) -> None:
-        os.sched_setaffinity(0, APART.others)  # of this thread: changes are made from where the clients are
+        os.sched_setaffinity(0, subject().apart.others)  # of this thread: changes are made from where the clients are
         while True:
             for step in (self._changer.add, self._weigh, self._renew, self._changer.remove):
                 start = time.monotonic()
@@ -66,7 +66,7 @@ class Churn:
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
     """With and without, in turn."""
-    rounds, seconds = (2, 3.0) if quick else (7, 11.0)
+    rounds, seconds = (2, 2.0) if quick else (7, 11.0)
     texts = texts_of_length(TOKENS, 512)
     names = [f"task{number}" for number in range(TASKS)]
     with tempfile.TemporaryDirectory() as folder:
@@ -76,7 +76,7 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
         for number, name in enumerate(names):
             write_task(root / "repository", name, number, adapter=adapters[0] if number % 2 else None)
         write_task(root / "ready", "late", 9, adapter=adapters[1])
-        with serving(root / "repository") as server, Generator(APART.others[0]) as generator:
+        with serving(root / "repository") as server, Generator(subject().apart.generator) as generator:
             pin_apart(server)
             changer = Changer(root / "repository", root / "ready" / "late", server.grpc_url)
             full = Plan(server.grpc_url, [Stream(names, texts, 64)], 4.0)
@@ -109,7 +109,7 @@ def _row(seen: dict[str, list[Outcome]], capacity: float, steps: int) -> dict[st
         "failures": sum(each.failures for each in seen["changing"]),
         "errors": [error for each in seen["changing"] for error in each.errors][:5],
         "rounds": len(p99["quiet"]),
-        "cores": str(APART),
+        "cores": str(subject().apart),
     }
 
 

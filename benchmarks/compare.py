@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypedDict, TypeVar
-
-from benchmarks.serving import service_seconds
-from fmplex_controller.server import Server
 
 Result = TypeVar("Result")
 
@@ -63,12 +59,3 @@ def against(value: float, target: float, *, at_most: bool = False) -> str:
     """`target 0.97, met` or `target 0.97, MISSED`."""
     met = value <= target if at_most else value >= target
     return f"target {'at most' if at_most else 'at least'} {target:g}, {'met' if met else 'MISSED'}"
-
-
-def settled_service(server: Server) -> dict[str, float]:
-    """Backbone seconds by task, once an idle server has published all: it does so about once a second."""
-    seen = service_seconds(server)
-    while True:
-        time.sleep(2.5)
-        if seen == (seen := service_seconds(server)):
-            return seen

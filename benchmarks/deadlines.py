@@ -14,12 +14,13 @@ import contextlib
 import statistics
 from typing import Any
 
-from benchmarks.arms import APART, Arm, Task, shared
+from benchmarks.arms import Arm, Task, shared
 from benchmarks.compare import interleave, pace, ratio, spread, text
 from benchmarks.drawing import picture
 from benchmarks.load import Generator, Outcome, Plan, Stream
 from benchmarks.load.arrivals import poisson
 from benchmarks.repositories import texts_of_length
+from benchmarks.subject import subject
 
 TOKENS = 16
 SLOS = {"fast": 50.0, "medium": 100.0, "slow": 250.0}
@@ -38,7 +39,7 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
             "no cut-off": stack.enter_context(shared(untold)),
             "fifo": stack.enter_context(shared(told, scheduler="fifo")),
         }
-        generator = stack.enter_context(Generator(APART.others[0]))
+        generator = stack.enter_context(Generator(subject().apart.generator))
         full = Plan(arms["no cut-off"].url, [Stream([name], texts, 32) for name in SLOS], seconds, warmup)
         capacity = statistics.median(generator.run(full).per_second for _ in range(3))
 
@@ -74,7 +75,7 @@ def _row(seen: dict[str, list[Outcome]]) -> dict[str, Any]:
         "against": {name: ratio(met["bfq"], met[name]) for name in met if name != "bfq"},
         "per_second": {name: statistics.median(each.per_second for each in results) for name, results in seen.items()},
         "rounds": len(met["bfq"]),
-        "cores": str(APART),
+        "cores": str(subject().apart),
     }
 
 

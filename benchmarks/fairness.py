@@ -4,8 +4,8 @@ A case is a set of tasks that run together, backlogged (64 clients each, closed 
 (Poisson, a share of the capacity). The score is 1.0 where every task reaches 95% of its offered load, else
 min(r)/max(r) with r = throughput over the task's weighted max-min share, at most 1. It is taken from the clients'
 counts: a text counts as the time it takes when its length runs alone. Jain's index is over the backlogged tasks'
-service by weight, as the backbone accounts for it, all rounds together. bfq, fifo (batched, arrival order) and stfq
-(fair, unbatched) take turns.
+service by weight, as the backbone accounts for it. bfq, fifo (batched, arrival order) and stfq (fair, unbatched) take
+turns. No more than what the bare backbone gains from batches of 32 can be won over stfq: it is measured here too.
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ from __future__ import annotations
 import contextlib
 import math
 import statistics
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.arms import APART, Arm, Task, shared
-from benchmarks.compare import against, interleave, pace, ratio, settled_service, spread, text
+from benchmarks.arms import Arm, Task, shared
+from benchmarks.bare import Bare
+from benchmarks.compare import Spread, against, interleave, pace, ratio, spread, text
 from benchmarks.drawing import COLOURS, picture, target_line
 from benchmarks.load import Generator, Outcome, Plan, Stream
 from benchmarks.load.arrivals import poisson
 from benchmarks.repositories import texts_of_length
 from benchmarks.score import fairness, jain
+from benchmarks.serving import service_seconds
+from benchmarks.subject import subject
 
 CLIENTS = 64
 WEIGHTS = (1, 1, 1, 1, 1, 1, 1, 1, 2, 3, 4, 8)
@@ -57,12 +61,12 @@ class Case:
 ALL = ("bfq", "fifo", "stfq")
 CASES = (
     Case("3:1, 16 tokens", (Member(3), Member()), ALL),
-    Case("3:1, 8 tokens", (Member(3, 8), Member(1, 8)), ALL),
+    Case("3:1, 8 tokens", (Member(3, 8), Member(1, 8)), ALL, quick=False),
     Case("8:4:2:1, 16 tokens", (Member(8), Member(4), Member(2), Member(1)), quick=False),
     Case("eight tasks, 16 tokens", (Member(),) * 8, quick=False),
     Case("1:1, 8 and 64 tokens", (Member(1, 8), Member(1, 64))),
     Case("3:1, 64 and 16 tokens", (Member(3, 64), Member(1, 16)), quick=False),
-    Case("3:1:1, the 3 at 20% load", (Member(3, 16, 0.2), Member(), Member())),
+    Case("3:1:1, the 3 at 20% load", (Member(3, 16, 0.2), Member(), Member()), quick=False),
     Case("3:1, each at 80% load", (Member(3, 16, 0.8), Member(1, 16, 0.8)), quick=False),
 )
 
@@ -77,6 +81,7 @@ class Bench:
     warmup: float
     texts: dict[int, list[str]] = field(default_factory=dict)
     costs: dict[int, float] = field(default_factory=dict)
+    gains: dict[int, Spread] = field(default_factory=dict)  # the bare backbone's from batches of 32, by length
 
     def calibrate(self, lengths: set[int]) -> None:
         """What each length takes alone, saturated."""
@@ -86,6 +91,13 @@ class Bench:
                 self.arms["bfq"].url, [Stream(["task0"], self.texts[tokens], CLIENTS)], self.seconds, self.warmup
             )
             self.costs[tokens] = 1 / self.generator.run(plan).per_second
+
+    def gain(self, tokens: int, rounds: int) -> None:
+        """What batching brings at most: the bare backbone, 32 texts at once against one."""
+        core = subject().apart.models[0]
+        with Bare(self.texts[tokens], 32, core) as many, Bare(self.texts[tokens], 1, core) as one:
+            seen = interleave({"many": lambda _: many.per_second(1.5), "one": lambda _: one.per_second(1.5)}, rounds)
+        self.gains[tokens] = ratio(seen["many"], seen["one"])
 
     def measure(self, case: Case, arm: Arm, number: int) -> dict[str, float]:
         """One round of one arm."""
@@ -100,11 +112,20 @@ class Bench:
             "ceiling": outcome.ceiling,
         }
 
-    def account(self, case: Case, before: dict[str, float]) -> float:
-        """Jain's index of what the backbone says it gave to the backlogged, by weight, in all rounds together."""
-        after = settled_service(self.arms["bfq"].server)
-        served = [(after[name] - before.get(name, 0.0)) / m.weight for name, m in self._named(case) if not m.load]
-        return jain(served)
+    def account(self, case: Case) -> float:
+        """Jain's index of what the backbone says it gave to the backlogged, by weight, while all of them were."""
+        server = self.arms["bfq"].server
+        seen: list[dict[str, float]] = []
+
+        def watch() -> None:
+            for wait in (1.5, self.seconds):  # /metrics is up to a second old, and of one moment for all tasks
+                time.sleep(wait)
+                seen.append(service_seconds(server))
+
+        streams = [self._stream(name, member, 0) for name, member in self._named(case)]
+        self.generator.run(Plan(self.arms["bfq"].url, streams, self.seconds + 2, self.warmup), beside=watch)
+        before, after = seen
+        return jain([(after[name] - before[name]) / m.weight for name, m in self._named(case) if not m.load])
 
     def _named(self, case: Case) -> list[tuple[str, Member]]:
         return list(zip(case.tasks(), case.members, strict=True))
@@ -114,7 +135,7 @@ class Bench:
         if member.load is None:
             return Stream([name], texts, CLIENTS)
         seed = 1000 * number + int(name.removeprefix("task"))
-        return Stream([name], texts, times=poisson(self._rate(member), self.seconds + self.warmup, seed))
+        return Stream([name], texts, times=poisson(self._rate(member), self.seconds + self.warmup + 2, seed))
 
     def _rate(self, member: Member) -> float:
         return (member.load or 0.0) / self.costs[member.tokens]
@@ -140,8 +161,10 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
     tasks = [Task(f"task{number}", weight) for number, weight in enumerate(WEIGHTS)]
     with contextlib.ExitStack() as stack:
         arms = {name: stack.enter_context(shared(tasks, scheduler=name)) for name in ALL}
-        bench = Bench(arms, stack.enter_context(Generator(APART.others[0])), seconds, warmup)
+        bench = Bench(arms, stack.enter_context(Generator(subject().apart.generator)), seconds, warmup)
         bench.calibrate({member.tokens for case in cases for member in case.members})
+        for tokens in OF_STFQ.keys() & bench.texts:
+            bench.gain(tokens, rounds)
         return [_row(bench, case, rounds) for case in cases]
 
 
@@ -149,7 +172,6 @@ def _row(bench: Bench, case: Case, rounds: int) -> dict[str, Any]:
     def measure(name: str) -> Any:
         return lambda number: bench.measure(case, bench.arms[name], number)
 
-    before = settled_service(bench.arms["bfq"].server)
     seen = interleave({name: measure(name) for name in case.arms}, rounds)
     work = {name: [each["work"] for each in results] for name, results in seen.items()}
     tokens = case.members[0].tokens
@@ -159,14 +181,15 @@ def _row(bench: Bench, case: Case, rounds: int) -> dict[str, Any]:
             name: {key: spread([each[key] for each in results]) for key in ("score", "per_second")}
             for name, results in seen.items()
         },
-        "jain": bench.account(case, before),
+        "jain": bench.account(case),
         "of_fifo": ratio(work["bfq"], work["fifo"]),
         "of_stfq": ratio(work["bfq"], work["stfq"]) if "stfq" in work else None,
+        "gain": bench.gains.get(tokens),
         "targets": {"score": SCORE, "of_fifo": OF_FIFO, "of_stfq": OF_STFQ.get(tokens)},
         "failures": sum(each["failures"] for results in seen.values() for each in results),
         "ceiling": statistics.median(each["ceiling"] for results in seen.values() for each in results),
         "rounds": rounds,
-        "cores": str(APART),
+        "cores": str(subject().apart),
     }
 
 
@@ -185,7 +208,11 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"    throughput {text(row['of_fifo'])} of fifo's ({against(row['of_fifo']['median'], targets['of_fifo'])})"
         )
         if row["of_stfq"]:
-            print(f"    and {text(row['of_stfq'])} of stfq's ({against(row['of_stfq']['median'], targets['of_stfq'])})")
+            wanted = against(row["of_stfq"]["median"], targets["of_stfq"])
+            print(
+                f"    and {text(row['of_stfq'])} of stfq's ({wanted}); bare gains {text(row['gain'])} "
+                "from batches of 32"
+            )
         rates = ", ".join(f"{name} {arm['per_second']['median']:.0f}" for name, arm in arms.items())
         print(f"    texts/s: {rates}; the generator's own ceiling: {row['ceiling']:.0f}; {row['failures']:.0f} failed")
 

@@ -19,18 +19,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arms import APART, Arm, Task, per_task, shared
+from benchmarks.arms import Arm, Task, per_task, shared
 from benchmarks.compare import Spread, against, interleave, pace, ratio, spread, text
 from benchmarks.drawing import COLOURS, picture
 from benchmarks.load import Generator, Outcome, Plan, Stream, Tally
 from benchmarks.load.arrivals import poisson
 from benchmarks.repositories import texts_of_length, write_adapters
+from benchmarks.subject import subject
 
 CLIENTS = 64
 QUEUE = 128
 SLO_BATCHES = 1.5
 ALL = ("bfq", "fifo", "per-task")
-LINEAR = ("query", "key", "value", "dense")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +58,11 @@ POINTS = (
     Point("rate", 64, 64, 1.0),
     Point("rate", 64, 64, 2.0),
     Point("rate", 64, 64, 5.0, arms=ALL),
-    Point("rate", 64, 64, 20.0, arms=ALL, quick=True),
+    Point("rate", 64, 64, 20.0, arms=ALL),
     Point("length", 16, arms=ALL, quick=True),
     Point("length", 64),
     Point("length", 256),
-    Point("length", 512, arms=ALL, quick=True),
+    Point("length", 512, arms=ALL),
     Point("adapter", 16, aggressor="slow", arms=ALL),
     Point("slo", 16, slo=True, arms=("bfq", "fifo"), quick=True),
 )
@@ -95,20 +95,24 @@ class Bench:
 
     def alone(self, point: Point, number: int) -> Tally:
         """The victim with nobody beside it."""
-        return self._run(self.arms["bfq"], [self._victim(point, number)])
+        return self._run(self.arms["bfq"], point, [self._victim(point, number)])
 
     def measure(self, point: Point, arm: Arm, number: int) -> Tally:
         """The victim beside the aggressor."""
-        return self._run(arm, [self._victim(point, number), self._aggressor(point, number)])
+        return self._run(arm, point, [self._victim(point, number), self._aggressor(point, number)])
 
-    def _run(self, arm: Arm, streams: list[Stream]) -> Tally:
-        outcome: Outcome = self.generator.run(Plan(arm.url, streams, self.seconds, self.warmup))
+    def _run(self, arm: Arm, point: Point, streams: list[Stream]) -> Tally:
+        outcome: Outcome = self.generator.run(Plan(arm.url, streams, self.seconds, self._warmup(point)))
         return outcome.tasks["victim"]
+
+    def _warmup(self, point: Point) -> float:
+        """Until answers come at the pace they then keep: some batches."""
+        return max(self.warmup, 4 * self.full[point.aggressor, point.tokens])
 
     def _victim(self, point: Point, number: int) -> Stream:
         rate = self.capacity[point.victim_tokens] / 4
         slo_ms = SLO_BATCHES * self.full[point.aggressor, point.tokens] * 1e3 if point.slo else 0.0
-        times = poisson(rate, self.warmup + self.seconds, 100 + number)  # the same beside every aggressor
+        times = poisson(rate, self._warmup(point) + self.seconds, 100 + number)  # the same beside every aggressor
         return Stream(["victim"], self.texts[point.victim_tokens], times=times, slo_ms=slo_ms, ask_slo=point.slo)
 
     def _aggressor(self, point: Point, number: int) -> Stream:
@@ -116,7 +120,7 @@ class Bench:
         if point.times is None:
             return Stream([point.aggressor], texts, CLIENTS)
         rate = point.times * self.capacity[point.tokens] / 2
-        return Stream([point.aggressor], texts, times=poisson(rate, self.warmup + self.seconds, 200 + number))
+        return Stream([point.aggressor], texts, times=poisson(rate, self._warmup(point) + self.seconds, 200 + number))
 
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
@@ -125,11 +129,11 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
     points = [point for point in POINTS if point.quick or not quick]
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        (slow,) = write_adapters(folder, 1, ranks=(64,), targets=LINEAR)
+        (slow,) = write_adapters(folder, 1, ranks=(64,), targets=subject().linear)
         tasks = [Task("victim"), Task("aggressor", max_queue=QUEUE), Task("slow", adapter=slow, max_queue=QUEUE)]
         arms = {name: stack.enter_context(shared(tasks, scheduler=name)) for name in ("bfq", "fifo")}
         arms["per-task"] = stack.enter_context(per_task(tasks))
-        bench = Bench(arms, stack.enter_context(Generator(APART.others[0])), seconds, warmup)
+        bench = Bench(arms, stack.enter_context(Generator(subject().apart.generator)), seconds, warmup)
         bench.calibrate(points)
         rows = []
         for victim_tokens in sorted({point.victim_tokens for point in points}, reverse=True):
@@ -171,7 +175,7 @@ def _row(bench: Bench, point: Point, seen: dict[str, list[Tally]]) -> dict[str, 
             if name != "alone"
         },
         "rounds": len(seen["alone"]),
-        "cores": str(APART),
+        "cores": str(subject().apart),
     }
 
 

@@ -17,20 +17,19 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from benchmarks.arms import APART, Arm, lora_tasks, shared
+from benchmarks.arms import Arm, lora_tasks, shared
 from benchmarks.compare import against
 from benchmarks.drawing import picture
-from benchmarks.load import Generator, Outcome, Plan, Stream
+from benchmarks.load import Generator, Plan, Stream
 from benchmarks.repositories import texts_of_length
 from benchmarks.serving import backbone_process
+from benchmarks.subject import subject
 
 TOKENS, TASKS, CLIENTS = 16, 10, 64
 BEFORE_US, SCHEDULE_US = 350.0, 50.0
@@ -87,20 +86,6 @@ def thread_seconds(process: psutil.Process, names: dict[int, str]) -> dict[str, 
     return spent
 
 
-def _beside(work: Callable[[], None], plan: Plan, generator: Generator) -> Outcome:
-    """Run a load, and something else from the end of its warm-up on."""
-
-    def later() -> None:
-        time.sleep(plan.warmup)
-        work()
-
-    thread = threading.Thread(target=later)
-    thread.start()
-    outcome = generator.run(plan)
-    thread.join()
-    return outcome
-
-
 def _round(arm: Arm, plan: Plan, generator: Generator, folder: Path) -> dict[str, float]:
     """Two loads: one for the processors' time with nobody watching, one for the engine's stacks."""
     backbone, server = backbone_process(arm.server), psutil.Process(arm.server.pid)
@@ -115,9 +100,9 @@ def _round(arm: Arm, plan: Plan, generator: Generator, folder: Path) -> dict[str
         time.sleep(plan.seconds)
         spent.update({role: seconds - before.get(role, 0.0) for role, seconds in now().items()})
 
-    outcome = _beside(watch, plan, generator)
+    outcome = generator.run(plan, beside=watch)
     folded = folder / "folded"
-    _beside(lambda: record(backbone, plan.seconds, "raw", folded), plan, generator)
+    generator.run(plan, beside=lambda: record(backbone, plan.seconds, "raw", folded))
     parts = {role: seconds / outcome.answered * 1e6 for role, seconds in spent.items()}
     engine = parts.pop("engine")
     parts |= {part: share * engine for part, share in engine_shares(folded).items()}
@@ -132,11 +117,11 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         tasks = stack.enter_context(lora_tasks(TASKS))
         arm = stack.enter_context(shared(tasks))
-        generator = stack.enter_context(Generator(APART.others[0]))
+        generator = stack.enter_context(Generator(subject().apart.generator))
         plan = Plan(arm.url, [Stream([task.name for task in tasks], texts, CLIENTS)], seconds)
         seen = [_round(arm, plan, generator, folder) for _ in range(rounds)]
         process = backbone_process(arm.server)
-        _beside(lambda: record(process, seconds, "flamegraph", folder / "flames.svg"), plan, generator)
+        generator.run(plan, beside=lambda: record(process, seconds, "flamegraph", folder / "flames.svg"))
         FLAMES.write_text(_without_paths((folder / "flames.svg").read_text(encoding="utf-8")), encoding="utf-8")
     parts = sorted({name for each in seen for name in each} - {"per_second"})
     medians = {name: statistics.median(each.get(name, 0.0) for each in seen) for name in parts}
@@ -146,7 +131,7 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
             "before_us": statistics.median(sum(each.get(part, 0.0) for part in BEFORE) for each in seen),
             "per_second": statistics.median(each["per_second"] for each in seen),
             "rounds": rounds,
-            "cores": str(APART),
+            "cores": str(subject().apart),
         }
     ]
 

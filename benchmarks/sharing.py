@@ -15,12 +15,13 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.arms import APART, SPREAD, Arm, Cores, Task, lora_tasks, per_task, shared
+from benchmarks.arms import Arm, Task, lora_tasks, per_task, shared
 from benchmarks.compare import against, interleave, pace, ratio, spread, text
 from benchmarks.drawing import COLOURS, picture
 from benchmarks.load import Generator, Outcome, Plan, Stream
 from benchmarks.load.arrivals import poisson
 from benchmarks.repositories import texts_of_length
+from benchmarks.subject import Cores, subject
 
 TOKENS = 16
 MAIN = 4  # tasks of the load sweep
@@ -33,16 +34,20 @@ FIGURES = ("mean_ms", "p50_ms", "p95_ms", "p99_ms")
 class Layout:
     """Cores and the arms that are compared on them."""
 
-    name: str
-    cores: Cores
+    name: str  # a property of the subject
     arms: tuple[str, ...]
     counts: tuple[int, ...]
     loads: tuple[float, ...]  # of MAIN tasks; other counts get AT alone
 
+    @property
+    def cores(self) -> Cores:
+        """Which every arm has."""
+        return subject().apart if self.name == "apart" else subject().spread
+
 
 LAYOUTS = (
-    Layout("apart", APART, ("shared", "per-task"), (2, MAIN, 8), (0.1, 0.4, AT, 0.9, 0.95)),
-    Layout("spread", SPREAD, ("shared", "per-task", "partitioned"), (2, MAIN), (0.1, 0.4, AT, 0.95)),
+    Layout("apart", ("shared", "per-task"), (2, MAIN, 8), (0.1, 0.4, AT, 0.9, 0.95)),
+    Layout("spread", ("shared", "per-task", "partitioned"), (2, MAIN), (0.1, 0.4, AT, 0.95)),
 )
 
 
@@ -78,10 +83,15 @@ def saturate(generator: Generator, arm: Arm, tasks: list[Task], texts: list[str]
     return generator.run(Plan(arm.url, [Stream([task.name], texts, 32) for task in tasks], seconds))
 
 
-def chosen(layout: Layout, tasks: list[Task], texts: list[str], generator: Generator, seconds: float) -> dict[str, Any]:
+def chosen(
+    layout: Layout, tasks: list[Task], texts: list[str], generator: Generator, seconds: float, *, quick: bool
+) -> dict[str, Any]:
     """What serves most: threads, and for the plain models the batcher's delay. Partitioned processes have a core."""
     best: dict[str, Any] = {"partitioned": {"threads": 1, "delay_us": 0}}
-    threads = (1,) if len(layout.cores.models) == 1 else (1, 2)
+    count = len(layout.cores.models)
+    if quick:
+        return best | {"shared": {"threads": count, "delay_us": 0}, "per-task": {"threads": 1, "delay_us": 0}}
+    threads = (1,) if count == 1 else (1, count)
     for kind in ("shared", "per-task"):
         options = [
             {"threads": n, "delay_us": delay} for n in threads for delay in ((0,) if kind == "shared" else (0, 2000))
@@ -110,9 +120,9 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     with lora_tasks(MAIN if quick else 8) as every:
         for layout in LAYOUTS:
-            core = layout.cores.others[0] if len(layout.cores.others) == 1 else None
+            core = layout.cores.generator if layout.name == "apart" else None
             with Generator(core) as generator:
-                best = chosen(layout, every[:MAIN], texts, generator, seconds)
+                best = chosen(layout, every[:MAIN], texts, generator, seconds, quick=quick)
                 for count in (MAIN,) if quick else layout.counts:
                     with contextlib.ExitStack() as stack:
                         arms = {

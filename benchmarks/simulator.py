@@ -17,13 +17,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.arms import APART, Arm, Task, shared
+from benchmarks.arms import Arm, Task, shared
 from benchmarks.compare import against
 from benchmarks.drawing import COLOURS, picture
 from benchmarks.load import Generator, Plan, Stream
 from benchmarks.load.arrivals import poisson
 from benchmarks.load.record import percentile_ms
 from benchmarks.repositories import texts_of_length
+from benchmarks.subject import subject
 from fmplex_backend.runtime.passes import plan_passes
 from fmplex_backend.scheduling import POLICIES, CostModel, Scheduler
 from fmplex_backend.types import PassShape, Reply, Request, Work
@@ -218,7 +219,7 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
     tasks = [Task(f"task{number}", weight) for number, weight in enumerate(WEIGHTS)]
     with contextlib.ExitStack() as stack:
         arm = stack.enter_context(shared(tasks))
-        generator = stack.enter_context(Generator(APART.others[0]))
+        generator = stack.enter_context(Generator(subject().apart.generator))
         cost, way = fit(arm, generator, texts, 1.0 if quick else 4.0)
         loads = (0.7,) if quick else (0.3, 0.5, 0.7, 0.9, 1.1)
         rows = [check(arm, generator, cost, way, load, texts, seconds) for load in loads]

@@ -20,12 +20,13 @@ from typing import Any
 
 import psutil
 
-from benchmarks.arms import APART, CODE, head_tasks, shared
+from benchmarks.arms import CODE, head_tasks, shared
 from benchmarks.compare import against, interleave, ratio, spread, text
 from benchmarks.load import Generator, Outcome, Plan, Stream
 from benchmarks.load.arrivals import poisson
 from benchmarks.repositories import texts_of_length
 from benchmarks.serving import backend_processes, pin, serving
+from benchmarks.subject import subject
 
 TOKENS, CLIENTS = 16, 64
 TIMES = 3.0  # the generator's ceiling against the highest rate measured
@@ -45,9 +46,9 @@ def ceiling(seconds: float) -> Outcome:
             '         { name: "LABEL" data_type: TYPE_STRING dims: [ 1 ] } ]\n',
             encoding="utf-8",
         )
-        with serving(Path(folder)) as server, Generator(APART.others[0]) as generator:
+        with serving(Path(folder)) as server, Generator(subject().apart.generator) as generator:
             for process in (psutil.Process(server.pid), *backend_processes(server)):
-                pin(process, *APART.models)
+                pin(process, *subject().apart.models)
             texts = texts_of_length(TOKENS, 256)
             return generator.run(Plan(server.grpc_url, [Stream(["task0"], texts, CLIENTS)], seconds))
 
@@ -74,7 +75,7 @@ def perf_analyzer(url: str, texts: list[str], seconds: float, *load: str) -> dic
         # its windows are taken as they come: the rounds' median says what a stability test would
         window = ["-p", str(int(seconds * 1000)), "-s", "999", "-r", "3", "--percentile", "99"]
         line = [sys.executable, "-m", "fmplex", "perf", "--", *wanted, *window, *load]
-        core = APART.others[0]
+        core = subject().apart.generator
         done = subprocess.run(
             line, capture_output=True, text=True, check=False, preexec_fn=lambda: os.sched_setaffinity(0, {core})
         )
@@ -97,7 +98,7 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
         arm = stack.enter_context(shared(head_tasks(1)))
-        generator = stack.enter_context(Generator(APART.others[0]))
+        generator = stack.enter_context(Generator(subject().apart.generator))
 
         def ours(stream: Stream) -> dict[str, float]:
             outcome = generator.run(Plan(arm.url, [stream], seconds))

@@ -6,6 +6,9 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
@@ -32,9 +35,15 @@ class Generator:
         self._process.wait(10)
         self._errors.close()
 
-    def run(self, plan: Plan) -> Outcome:
-        """Generate the load; returns when the last answer is in."""
-        return Outcome.from_json(self._exchange(plan.to_json()))
+    def run(self, plan: Plan, *, beside: Callable[[], None] | None = None) -> Outcome:
+        """Generate the load; returns when the last answer is in. `beside` runs from about the end of the warm-up on."""
+        if beside is None:
+            return Outcome.from_json(self._exchange(plan.to_json()))
+        with ThreadPoolExecutor(1) as pool:
+            outcome = pool.submit(self.run, plan)
+            time.sleep(plan.warmup)
+            beside()
+            return outcome.result()
 
     def _exchange(self, message: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin

@@ -2,12 +2,17 @@
 
 Every Linear that any adapter targets is wrapped once. LoRA weights of similar rank (a bucket: the next power of two)
 lie stacked, slot 0 all zeros, so a pass gathers its rows' slots and adds x @ a[slots] @ b[slots] with two batched
-products per module, whatever the mix (Punica and S-LoRA do the same with kernels of their own). Rows are sorted so that
-each bucket, and each adapter that cannot be stacked, is one slice of the batch; rows with no adapter pay nothing.
+products per module, whatever the mix (Punica and S-LoRA do the same with kernels of their own). A CPU, which starts a
+product at no cost, multiplies slot by slot instead and gathers nothing. Rows are sorted so that each bucket, each slot
+in it, and each adapter that cannot be stacked, is one slice of the batch; rows with no adapter pay nothing.
+
+Threads may run passes side by side, each over rows of its own; nothing is attached meanwhile.
 """
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +32,7 @@ class _LoraPart:
     start: int
     end: int
     bucket: int
-    used: frozenset[int]  # slots
+    runs: tuple[tuple[int, int, int], ...]  # slot, first row, row after the last: as the rows are sorted
     slots: Tensor  # [end - start]
 
 
@@ -45,7 +50,7 @@ class _Stack:
 
     def __init__(self, linear: nn.Linear, rank: int, slots: int) -> None:
         self.targets: set[int] = set()
-        self.a = linear.weight.new_zeros(slots, linear.in_features, rank)  # [slots, in, r]
+        self.a = linear.weight.new_zeros(slots, rank, linear.in_features)  # [slots, r, in]
         self.b = linear.weight.new_zeros(slots, rank, linear.out_features)  # [slots, r, out]
 
     def grow(self, slots: int) -> None:
@@ -56,7 +61,7 @@ class _Stack:
 
     def put(self, slot: int, weights: LoraWeights) -> None:
         """Fill a slot; the rest of a smaller rank stays zero."""
-        self.a[slot, :, : weights.rank] = weights.a
+        self.a[slot, : weights.rank] = weights.a.T
         self.b[slot, : weights.rank] = weights.b
         self.targets.add(slot)
 
@@ -92,35 +97,51 @@ class AdaptedLinear(nn.Module):
         """x: [rows, t, in] -> [rows, t, out], or both without the t: a pooler's."""
         y: Tensor = self.base(x)
         bank: AdapterBank = self.__dict__["bank"]
-        for part in bank.parts:
-            rows = slice(part.start, part.end)
+        for part in bank.here.parts:
             if isinstance(part, _SoloPart):
                 if transform := part.adapter.solo.get(self.path):
-                    ours, theirs = self._rows(x, rows), self._rows(y, rows)
+                    ours, theirs = self._rows(x, part.start, part.end), self._rows(y, part.start, part.end)
                     theirs.copy_(transform(self.base, ours, theirs))
-            elif (stack := self.stacks.get(part.bucket)) and not part.used.isdisjoint(stack.targets):
-                low = torch.bmm(self._rows(x, rows), stack.a[part.slots])  # [n, t, r]
-                self._rows(y, rows).baddbmm_(low, stack.b[part.slots])
+            elif (stack := self.stacks.get(part.bucket)) and any(slot in stack.targets for slot, _, _ in part.runs):
+                self._add(stack, part, x, y)
         return y
 
-    def _rows(self, x: Tensor, rows: slice) -> Tensor:
+    def _add(self, stack: _Stack, part: _LoraPart, x: Tensor, y: Tensor) -> None:
+        if x.device.type != "cpu":
+            low = torch.bmm(self._rows(x, part.start, part.end), stack.a[part.slots].mT)  # [n, t, r]
+            self._rows(y, part.start, part.end).baddbmm_(low, stack.b[part.slots])
+            return
+        for slot, start, end in part.runs:
+            if slot in stack.targets:
+                flat = self._rows(x, start, end).flatten(0, 1)  # [n * t, in]
+                low = nn.functional.linear(flat, stack.a[slot])  # [n * t, r]
+                self._rows(y, start, end).view(-1, y.shape[-1]).addmm_(low, stack.b[slot])  # never a copy
+
+    def _rows(self, x: Tensor, start: int, end: int) -> Tensor:
         """Those rows of x as [n, t, width]: a view, so that what is written to it is written to x."""
-        if x.shape[0] != self.__dict__["bank"].rows or x.dim() not in (2, 3):
+        rows = self.__dict__["bank"].here.rows
+        if x.shape[0] != rows or x.dim() not in (2, 3):
             raise RuntimeError(
-                f"{self.path} sees a tensor of shape {list(x.shape)} in a pass of {self.__dict__['bank'].rows} rows: "
-                "adapters on this module cannot be told apart by row"
+                f"{self.path} sees a tensor of shape {list(x.shape)} in a pass of {rows} "
+                "rows: adapters on this module cannot be told apart by row"
             )
-        return x[rows] if x.dim() == 3 else x[rows, None]
+        return x[start:end] if x.dim() == 3 else x[start:end, None]
+
+
+class _Here(threading.local):
+    """The pass that this thread runs."""
+
+    rows = 0
+    parts: tuple[_LoraPart | _SoloPart, ...] = ()
 
 
 class AdapterBank:
-    """The adapters of a backbone. Everything but the constructor runs on the engine thread."""
+    """The adapters of a backbone. Everything but the constructor and `applied` runs on the engine thread."""
 
     def __init__(self, backbone: nn.Module, device: torch.device) -> None:
         self.backbone = backbone
         self.device = device
-        self.rows = 0
-        self.parts: tuple[_LoraPart | _SoloPart, ...] = ()
+        self.here = _Here()
         self.attached = 0
         self._wrapped: dict[str, AdaptedLinear] = {}
         self._free: dict[int, list[int]] = {}  # by bucket
@@ -176,14 +197,14 @@ class AdapterBank:
         return (adapter.bucket, adapter.slot) if adapter.batched else (1 << 30, id(adapter))
 
     @contextmanager
-    def applied(self, adapters: Sequence[Adapter | None]) -> Iterator[int]:
-        """Apply each row's adapter to the passes inside; yields the number of distinct ones."""
-        self.rows = len(adapters)
-        self.parts = tuple(self._parts(adapters))
+    def applied(self, adapters: Sequence[Adapter | None]) -> Iterator[None]:
+        """Apply each row's adapter to the passes that this thread runs inside."""
+        self.here.rows = len(adapters)
+        self.here.parts = tuple(self._parts(adapters))
         try:
-            yield len({id(adapter) for adapter in adapters if adapter is not None})
+            yield
         finally:
-            self.parts = ()
+            self.here.parts = ()
 
     def _parts(self, adapters: Sequence[Adapter | None]) -> Iterator[_LoraPart | _SoloPart]:
         start = 0
@@ -197,7 +218,7 @@ class AdapterBank:
                 end += 1
             if shared:
                 slots = [adapter.slot for adapter in adapters[start:end] if adapter is not None]
-                yield _LoraPart(start, end, first.bucket, frozenset(slots), torch.tensor(slots, device=self.device))
+                yield _LoraPart(start, end, first.bucket, _runs(slots, start), torch.tensor(slots, device=self.device))
             else:
                 yield _SoloPart(start, end, first)
             start = end
@@ -209,6 +230,16 @@ class AdapterBank:
             self._wrapped[path] = AdaptedLinear(base, path, self)
             self.backbone.set_submodule(path, self._wrapped[path])
         return self._wrapped[path]
+
+
+def _runs(slots: Sequence[int], start: int) -> tuple[tuple[int, int, int], ...]:
+    """Equal neighbours of `slots`, the first of which is row `start`."""
+    runs = []
+    for slot, group in itertools.groupby(slots):
+        end = start + sum(1 for _ in group)
+        runs.append((slot, start, end))
+        start = end
+    return tuple(runs)
 
 
 def _same_part(first: Adapter, other: Adapter | None) -> bool:

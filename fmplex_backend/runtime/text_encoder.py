@@ -20,6 +20,7 @@ from fmplex_backend.extensions.multi_lora import AdapterBank
 from fmplex_backend.extensions.text import TextTokenizer, Tokens, texts_of
 from fmplex_backend.fingerprint import fingerprint
 from fmplex_backend.runtime.huggingface import load_backbone
+from fmplex_backend.runtime.parallel import Parallel
 from fmplex_backend.runtime.passes import Predict, plan_passes
 from fmplex_backend.types import NO_WORK, Finished, Outcome, Pass, PassShape, Request, Work
 
@@ -74,6 +75,7 @@ class TextEncoderRuntime:
         self.fingerprint = fingerprint(loaded.directory)
         self.bank = AdapterBank(self.model, device)
         self.max_items = max_items
+        self.parallel = Parallel(torch.get_num_threads() if device.type == "cpu" else 1)
         self.max_batch_tokens = config.max_batch_tokens or max_items * (512 if device.type == "cuda" else 64)
 
     # -- off the engine thread
@@ -165,17 +167,16 @@ class TextEncoderRuntime:
         shapes = [(min(rows, self.max_items), min(tokens, longest)) for rows, tokens in PROFILE]
         for position, (rows, tokens) in enumerate([shapes[0], *shapes]):
             start = perf_counter()
-            self._forward([[int(self.pad == 0)] * tokens] * rows, {"mean"})  # any token but padding
+            ids = [[int(self.pad == 0)] * tokens] * rows  # any token but padding
+            self._forward(ids, [None] * rows, {"mean"})
             if position:
                 yield PassShape(rows * tokens, tokens, 0), perf_counter() - start
 
     def _pass(self, rows: list[_Row]) -> Pass:
         rows.sort(key=lambda row: self.bank.order(row.request.extensions.adapter))
         adapters = [row.request.extensions.adapter for row in rows]
-        with self.bank.applied(adapters) as groups:
-            hidden = self._forward(
-                [row.tokens.ids for row in rows], {row.request.extensions.decoder.pooling for row in rows}
-            )
+        poolings = {row.request.extensions.decoder.pooling for row in rows}
+        hidden = self._forward([row.tokens.ids for row in rows], adapters, poolings)
         work: dict[Request, Work] = {}
         outcomes: list[tuple[Request, Outcome]] = []
         for index, row in enumerate(rows):
@@ -187,10 +188,19 @@ class TextEncoderRuntime:
             if not payload.missing:
                 outcomes.append((request, Finished(payload.results)))
         longest = max(len(row.tokens.ids) for row in rows)
+        groups = len({id(adapter) for adapter in adapters if adapter is not None})
         return Pass(PassShape(len(rows) * longest, longest, groups), list(work.items()), outcomes)
 
-    def _forward(self, ids: list[list[int]], poolings: set[str]) -> _Hidden:
+    def _forward(self, ids: list[list[int]], adapters: list[Adapter | None], poolings: set[str]) -> _Hidden:
         """One pass. ids: n rows of up to t tokens -> states on the CPU."""
+
+        def part(start: int, end: int) -> dict[str, Any]:
+            with self.bank.applied(adapters[start:end]):
+                return self._states(ids[start:end], poolings)
+
+        return _Hidden(self.parallel.map(part, len(ids)))
+
+    def _states(self, ids: list[list[int]], poolings: set[str]) -> dict[str, Any]:
         longest = max(map(len, ids))
         padded = any(len(row) < longest for row in ids)
         table = np.full((len(ids), longest), self.pad, dtype=np.int64)
@@ -204,7 +214,7 @@ class TextEncoderRuntime:
             inputs["attention_mask"] = mask.long()
         with torch.inference_mode():
             states = self.model(**inputs).last_hidden_state  # [n, t, h]
-            return _Hidden({kind: _pool(kind, states, mask) for kind in poolings})
+            return {kind: _pool(kind, states, mask) for kind in poolings}
 
 
 def _pool(kind: str, states: Tensor, mask: Tensor | None) -> Any:
@@ -225,15 +235,15 @@ def _pool(kind: str, states: Tensor, mask: Tensor | None) -> Any:
 
 
 class _Hidden:
-    """What a pass left behind, by pooling."""
+    """What the parts of a pass left behind, by pooling."""
 
-    def __init__(self, by_pooling: dict[str, Any]) -> None:
-        self.by_pooling = by_pooling
+    def __init__(self, parts: list[tuple[int, int, dict[str, Any]]]) -> None:
+        self.rows = [(by_pooling, index - start) for start, end, by_pooling in parts for index in range(start, end)]
 
     def row(self, index: int, pooling: str, tokens: Tokens) -> Any:
         """One row's [h], or [t, h] of its plain tokens."""
-        states = self.by_pooling[pooling]
+        by_pooling, place = self.rows[index]
         if pooling != TOKENS:
-            return states[index]
+            return by_pooling[pooling][place]
         with torch.inference_mode():
-            return states[index, tokens.plain].float().cpu().numpy()
+            return by_pooling[pooling][place, tokens.plain].float().cpu().numpy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -216,8 +217,19 @@ def test_every_kind_in_one_batch(tmp_path: Path) -> None:
         rows.append((bench.attach(path), path))
     mixed = [*rows, (None, None), *reversed(rows), (None, None)]
     bench.check(mixed)
-    with bench.bank.applied([None, rows[0][0], rows[0][0]]) as groups:
-        assert groups == 1
+
+
+def test_threads_run_passes_side_by_side(paths: list[Path]) -> None:
+    """Each with rows of its own: what one applies, the other must not see."""
+    bench = Bench()
+    adapters: list[Adapter | None] = [bench.attach(path) for path in paths[:3]]
+    ids = ids_of(4)
+    sets = [[adapters[0], adapters[1], adapters[2], None], [None, adapters[2], adapters[0], None], [None] * 4]
+    alone = [bench.run(each, ids) for each in sets]
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(20):
+            for together, expected in zip(pool.map(lambda each: bench.run(each, ids), sets), alone, strict=True):
+                close(together, expected)
 
 
 # -- slots
