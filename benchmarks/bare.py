@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from benchmarks.repositories import model_directory
 from benchmarks.subject import subject
+from fmplex_controller.installation import ALLOCATOR
 
 
 class Bare:
@@ -27,7 +28,9 @@ class Bare:
 
     def __init__(self, texts: list[str], batch: int, core: int) -> None:
         line = [sys.executable, "-m", "benchmarks.bare"]
-        self._process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ALLOCATOR | os.environ
+        )
         self._send({"texts": texts, "batch": batch, "core": core})
 
     def __enter__(self) -> Bare:

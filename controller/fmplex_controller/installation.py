@@ -27,6 +27,9 @@ WHEEL_LIBRARIES = "nvidia_pytriton.libs"
 PYTHON_BACKEND = "libtriton_python.so"
 STUB = "triton_python_backend_stub"
 BACKEND = "fmplex"
+# glibc's malloc by default gives a pass's large blocks back to the kernel as soon as they are free, and the kernel
+# then has to zero them for the next pass: 5 to 9% of a forward of MiniLM.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(512 << 20)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +159,7 @@ def missing_libraries(installation: Installation) -> list[str]:
 
 def environment(installation: Installation, base: Mapping[str, str] | None = None) -> dict[str, str]:
     """The variables tritonserver and its stubs run with: this Python, its packages and libraries."""
-    variables = dict(os.environ if base is None else base)
+    variables = ALLOCATOR | dict(os.environ if base is None else base)
     libpython = libpython_folder()
     # The user's own libraries come before Python's folder, which may be a system folder that holds much else.
     folders = [*map(str, installation.libraries), variables.get("LD_LIBRARY_PATH", "")]
