@@ -36,6 +36,7 @@ from fmplex_backend.vfm import Counts, Vfm
 log = logging.getLogger("fmplex")
 
 SWEEP_S = 1.0
+FADE = 0.98  # a reply
 SWEEP_MOST = 64  # requests a sweep asks about
 PATIENCE_S = 10.0  # for another thread to end, when the process goes down
 
@@ -212,10 +213,19 @@ class Service:
         while (item := self._replies.get()) is not None:
             request, outcome = item
             try:
-                request.resolve(outcome if isinstance(outcome, Failed) else self._decode(request, outcome))
+                if isinstance(outcome, Failed):
+                    request.resolve(outcome)
+                else:
+                    request.resolve(self._decode(request, outcome))
+                    self._note_way_back(request)
             except BaseException:
                 self._replies.put(item)  # answered with the rest when this thread has died
                 raise
+
+    def _note_way_back(self, request: Request) -> None:
+        """A maximum that fades: deadlines end with the answer, not with the batch."""
+        taken = self.engine.clock() - (request.arrival + request.queue_s + request.compute_s)
+        self.engine.scheduler.way_back = max(taken, FADE * self.engine.scheduler.way_back)
 
     def _decode(self, request: Request, outcome: Finished) -> Reply:
         try:

@@ -24,6 +24,7 @@ from fmplex_backend.vfm import Vfm
 
 _ORDER = attrgetter("order")
 MANY = 8  # this part of Bmax
+MARGIN = 1.05  # where a deadline is at stake, an estimate is taken to be this much too short
 
 
 class Scheduler:
@@ -43,6 +44,7 @@ class Scheduler:
         self.queued = 0
         self.backlogged = 0
         self.urgent = 0  # queued rows that have a deadline
+        self.way_back = 0.0  # seconds from the end of a batch until its last answer is sent; the reply thread's
         self._heap: list[tuple[float, int, int, Vfm]] = []  # rank, order of the head, id of the entry
         self._entries = 0
         self._admitted = 0
@@ -57,7 +59,7 @@ class Scheduler:
         """Whether one more request may join a batch that holds some.
 
         Args:
-            finish: predicted finish of the batch with it.
+            finish: when, predicted with a margin, the batch with it is answered.
             limit: the earliest deadline in the batch that is still kept without it; infinite where many with
                 deadlines of their own wait behind.
         """
@@ -101,7 +103,7 @@ class Scheduler:
             wanted = total + request.work
             if vfm.adapted:
                 adapters.add(vfm.id)
-            finish = now + self.cost.batch(wanted, len(adapters))
+            finish = now + MARGIN * self.cost.batch(wanted, len(adapters)) + self.way_back
             if batch and not (self._has_room(wanted) and self.joins(batch, finish, self._binding(limit))):
                 break
             self._take(vfm, request, now)

@@ -180,6 +180,20 @@ def test_one_that_joins_late_sets_no_limit(make_rig: MakeRig) -> None:
     assert len(rig.step()) == len(sent)
 
 
+def test_the_way_back_counts_towards_the_deadline(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.scheduler.way_back = 0.02
+    urgent, other = rig.vfm(slo=0.05), rig.vfm()
+    sent = [rig.send(vfm, 20) for vfm in (urgent, other, other)]
+    assert rig.step() == sent[:1]  # two take 40 ms, and their answers come 20 ms later
+
+
+def test_deadlines_are_kept_with_a_margin(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    sent = [rig.send(vfm, 20) for vfm in (rig.vfm(slo=0.0405), rig.vfm())]
+    assert rig.step() == sent[:1]
+
+
 @pytest.mark.parametrize(("waiting", "taken"), [(4, 2), (5, 6)])
 def test_where_many_with_deadlines_wait_a_batch_is_not_cut(make_rig: MakeRig, waiting: int, taken: int) -> None:
     rig = make_rig(max_items=32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,22 @@ def test_what_fails_fails_alone(rig: ServiceRig, text: str, code: str) -> None:
     numbers = [rig.submit(0), rig.submit(0, text=text), rig.submit(1)]
     rig.caller.wait()
     assert [rig.codes()[number] for number in numbers] == ["", code, ""]
+
+
+def test_the_scheduler_learns_how_long_answers_take_to_leave(rig: ServiceRig) -> None:
+    now = [100.0]
+    rig.service.engine.clock = lambda: now[0]
+    call = rig.caller.call((0,))
+
+    def slow(reply: Reply) -> None:
+        now[0] += 0.25  # a server that takes its time
+        call.reply(reply)
+
+    rig.service.submit(replace(call, reply=slow))
+    rig.caller.wait()
+    until(lambda: rig.service.engine.scheduler.way_back == 0.25)
+    rig.ask(0)
+    until(lambda: 0.2 < rig.service.engine.scheduler.way_back < 0.25)
 
 
 def test_a_decoder_that_raises_fails_its_request_alone(rig: ServiceRig) -> None:
