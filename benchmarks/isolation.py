@@ -56,13 +56,12 @@ class Point:
 
 POINTS = (
     Point("rate", 64, 64, 1.0),
-    Point("rate", 64, 64, 2.0),
-    Point("rate", 64, 64, 5.0, arms=ALL),
-    Point("rate", 64, 64, 20.0, arms=ALL),
+    Point("rate", 64, 64, 5.0),
+    Point("rate", 64, 64, 20.0, arms=("bfq", "per-task")),
     Point("length", 16, arms=ALL, quick=True),
     Point("length", 64),
     Point("length", 256),
-    Point("length", 512, arms=ALL),
+    Point("length", 512, arms=("bfq", "per-task")),
     Point("adapter", 16, aggressor="slow", arms=ALL),
     Point("slo", 16, slo=True, arms=("bfq", "fifo"), quick=True),
 )

@@ -20,7 +20,7 @@ SHORT, LONG = 8, 256
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
     """One point: a task for the short texts, one for the long."""
-    rounds, seconds = (1, 4.0) if quick else (5, 6.0)
+    rounds, seconds = (1, 4.0) if quick else (5, 4.0)
     short, long = texts_of_length(SHORT, 256), texts_of_length(LONG, 256)
     mixed = [text for pair in zip(short, long, strict=True) for text in pair]
     with tempfile.TemporaryDirectory() as folder:
@@ -33,7 +33,7 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
             pin_apart(server)
 
             def load(tasks: list[str], texts: list[str]) -> Outcome:
-                return run_load(closed(server.grpc_url, tasks, texts, seconds=seconds, warmup=2), core=1)
+                return run_load(closed(server.grpc_url, tasks, texts, seconds=seconds, warmup=1), core=1)
 
             for _ in range(rounds):
                 fast, slow = load(["short"], short), load(["long"], long)

@@ -214,7 +214,7 @@ def beyond(fitted: CostModel, *, quick: bool) -> list[dict[str, Any]]:
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
     """Fit, check, go beyond."""
-    seconds = 3.0 if quick else 15.0
+    seconds = 3.0 if quick else 12.0
     texts = {tokens: texts_of_length(tokens, 256) for tokens in ((16,) if quick else (16, 64))}
     tasks = [Task(f"task{number}", weight) for number, weight in enumerate(WEIGHTS)]
     with contextlib.ExitStack() as stack:
