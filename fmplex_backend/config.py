@@ -22,11 +22,35 @@ class _Section(BaseModel):
 
 
 class TextEncoder(_Section):
-    """How a task's text becomes tokens: a prefix ("query: ") and a cut-off in tokens, specials included."""
+    """How a task's text becomes tokens.
+
+    A prefix ("query: ") or a template ("Review: {text} It was"), a cut-off in tokens, specials included, and how many
+    windows of that length a longer text is read in, each beginning `overlap` tokens before the last one's end; their
+    vectors are averaged (with pooling "max": the largest of each).
+    """
 
     kind: Literal["text"] = "text"
     prefix: str = ""
+    template: str = "{text}"
     max_length: int | None = Field(default=None, ge=4)
+    windows: int = Field(default=1, ge=1, le=64)
+    overlap: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TextEncoder:
+        if self.template.count("{text}") != 1:
+            raise ValueError(f"template must hold {{text}} once, {self.template!r} does not")
+        if self.prefix and self.template != "{text}":
+            raise ValueError("prefix and template exclude each other: put the prefix into the template")
+        if self.overlap and (self.windows == 1 or self.max_length is None or self.overlap > self.max_length // 2):
+            raise ValueError("overlap needs windows above 1 and may be at most half of max_length")
+        return self
+
+    @property
+    def around(self) -> tuple[str, str]:
+        """What stands before and after the text."""
+        before, after = self.template.split("{text}")
+        return self.prefix + before, after
 
 
 class PeftAdapter(_Section):
@@ -100,8 +124,17 @@ class Similarity(_Labelled):
     weights: str = "decoder.safetensors"
 
 
+class Plugin(_Section):
+    """A decoder of an installed package: `name` is its entry point in the group fmplex.decoders."""
+
+    kind: Literal["plugin"]
+    name: str
+    options: dict[str, str | int | float | bool | list[str]] = {}
+    weights: str = "decoder.safetensors"
+
+
 Decoder = Annotated[
-    Embedding | Classification | MultiLabel | Regression | TokenClassification | Similarity,
+    Embedding | Classification | MultiLabel | Regression | TokenClassification | Similarity | Plugin,
     Field(discriminator="kind"),
 ]
 
@@ -123,6 +156,12 @@ class TaskConfig(_Section):
     adapter: PeftAdapter | None = None
     decoder: Decoder
     metrics: dict[str, float | int | str] = {}  # what was measured when it was trained; for people
+
+    @model_validator(mode="after")
+    def _windows(self) -> TaskConfig:
+        if self.encoder.windows > 1 and self.decoder.kind == "token-classification":
+            raise ValueError("encoder.windows: a token-classification task reads one window; leave it at 1")
+        return self
 
 
 class BackboneConfig(_Section):

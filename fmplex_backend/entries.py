@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from tritonclient.grpc import model_config_pb2
 from fmplex_backend.interface import (
     DECODER_OUTPUTS,
     FAMILY_INPUTS,
+    FAMILY_OUTPUTS,
     TRUNCATED,
     USAGE_DIMS,
     TensorSpec,
@@ -32,9 +34,15 @@ class TaskEntry:
     slo_ms: float | None = None
     max_queue: int | None = None
     sizes: tuple[tuple[str, int], ...] = ()
+    labels: tuple[str, ...] = ()  # of SCORES, in their order: for clients
+    gives: tuple[str, ...] = ()  # a plugin's outputs
+    version: int | None = None  # the one to serve, where it is not the highest
 
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The task's outputs, the usage receipt left out."""
+        if self.decoder == "plugin":
+            known = {spec.name: spec for spec in FAMILY_OUTPUTS[self.family]}
+            return (*(known[name] for name in self.gives), TRUNCATED)
         return (*DECODER_OUTPUTS[self.decoder], TRUNCATED)
 
     def to_proto(self) -> Any:
@@ -53,6 +61,11 @@ class TaskEntry:
             step.output_map[spec.name] = spec.client_name
         config.output.add(name="usage", data_type="TYPE_INT64", dims=USAGE_DIMS)
         step.output_map[tag_name(self.vfm)] = "usage"
+        if self.version is not None:
+            config.version_policy.specific.versions.append(self.version)
+        config.parameters["decoder"].string_value = self.decoder
+        if self.labels:
+            config.parameters["labels"].string_value = json.dumps(list(self.labels), ensure_ascii=False)
         parameters = {"weight": self.weight, "slo_ms": self.slo_ms, "max_queue": self.max_queue}
         for key, value in parameters.items():
             if value is not None:

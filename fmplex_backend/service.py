@@ -316,7 +316,7 @@ def _slo(parameters: Mapping[str, Any]) -> float | None:
     if wish is None:
         return None
     try:
-        value = float(wish)
+        value = 0.0 if isinstance(wish, bool) else float(wish)
     except (TypeError, ValueError, OverflowError):
         value = 0.0
     if not 0 < value < float("inf"):

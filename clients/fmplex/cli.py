@@ -1,10 +1,7 @@
-"""The command line: `fmplex serve`, `demo`, `perf` and `install-backend`."""
+"""The command line: `fmplex serve`, `demo`, `predict`, `task`, `perf` and `install-backend`."""
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Iterator
 from enum import Enum
 from importlib import metadata
 from pathlib import Path
@@ -13,17 +10,19 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from fmplex_backend.errors import FmplexError
+from fmplex import task_commands
+from fmplex.shown import errors_shown
 
 PASSED_ON = "fmplex.passed_on"
 
 app = typer.Typer(
     help="One foundation model in one Triton server, shared by many tasks.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(task_commands.app, name="task")
+app.command("predict")(task_commands.predict)
 
 
 class Control(str, Enum):
@@ -100,7 +99,7 @@ def serve(
         control_key=control_key,
         extra=ctx.meta[PASSED_ON],
     )
-    with _errors_shown():
+    with errors_shown():
         raise typer.Exit(foreground.serve(Server(options), lambda: print("ready", flush=True)))
 
 
@@ -117,7 +116,7 @@ def demo(
     from fmplex_controller.options import ServerOptions
 
     options = ServerOptions(repository=repository, http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port)
-    with _errors_shown():
+    with errors_shown():
         raise typer.Exit(demonstration.run(options, once=once))
 
 
@@ -126,7 +125,7 @@ def perf(ctx: typer.Context) -> None:
     """Run NVIDIA's perf_analyzer with the arguments after `--`: fmplex perf -- -m sentiment -i grpc."""
     from fmplex import perf as perf_analyzer
 
-    with _errors_shown():
+    with errors_shown():
         perf_analyzer.run([*ctx.args, *ctx.meta[PASSED_ON]])
 
 
@@ -137,15 +136,5 @@ def install_backend(
     """Install the backend where a Triton of your own looks for it, such as /opt/tritonserver/backends."""
     from fmplex_controller import installation
 
-    with _errors_shown():
+    with errors_shown():
         print(installation.install_backend(directory))
-
-
-@contextlib.contextmanager
-def _errors_shown() -> Iterator[None]:
-    """What FMplex raises on purpose is for people: its message, and exit status 1."""
-    try:
-        yield
-    except FmplexError as error:
-        print(f"fmplex: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None

@@ -271,6 +271,10 @@ DECODERS: dict[str, Callable[[Any, Path, int], Decoder]] = {
 
 def load_decoder(section: Any, directory: Path, hidden: int) -> Decoder:
     """The decoder of a `task.json`'s decoder section; raises TaskRefused."""
+    if section.kind == "plugin":
+        from fmplex_backend.extensions.plugins import PluginDecoder  # needs torch
+
+        return PluginDecoder(section, directory, hidden)
     decoder = DECODERS[section.kind](section, directory, hidden)
     decoder.gives = tuple(spec.name for spec in DECODER_OUTPUTS[section.kind])
     return decoder

@@ -1,4 +1,4 @@
-"""What comes before a text backbone: prefix, tokens, cut-off. Runs on the intake thread."""
+"""What comes before a text backbone: template, tokens, cut-off, windows. Runs on the intake thread."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from fmplex_backend.config import TextEncoder
 from fmplex_backend.errors import InvalidRequest
 
 CHARS_PER_TOKEN = 32  # a text this much longer than its cut-off is first tried without its tail
+GROWTH = 8  # and then with this much more of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class Tokens:
     """One text as the backbone takes it. t tokens, specials included."""
 
     ids: list[int]  # t
-    plain: list[int]  # positions of the tokens that are neither special nor of the prefix
+    plain: list[int]  # positions of the tokens that are neither special nor of the template
     offsets: npt.NDArray[np.int32]  # [len(plain), 2] characters in the text as sent
     truncated: bool
 
@@ -31,44 +32,54 @@ class TextTokenizer:
     def __init__(self, tokenizer: Any, max_length: int) -> None:
         self.max_length = max_length
         self._tokenizer = tokenizer
-        self._by_length: dict[int, Tokenizer] = {}
+        self._by_length: dict[tuple[int, int], Tokenizer] = {}
 
-    def encode(self, text: str, encoder: TextEncoder, *, spans: bool) -> Tokens:
-        """Tokenise as `tokenizer(prefix + text, truncation=True)` does; `spans` asks for plain and offsets."""
+    def encode(self, text: str, encoder: TextEncoder, *, spans: bool) -> list[Tokens]:
+        """Tokenise as `tokenizer(text, truncation=True)` does, window by window; `spans` asks for plain and offsets."""
         length = min(encoder.max_length or self.max_length, self.max_length)
-        tokenizer = self._by_length.get(length) or self._cut_at(length)
-        whole = encoder.prefix + text
-        encoding = self._encode(tokenizer, whole, length)
-        truncated = bool(encoding.overflowing)
+        tokenizer = self._by_length.get((length, encoder.overlap)) or self._cut_at(length, encoder.overlap)
+        before, after = encoder.around
+        encoding = self._encode(tokenizer, f"{before}{text}{after}", length, encoder.windows)
+        windows = [encoding, *encoding.overflowing]
+        truncated = len(windows) > encoder.windows
         if not spans:
-            return Tokens(encoding.ids, [], _NO_SPANS, truncated)
-        skip = len(encoder.prefix)
+            return [Tokens(window.ids, [], _NO_SPANS, truncated) for window in windows[: encoder.windows]]
+        start, stop = len(before), len(before) + len(text)
         keep = [
             position
-            for position, (special, (_, end)) in enumerate(
+            for position, (special, (first, last)) in enumerate(
                 zip(encoding.special_tokens_mask, encoding.offsets, strict=True)
             )
-            if not special and end > skip
+            if not special and last > start and first < stop
         ]
         offsets = np.array([encoding.offsets[position] for position in keep], dtype=np.int32).reshape(-1, 2)
-        return Tokens(encoding.ids, keep, np.maximum(offsets - skip, 0), truncated)
+        return [Tokens(encoding.ids, keep, np.clip(offsets - start, 0, len(text)), truncated)]
 
-    def _encode(self, tokenizer: Tokenizer, text: str, length: int) -> Any:
-        """A megabyte is not tokenised for the sake of its first few hundred tokens."""
-        head = text[: length * CHARS_PER_TOKEN]
-        cut = max(head.rfind(" "), head.rfind("\n"))
-        if len(head) < len(text) and cut > 0 and self._tokenizer.truncation_side == "right":
-            encoding = tokenizer.encode(head[:cut])
-            if encoding.overflowing:  # so the tokens kept lie before the cut, whatever follows it
+    def _encode(self, tokenizer: Tokenizer, text: str, length: int, windows: int) -> Any:
+        """A megabyte is not tokenised for the sake of its first few hundred tokens.
+
+        What lies before the last word of a cut text comes out as in the whole: if windows that are kept end before
+        that word, the rest of the text changes nothing in them.
+        """
+        size = length * windows * CHARS_PER_TOKEN
+        while size < len(text) and self._tokenizer.truncation_side == "right":
+            encoding = tokenizer.encode(text[:size])
+            every = [encoding, *encoding.overflowing]
+            if len(every) > windows and _last_word(every[:windows]) < _last_word(every):
                 return encoding
+            size *= GROWTH
         return tokenizer.encode(text)
 
-    def _cut_at(self, length: int) -> Tokenizer:
+    def _cut_at(self, length: int, overlap: int) -> Tokenizer:
         tokenizer = Tokenizer.from_str(self._tokenizer.backend_tokenizer.to_str())
         tokenizer.no_padding()
-        tokenizer.enable_truncation(length, direction=self._tokenizer.truncation_side)
-        self._by_length[length] = tokenizer
+        tokenizer.enable_truncation(length, stride=overlap, direction=self._tokenizer.truncation_side)
+        self._by_length[length, overlap] = tokenizer
         return tokenizer
+
+
+def _last_word(windows: list[Any]) -> int:
+    return max((word for window in windows for word in window.word_ids if word is not None), default=-1)
 
 
 _NO_SPANS = np.zeros((0, 2), dtype=np.int32)

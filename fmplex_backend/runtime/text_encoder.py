@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -42,6 +43,7 @@ class _Payload:
 
     prepared_for: Extensions
     rows: list[Tokens]
+    starts: list[int]  # of each text its first row: a text of several windows has several
     results: list[Any] = field(default_factory=list)  # per row: [h], or [t, h] for token decoders
     missing: int = 0
 
@@ -112,23 +114,27 @@ class TextEncoderRuntime:
     def _tokenize(self, request: Request, extensions: Extensions) -> None:
         spans = extensions.decoder.pooling == TOKENS
         texts = texts_of(request.inputs["TEXT"])
-        rows = [self.tokenizer.encode(text, extensions.encoder, spans=spans) for text in texts]
+        windows = [self.tokenizer.encode(text, extensions.encoder, spans=spans) for text in texts]
+        for position, own in enumerate(windows):
+            if not all(row.ids for row in own):  # a tokenizer that adds no specials
+                raise InvalidRequest(f"TEXT[{position}] holds no tokens: there is nothing to encode")
+        rows = [row for own in windows for row in own]
         lengths = [len(row.ids) for row in rows]
-        if not all(lengths):  # a tokenizer that adds no specials
-            raise InvalidRequest(f"TEXT[{lengths.index(0)}] holds no tokens: there is nothing to encode")
-        request.payload = _Payload(extensions, rows)
+        starts = [0, *accumulate(len(own) for own in windows[:-1])]
+        request.payload = _Payload(extensions, rows, starts)
         request.work = Work(len(rows), sum(lengths), sum(length * length for length in lengths))
 
     def decode(self, request: Request, value: list[Any]) -> Mapping[str, Any]:
         """Rows' hidden states -> output tensors (reply thread)."""
         extensions: Extensions = request.extensions
         rows: list[Tokens] = request.payload.rows
+        starts: list[int] = request.payload.starts
         by_token = extensions.decoder.pooling == TOKENS
         encoded = Encoded(
-            pooled=None if by_token else np.stack(value),
+            pooled=None if by_token else _joined(np.stack(value), starts, extensions.decoder.pooling),
             tokens=value if by_token else [],
             offsets=[row.offsets for row in rows] if by_token else [],
-            truncated=np.array([[row.truncated] for row in rows]),
+            truncated=np.array([[rows[start].truncated] for start in starts]),
         )
         return {**extensions.decoder.decode(encoded), "TRUNCATED": encoded.truncated}
 
@@ -198,7 +204,7 @@ class TextEncoderRuntime:
             with self.bank.applied(adapters[start:end]):
                 return self._states(ids[start:end], poolings)
 
-        return _Hidden(self.parallel.map(part, len(ids)))
+        return _Hidden(self.parallel.map(part, len(ids), len(ids) * max(map(len, ids))))
 
     def _states(self, ids: list[list[int]], poolings: set[str]) -> dict[str, Any]:
         longest = max(map(len, ids))
@@ -232,6 +238,16 @@ def _pool(kind: str, states: Tensor, mask: Tensor | None) -> Any:
     else:
         return states
     return pooled.cpu().numpy()
+
+
+def _joined(pooled: Any, starts: list[int], pooling: str) -> Any:
+    """Rows' vectors [rows, h] -> texts' [n, h]: the mean (or the largest) of a text's windows."""
+    if len(starts) == len(pooled):
+        return pooled
+    if pooling == "max":
+        return np.maximum.reduceat(pooled, starts, axis=0)
+    counts = np.diff([*starts, len(pooled)])[:, None]
+    return np.add.reduceat(pooled, starts, axis=0) / counts.astype(np.float32)
 
 
 class _Hidden:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -110,7 +109,10 @@ def test_the_engine_names_no_family() -> None:
         assert not named_in(ROOT / "fmplex_backend" / f"{name}.py") & HEAVY
 
 
-@pytest.mark.parametrize("module", ["fmplex", "fmplex_controller", "fmplex.cli", "fmplex_controller.server"])
+@pytest.mark.parametrize(
+    "module",
+    ["fmplex", "fmplex_controller", "fmplex.cli", "fmplex.repository", "fmplex.client", "fmplex_controller.server"],
+)
 def test_client_and_controller_are_light(module: str) -> None:
     modules = packages(imported(module))
     assert not modules & {"torch", "transformers", "peft", TRITON}
@@ -136,8 +138,15 @@ def test_the_public_api_is_what_it_says() -> None:
     import fmplex
 
     names = fmplex.__all__
-    public = {name for name, value in vars(fmplex).items() if name[0] != "_" and not isinstance(value, ModuleType)}
-    assert set(names) == public - {"annotations"}
     assert len(set(names)) == len(names)
+    assert set(names) == set(fmplex._MODULES) == set(dir(fmplex))
     for name in names:
         assert getattr(fmplex, name).__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = fmplex.Nothing
+
+
+def test_a_client_needs_no_torch() -> None:
+    code = "import sys; from fmplex import Client, AsyncClient, LoRA, Classifier; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "False"

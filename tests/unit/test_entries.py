@@ -79,7 +79,19 @@ def test_an_entry_as_triton_wants_it() -> None:
 def test_numbers_read_as_people_write_them(weight: float, text: str) -> None:
     entry = TaskEntry("t", "base", 0, "text-encoder", "embedding", 8, weight=weight)
     parameters = entry.to_proto().parameters
-    assert {key: value.string_value for key, value in parameters.items()} == {"weight": text}
+    assert {key: value.string_value for key, value in parameters.items()} == {"weight": text, "decoder": "embedding"}
+
+
+def test_what_clients_are_told_beside_the_tensors() -> None:
+    entry = TaskEntry("t", "base", 0, "text-encoder", "classification", 8, labels=("ham", "späm"), version=3)
+    proto = entry.to_proto()
+    assert proto.parameters["labels"].string_value == '["ham", "späm"]'
+    assert list(proto.version_policy.specific.versions) == [3]
+
+
+def test_a_plugins_outputs_are_its_own() -> None:
+    entry = TaskEntry("t", "base", 0, "text-encoder", "plugin", 8, sizes=(("SCORES", 5),), gives=("SCORES",))
+    assert [spec.name for spec in entry.outputs()] == ["SCORES", "TRUNCATED"]
 
 
 def test_the_demos_entries_are_such(pytestconfig: pytest.Config) -> None:

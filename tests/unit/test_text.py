@@ -45,7 +45,8 @@ def byte_level() -> Any:
 
 
 def encode(tokenizer: Any, text: str, max_length: int, encoder: TextEncoder = PLAIN, *, spans: bool = False) -> Tokens:
-    return TextTokenizer(tokenizer, max_length).encode(text, encoder, spans=spans)
+    (tokens,) = TextTokenizer(tokenizer, max_length).encode(text, encoder, spans=spans)
+    return tokens
 
 
 def reference(tokenizer: Any, text: str, max_length: int) -> list[int]:
@@ -118,8 +119,61 @@ def test_cut_off_on_the_left(minilm: Any) -> None:
 
 def test_a_task_cuts_off_earlier_than_the_backbone_and_never_later(minilm: Any) -> None:
     text, tokenizer = "a b c d e f g h", TextTokenizer(minilm, 8)
-    lengths = [len(tokenizer.encode(text, TextEncoder(max_length=n), spans=False).ids) for n in (4, 6, 100, None)]
+    lengths = [len(tokenizer.encode(text, TextEncoder(max_length=n), spans=False)[0].ids) for n in (4, 6, 100, None)]
     assert lengths == [4, 6, 8, 8]
+
+
+@pytest.mark.parametrize("unit", ["w" * 90, "東", "!?", "ab\n", "x" * 3000 + " "])
+@pytest.mark.parametrize("windows", [1, 3])
+def test_what_is_cut_off_changes_nothing(minilm: Any, byte_level: Any, unit: str, windows: int) -> None:
+    """Texts without a space, or of words far longer than a token: still only their heads are tokenised."""
+    text = unit * (60_000 // len(unit))
+    for tokenizer in (minilm, byte_level):
+        own = TextTokenizer(tokenizer, 9)
+        found = own.encode(text, TextEncoder(windows=windows), spans=False)
+        whole = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        whole.no_padding()
+        whole.enable_truncation(9)
+        encoding = whole.encode(text)
+        every = [encoding, *encoding.overflowing]
+        assert [window.ids for window in found] == [window.ids for window in every[:windows]]
+        assert all(window.truncated == (len(every) > windows) for window in found)
+
+
+# -- templates and windows
+
+
+def test_a_template_goes_around_the_text(minilm: Any) -> None:
+    encoder = TextEncoder(template="review: {text} it was")
+    tokens = encode(minilm, "good", 32, encoder, spans=True)
+    assert tokens.ids == reference(minilm, "review: good it was", 32)
+    assert tokens.offsets.tolist() == [[0, 4]]
+    assert len(tokens.plain) == 1
+
+
+def test_windows_overlap(minilm: Any) -> None:
+    text = " ".join("abcdefghijklmnop")
+    windows = TextTokenizer(minilm, 32).encode(text, TextEncoder(max_length=8, windows=3, overlap=2), spans=False)
+    inner = [window.ids[1:-1] for window in windows]
+    assert [len(each) for each in inner] == [6, 6, 6]
+    assert inner[0][-2:] == inner[1][:2]
+    assert inner[1][-2:] == inner[2][:2]
+    assert windows[0].truncated
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"template": "no place"}, "must hold {text} once"),
+        ({"template": "{text} {text}"}, "must hold {text} once"),
+        ({"prefix": "a", "template": "b {text}"}, "exclude each other"),
+        ({"overlap": 3}, "needs windows"),
+        ({"windows": 2, "max_length": 8, "overlap": 5}, "half of max_length"),
+    ],
+)
+def test_encoders_that_say_two_things(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        TextEncoder(**options)
 
 
 # -- prefix and offsets

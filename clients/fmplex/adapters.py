@@ -1,0 +1,201 @@
+"""A task's adapter between trainings: PEFT's configuration and tensors, wherever they came from."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fmplex.backbone import Backbone
+from fmplex.errors import TaskProblem
+from fmplex.parts import IA3, LoRA, Pretrained
+from fmplex_backend.extensions.adapters import WEIGHTS
+from fmplex_backend.extensions.weights import read_safetensors
+from fmplex_backend.fingerprint import fingerprint
+
+CONFIG = "adapter_config.json"
+HEADS = ("classifier", "score")  # what PEFT saves beside an adapter for sequence classification
+PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterState:
+    """What `save_pretrained` writes."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    @staticmethod
+    def read(directory: Path) -> AdapterState:
+        """From a PEFT directory; raises TaskRefused or TaskProblem."""
+        file = directory / CONFIG
+        if not file.is_file():
+            raise TaskProblem(f"{directory} is no adapter: it has no {CONFIG}. Name what save_pretrained wrote")
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise TaskProblem(f"{file} is no JSON: {error}. Save the adapter again") from None
+        return AdapterState(config, read_safetensors(directory / WEIGHTS))
+
+    @staticmethod
+    def of(model: Any) -> AdapterState:
+        """From a model that is being fitted."""
+        config = model.peft_config["default"].to_dict()
+        tensors = get_peft_model_state_dict(model)
+        return AdapterState(
+            {key: _listed(value) for key, value in config.items()},
+            {name: each.detach().cpu().clone().contiguous() for name, each in tensors.items()},
+        )
+
+    def write(self, directory: Path, model: str) -> None:
+        """As a PEFT directory."""
+        directory.mkdir(parents=True)
+        document = self.config | {"base_model_name_or_path": model, "inference_mode": True}
+        text = json.dumps(document, indent=2, sort_keys=True, default=str)
+        (directory / CONFIG).write_text(f"{text}\n", encoding="utf-8")
+        save_file(self.tensors, directory / WEIGHTS, metadata={"format": "pt"})
+
+    def around(self, model: Any) -> Any:
+        """The model with this adapter in it, ready to be fitted further."""
+        config: Any = PeftConfig.from_peft_type(**self.config)  # type: ignore[no-untyped-call]
+        config.inference_mode, config.base_model_name_or_path = False, None
+        wrapped = _wrapped(model, config)
+        set_peft_model_state_dict(wrapped, dict(self.tensors))
+        return wrapped
+
+
+def _wrapped(model: Any, config: PeftConfig) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by a name that is on its way out
+        return get_peft_model(model, config)
+
+
+def fresh(adapter: LoRA | IA3, backbone: Backbone) -> Any:
+    """The backbone with a new adapter in it; raises TaskProblem where it fits no module."""
+    config = adapter.peft_config(backbone.model_type)
+    try:
+        return _wrapped(backbone.for_training(), config)
+    except ValueError as error:
+        modules = sorted({name.rpartition(".")[2] for name, each in _linears(backbone)})
+        raise TaskProblem(
+            f"the adapter does not fit {backbone.name!r}: {error}. Its Linear modules are {', '.join(modules)}"
+        ) from None
+
+
+def _linears(backbone: Backbone) -> list[tuple[str, torch.nn.Module]]:
+    return [(name, each) for name, each in backbone.for_training().named_modules() if isinstance(each, torch.nn.Linear)]
+
+
+def _listed(value: Any) -> Any:
+    """Sets in order, enums by value: the same adapter gives the same file."""
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    return getattr(value, "value", value)
+
+
+# -- adapters from elsewhere
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """An adapter that somebody trained, and the score head that came with it, if one did."""
+
+    adapter: AdapterState
+    head: dict[str, Tensor]  # as decoder.safetensors has it
+    activation: Literal["tanh"] = "tanh"
+    pooling: Literal["cls"] = "cls"
+
+
+def find(source: str | Path) -> Path:
+    """The directory of a `Pretrained`: a path, or a hub id."""
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if path.is_absolute() or str(source).startswith("."):
+        raise TaskProblem(f"there is no directory {path}. Name what save_pretrained wrote")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(source)))
+    except Exception as error:  # the hub's client raises whatever its transport raises
+        raise TaskProblem(f"{source} is neither a directory nor to be had from the hub: {error}") from None
+
+
+def import_adapter(adapter: Pretrained, backbone: Backbone) -> Imported:
+    """Read an adapter of any origin; a head for sequence classification is carried over."""
+    directory = find(adapter.source)
+    state = AdapterState.read(directory)
+    _check_base(directory, state.config, backbone)
+    saved = set(state.config.get("modules_to_save") or ())
+    unknown = saved - set(HEADS)
+    if unknown:
+        raise TaskProblem(
+            f"{directory / CONFIG}: modules_to_save: {', '.join(sorted(unknown))} would change what all tasks share; "
+            f"only a score head ({' or '.join(HEADS)}) can be carried over. Train without them"
+        )
+    head = {name: each for name, each in state.tensors.items() if _head_part(name)}
+    plain = {name: each for name, each in state.tensors.items() if name not in head}
+    config = state.config | {"modules_to_save": None, "task_type": None, "auto_mapping": None}
+    if not head:
+        return Imported(AdapterState(config, plain), {})
+    tensors = {_head_part(name): each for name, each in head.items()}
+    return Imported(AdapterState(config, plain), _head(tensors, backbone, directory))
+
+
+def _head_part(name: str) -> str:
+    """`base_model.model.classifier.out_proj.weight` -> `out_proj.weight`; empty where it is not of the head."""
+    path = name.removeprefix(PREFIX)
+    for head in HEADS:
+        if path.startswith(f"{head}."):
+            return path.removeprefix(f"{head}.").removeprefix("modules_to_save.default.")
+    return ""
+
+
+def _head(tensors: Mapping[str, Tensor], backbone: Backbone, directory: Path) -> dict[str, Tensor]:
+    """A score head of transformers' AutoModelForSequenceClassification as layers on the vector of the first token."""
+    if set(tensors) == {"dense.weight", "dense.bias", "out_proj.weight", "out_proj.bias"}:  # RoBERTa, MPNet
+        numbers = {"dense": 0, "out_proj": 1}
+        split = {name: name.split(".") for name in tensors}
+        return {f"{numbers[layer]}.{part}": tensors[name].float() for name, (layer, part) in split.items()}
+    dense = getattr(getattr(backbone.for_training(), "pooler", None), "dense", None)
+    if set(tensors) == {"weight", "bias"} and dense is not None and backbone.model_type == "bert":
+        layers = {f"0.{name}": each for name, each in dense.named_parameters()}
+        layers |= {f"1.{name}": each for name, each in tensors.items()}
+        return {name: each.detach().float().cpu().clone() for name, each in layers.items()}
+    raise TaskProblem(
+        f"{directory}: the score head of a {backbone.model_type} ({', '.join(sorted(tensors))}) cannot be carried "
+        "over. Fit another: take the classifier out of the adapter's files, then fit(..., parts='decoder')"
+    )
+
+
+def _check_base(directory: Path, config: Mapping[str, Any], backbone: Backbone) -> None:
+    base = str(config.get("base_model_name_or_path") or "")
+    here = backbone.runtime.fingerprint
+    if not base:
+        return
+    if Path(base).is_dir():
+        same = fingerprint(Path(base)) in (here, None)
+    elif Path(base).is_absolute():
+        return  # of another machine: its modules and shapes are compared when it is loaded
+    else:
+        one, other = _bare(base), _bare(backbone.config.model)
+        same = one in other or other in one or Path(backbone.config.model).is_absolute()
+    if not same:
+        raise TaskProblem(
+            f"{directory / CONFIG}: base_model_name_or_path: it was trained for {base}, the backbone {backbone.name!r} "
+            f"is {backbone.config.model}. Name a backbone with that model, or, where they hold the same weights, "
+            "correct the field"
+        )
+
+
+def _bare(model: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", model.removeprefix("package:").rpartition("/")[2].lower())

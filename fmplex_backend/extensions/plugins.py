@@ -1,0 +1,129 @@
+"""Decoders of installed packages, found by entry point: code never comes out of a model repository.
+
+A package registers a class in its pyproject.toml:
+
+    [project.entry-points."fmplex.decoders"]
+    ordinal = "my_package:Ordinal"
+
+and a task.json says {"kind": "plugin", "name": "ordinal", "options": {...}}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fmplex_backend.config import Plugin
+from fmplex_backend.errors import TaskRefused
+from fmplex_backend.extensions.decoders import Encoded
+from fmplex_backend.extensions.weights import expect_shape, read_safetensors
+
+GROUP = "fmplex.decoders"
+OUTPUTS = ("EMBEDDING", "SCORES", "LABEL")
+
+
+class CustomDecoder(nn.Module):
+    """What a package's decoder inherits: a module on pooled vectors, and what clients get of its values.
+
+    `pooling` is mean, cls or max; `gives` names the outputs, some of EMBEDDING, SCORES and LABEL. A subclass takes
+    `options` (those of task.json) and `hidden`, the width of the vectors.
+    """
+
+    pooling: ClassVar[str] = "mean"
+    gives: ClassVar[tuple[str, ...]] = ("SCORES",)
+
+    def __init__(self, options: Mapping[str, Any], hidden: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pooled vectors [n, hidden] -> values [n, ...]."""
+        raise NotImplementedError
+
+    def outputs(self, values: Tensor) -> dict[str, npt.NDArray[Any]]:
+        """Values -> tensors by name (`gives`), batch first."""
+        raise NotImplementedError
+
+    def sizes(self) -> dict[str, int]:
+        """The last dim of each output that has a fixed one."""
+        return {}
+
+    def targets(self, labels: Sequence[Any]) -> Tensor:
+        """What `loss` compares with, of the labels given to `fit`."""
+        raise NotImplementedError
+
+    def loss(self, values: Tensor, targets: Tensor) -> Tensor:
+        """What training makes small; a number."""
+        raise NotImplementedError
+
+
+class PluginDecoder:
+    """A CustomDecoder as the server calls it."""
+
+    def __init__(self, section: Plugin, directory: Path, hidden: int) -> None:
+        self.module = make_plugin(section, directory / "task.json", hidden).eval()
+        load_weights(self.module, directory / section.weights)
+        self.pooling = self.module.pooling
+        self.gives = self.module.gives
+
+    def decode(self, encoded: Encoded) -> dict[str, npt.NDArray[Any]]:
+        """Through the module."""
+        with torch.inference_mode():
+            return self.module.outputs(self.module(torch.from_numpy(encoded.pooled)))
+
+    def sizes(self) -> dict[str, int]:
+        """The module's."""
+        return self.module.sizes()
+
+
+def make_plugin(section: Plugin, file: Path | str, hidden: int) -> CustomDecoder:
+    """The decoder a section names, with weights of its own making; raises TaskRefused."""
+    found = list(entry_points(group=GROUP, name=section.name))
+    if not found:
+        known = ", ".join(sorted(entry_points(group=GROUP).names)) or "(none is installed)"
+        raise TaskRefused(
+            file,
+            "decoder.name",
+            f"no installed package registers a decoder {section.name!r}; registered: {known}",
+            f"Install the package that does, where the server runs (entry point group {GROUP})",
+        )
+    try:
+        module = found[0].load()(section.options, hidden)
+    except Exception as error:  # another package's code raises what it likes
+        raise TaskRefused(
+            file,
+            "decoder.name",
+            f"the decoder {section.name!r} ({found[0].value}) cannot be made: {type(error).__name__}: {error}",
+            "Correct decoder.options, or the package",
+        ) from error
+    if not isinstance(module, CustomDecoder) or not set(module.gives) <= set(OUTPUTS) or not module.gives:
+        raise TaskRefused(
+            file,
+            "decoder.name",
+            f"{found[0].value} is no CustomDecoder that gives some of {', '.join(OUTPUTS)}",
+            "Inherit fmplex.CustomDecoder and set `gives`",
+        )
+    return module
+
+
+def load_weights(module: CustomDecoder, file: Path) -> None:
+    """Fill the module from a safetensors file; raises TaskRefused."""
+    wanted = module.state_dict()
+    if not wanted:
+        return
+    tensors = read_safetensors(file)
+    if tensors.keys() != wanted.keys():
+        raise TaskRefused(
+            file,
+            ", ".join(sorted(tensors.keys() ^ wanted.keys())),
+            f"the decoder has the tensors {sorted(wanted)}, the file {sorted(tensors)}",
+            "Save the task again, with the version of the package that is installed here",
+        )
+    for name, tensor in tensors.items():
+        expect_shape(file, name, tensor, tuple(wanted[name].shape), "the decoder")
+    module.load_state_dict(tensors)
