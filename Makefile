@@ -7,6 +7,10 @@ REPOSITORY ?= model_repository
 HTTP_PORT ?= 8000
 GRPC_PORT ?= 8001
 METRICS_PORT ?= 8002
+# bench-gpu runs on the Python of the machine with the GPU, which has torch and transformers, and downloads nothing.
+GPU_PYTHON ?= python3
+GPU_VERSION ?= 3.12
+GPU_PACK ?= .build/bench-gpu.tar.xz
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -14,7 +18,7 @@ PIP := $(PY) -m pip install -qq --disable-pip-version-check
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint bench clean
+.PHONY: help setup demo test test-all lint bench bench-gpu bench-gpu-pack clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -25,7 +29,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (2 GB; once)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) $(TORCH)
-	@$(PIP) -c constraints.txt -e ".[server,demo,dev,bench]"
+	@$(PIP) -c constraints.txt -e ".[server,demo,train,dev,bench]"
 	@$(PY) -m fmplex_controller
 	@touch $@
 
@@ -46,6 +50,13 @@ test-all: lint ## lint, then every test
 
 bench: setup ## run the benchmarks; QUICK=1 for a look, ONLY=throughput for one
 	@$(PY) -m benchmarks $(ONLY) $(if $(QUICK),--quick)
+
+bench-gpu-pack: setup ## pack what bench-gpu needs into one archive, for Python GPU_VERSION
+	@$(PY) -m benchmarks.gpu_pack $(GPU_PACK) --python $(GPU_VERSION)
+
+bench-gpu: ## the benchmarks that a GPU changes, out of that archive; ONLY=, QUICK=1, SHAPE=bert-large
+	@$(GPU_PYTHON) benchmarks/gpu_start.py $(GPU_PACK) $(ONLY) $(if $(QUICK),--quick) $(if $(SHAPE),--shape $(SHAPE)) \
+		$(if $(CPU),--cpu)
 
 clean: ## remove .venv and every cache
 	@rm -rf $(VENV) .build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

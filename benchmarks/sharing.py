@@ -46,7 +46,7 @@ class Layout:
 
 
 LAYOUTS = (
-    Layout("apart", ("shared", "per-task"), (2, MAIN, 8), (0.1, 0.4, AT, 0.9, 0.95)),
+    Layout("apart", ("shared", "per-task"), (2, MAIN, 8), (0.1, 0.4, AT, 0.95)),
     Layout("spread", ("shared", "per-task", "partitioned"), (2, MAIN), (0.1, AT, 0.95)),
 )
 

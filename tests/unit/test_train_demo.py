@@ -1,28 +1,27 @@
-"""The demo's readers, scores and file writing, on sentences of this file's own: no data set, no weights."""
+"""The demo's readers and its training script, on sentences of this file's own and a tiny backbone."""
 
 from __future__ import annotations
 
 import gzip
-import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import typer
+from task_fixtures import BASE, tiny_repository
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("peft")
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 sys.path.insert(0, str(Path(__file__).parents[2] / "clients" / "examples"))
 
 import demo_data  # noqa: E402
-import demo_files  # noqa: E402
-import demo_metrics  # noqa: E402
-import demo_model  # noqa: E402
-import demo_training  # noqa: E402
 import train_demo  # noqa: E402
-from demo_data import Example  # noqa: E402
+from demo_data import DataSet, Example  # noqa: E402
 from demo_tasks import TASKS, DemoTask  # noqa: E402
 
+from fmplex import LoRA  # noqa: E402
+from fmplex.repository import ModelRepository  # noqa: E402
 from fmplex_backend.config import load_task_config  # noqa: E402
 
 
@@ -135,98 +134,55 @@ def test_a_missing_datasets_package_says_what_to_do(monkeypatch: pytest.MonkeyPa
         demo_data.sentiment(None)
 
 
-@pytest.mark.parametrize(
-    ("tags", "spans"),
-    [
-        ("O B-x I-x O", {("x", 1, 3)}),
-        ("B-x B-x", {("x", 0, 1), ("x", 1, 2)}),
-        ("B-x I-y", {("x", 0, 1), ("y", 1, 2)}),
-        ("O I-x", {("x", 1, 2)}),
-        ("O O", set()),
-    ],
-)
-def test_entity_spans(tags: str, spans: set[tuple[str, int, int]]) -> None:
-    assert demo_metrics.entity_spans(tags.split()) == spans
-
-
-def test_entity_f1_wants_both_ends_and_the_kind() -> None:
-    wanted = [["B-x", "I-x", "O"], ["B-y", "O", "B-x"]]
-    found = [["B-x", "O", "O"], ["B-y", "O", "B-y"]]
-    assert demo_metrics.entity_f1(found, wanted) == pytest.approx(2 * 1 / (3 + 3))
-
-
-def test_spearman_shares_ranks_of_equal_values() -> None:
-    assert demo_metrics.ranks([5.0, 1.0, 5.0]).tolist() == [2.5, 1.0, 2.5]
-    assert demo_metrics.spearman([1, 2, 3], [10, 20, 40]) == pytest.approx(1)
-    assert demo_metrics.spearman([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(0.8)
-
-
-def test_macro_f1_weighs_classes_alike() -> None:
-    assert demo_metrics.macro_f1([0, 0, 0, 0], [0, 0, 0, 1]) == pytest.approx((6 / 7 + 0) / 2)
-
-
-def test_a_words_first_token_stands_for_it_and_missing_words_are_told() -> None:
-    offsets = [(0, 0), (0, 2), (2, 5), (6, 7), (0, 0)]
-    assert demo_model.first_tokens(offsets, [(0, 5), (6, 7), (8, 9)]) == [1, 3, -1]
-
-
-def test_a_head_on_separable_features_separates_them() -> None:
-    values = torch.tensor([[3.0, 100.0], [4.0, 90.0], [-3.0, 101.0], [-5.0, 95.0]])
-    wanted = torch.tensor([1, 1, 0, 0])
-    head = demo_model.fit_head("classification", values, wanted, 2, decay=1e-3)
-    assert demo_model.head_scores(head, values).argmax(dim=1).tolist() == [1, 1, 0, 0]
-
-
-def test_prototypes_are_directions_of_class_means() -> None:
-    values = torch.tensor([[2.0, 0.0], [0.0, 9.0], [4.0, 0.0]])
-    head = demo_model.prototypes(values, torch.tensor([0, 1, 0]), 2, per_label=1)
-    assert head["vectors"].tolist() == [[1.0, 0.0], [0.0, 1.0]]
-    assert demo_model.head_scores(head, values).argmax(dim=1).tolist() == [0, 1, 0]
-
-
-def test_batches_hold_every_example_once() -> None:
-    examples = [Example("x" * number, (0,)) for number in range(1, 100)]
-    batches = list(demo_training.batches_of_like_length(examples, 8, random.Random(0)))
-    assert sorted(len(row.text) for batch in batches for row in batch) == list(range(1, 100))
-    assert max(len(batch[-1].text) - len(batch[0].text) for batch in batches) < 16
-
-
-def test_the_rate_warms_up_and_ends_near_nothing() -> None:
-    rates = [demo_training.rate(step, 100) for step in range(100)]
-    assert max(rates) == rates[9] == 1
-    assert rates[99] < 0.02
-
-
-def test_a_failing_block_leaves_the_task_that_stood_there(tmp_path: Path) -> None:
-    repository = tmp_path / "repository"
-    with demo_files.staged(repository, "task") as place:
-        (place / "config.pbtxt").write_text("first")
-
-    def fail() -> None:
-        with demo_files.staged(repository, "task") as half:
-            (half / "config.pbtxt").write_text("second")
-            raise RuntimeError("half")
-
-    with pytest.raises(RuntimeError, match="half"):
-        fail()
-    assert (repository / "task" / "config.pbtxt").read_text() == "first"
-    with demo_files.staged(repository, "task") as place:
-        (place / "config.pbtxt").write_text("third")
-    assert (repository / "task" / "config.pbtxt").read_text() == "third"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["repository"]
+PAIRS = [demo_data.SentencePair("w1 w2", f"w{number} w3", float(number)) for number in range(5)]
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: str(task.name))
-def test_every_task_writes_files_the_server_reads(task: DemoTask, tmp_path: Path) -> None:
-    labels = () if task.read is None else ("O", "left", "right")
-    config = train_demo.task_config(task, labels, tmp_path)
-    demo_files.write_weights(tmp_path, None, {}, "none")
-    demo_files.write_entry(tmp_path, config, train_demo.entry_of(task, config, hidden=7))
-    assert load_task_config(tmp_path / "1" / "task.json") == config
-    text = (tmp_path / "config.pbtxt").read_text()
-    assert f'"VFM_{task.vfm}"' in text
-    assert ("dims: 7" in text) == (task.decoder == "embedding")
+def test_every_task_is_made_fitted_and_saved(task: DemoTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole script, over a tiny backbone and rows of this file's own."""
+    monkeypatch.setattr(train_demo, "BACKBONE", BASE)
+    monkeypatch.setattr(train_demo, "sentence_pairs", lambda data: PAIRS)
+    monkeypatch.setattr(train_demo, "LENGTH", 16)
+    monkeypatch.setattr(train_demo, "EMBEDDED_LENGTH", 32)
+    root = tiny_repository(tmp_path)
+    rows = [Example(f"w{n} w{n + 1} w{n + 2}", (n % 2,)) for n in range(40)]
+    labels: tuple[str, ...] = ("left", "right")
+    if task.decoder.kind == "token-classification":
+        labels = ("O", "B-x")
+        rows = [replace(row, target=(0, 1, 0), words=word_places(row.text)) for row in rows]
+    if task.decoder.kind == "multi-label":
+        rows = [replace(row, target=(n % 2, 1)) for n, row in enumerate(rows)]
+    own = replace(task, read=task.read and (lambda data: DataSet(labels, rows, rows[:10], "own rows")))
+    if own.adapter:
+        own = replace(own, adapter=LoRA(r=2, targets=["query"]))
+    monkeypatch.setattr(train_demo, "TASKS", (own,))
+    for _ in range(2):  # a second time it takes the place of the first
+        train_demo.main(repository=root, threads=1)
+    backbone, spec = ModelRepository(root).task(task.name)
+    assert (backbone, spec.vfm, spec.version.number) == (BASE, 0, 1)
+    config = load_task_config(spec.version.path / "task.json")
+    assert (config.decoder.kind, config.description) == (task.decoder.kind, task.description)
+    assert config.metrics["test_set"]
+    assert ("head_only_accuracy" in config.metrics) == bool(task.adapter)
+    assert spec.weight == task.terms.get("weight", 1.0)
 
 
-def test_tags_differ() -> None:
-    assert len({task.vfm for task in TASKS}) == len({task.name for task in TASKS}) == len(TASKS)
+def word_places(text: str) -> tuple[tuple[int, int], ...]:
+    """Of words with one space between."""
+    places, at = [], 0
+    for word in text.split():
+        places.append((at, at + len(word)))
+        at += len(word) + 1
+    return tuple(places)
+
+
+def test_rows_are_thinned_evenly() -> None:
+    rows = [Example(str(n), (0,)) for n in range(100)]
+    assert [row.text for row in train_demo.thinned(rows, 4)] == ["0", "25", "50", "75"]
+    assert train_demo.thinned(rows, None) == rows
+
+
+def test_tasks_that_are_not_there_are_named() -> None:
+    with pytest.raises(typer.BadParameter, match="no such task: nonsense"):
+        train_demo.chosen_tasks("topic, nonsense")
+    assert [task.name for task in train_demo.chosen_tasks("topic")] == ["topic"]

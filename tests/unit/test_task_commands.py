@@ -1,0 +1,156 @@
+"""`fmplex task ...`: what is done, what is said, in words and in JSON, and exit statuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from task_fixtures import labelled, tiny_repository
+from typer.testing import CliRunner
+
+from fmplex import cli, live
+
+runner = CliRunner()
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+NOBODY = "http://127.0.0.1:9/metrics"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tiny_repository(tmp_path)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    texts, labels = labelled(80)
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in zip(texts, labels, strict=True)))
+    return file
+
+
+def run(*arguments: Any, code: int = 0) -> str:
+    result = runner.invoke(cli.app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result.stdout
+
+
+def document(*arguments: Any, code: int = 0) -> Any:
+    return json.loads(run(*arguments, "--json", code=code))
+
+
+def train(root: Path, rows: Path, name: str = "spam", *more: Any) -> Any:
+    return document(
+        "task",
+        "train",
+        name,
+        "--backbone",
+        "base",
+        "-r",
+        root,
+        "--data",
+        rows,
+        "--test",
+        rows,
+        "--epochs",
+        1,
+        "--rank",
+        2,
+        *more,
+    )
+
+
+def test_a_tasks_life(root: Path, rows: Path) -> None:
+    made = train(root, rows, "spam", "--weight", 3)
+    assert made["metrics"]["accuracy"] > 0.8
+    assert made["path"] == str(root / "spam" / "1")
+    (row,) = document("task", "list", "-r", root, "--metrics-url", NOBODY)
+    assert (row["task"], row["tag"], row["weight"], row["version"]) == ("spam", 0, 3.0, 1)
+    assert (row["adapter"], row["decoder"]) == ("LoRA r=2", "classification")
+    assert row["figure"].startswith("accuracy 0.")
+    assert "spam" in run("task", "list", "-r", root, "--metrics-url", NOBODY)
+    assert document("task", "set", "spam", "-r", root, "--weight", 5, "--slo-ms", 40)["weight"] == 5
+    shown = document("task", "show", "spam", "-r", root)
+    assert (shown["weight"], shown["slo_ms"], shown["versions"]) == (5.0, 40.0, [1])
+    assert shown["task.json"]["decoder"]["labels"] == ["ham", "spam"]
+    assert document("task", "check", root / "spam") == {"directory": str(root / "spam"), "ok": True}
+    assert train(root, rows, "spam", "--adapter", "none")["path"] == str(root / "spam" / "2")
+    assert document("task", "rollback", "spam", "-r", root)["version"] == 1
+    assert document("task", "remove", "spam", "-r", root)["removed"]
+    assert document("task", "list", "-r", root, "--metrics-url", NOBODY) == []
+
+
+def test_an_adapter_becomes_a_task(root: Path, rows: Path) -> None:
+    adapter = Path(train(root, rows)["path"]) / "adapter"
+    assert (
+        document("task", "add", "vectors", "--backbone", "base", "-r", root, "--adapter", adapter)["task"] == "vectors"
+    )
+    kinds = {row["task"]: row["decoder"] for row in document("task", "list", "-r", root, "--metrics-url", NOBODY)}
+    assert kinds == {"spam": "classification", "vectors": "embedding"}
+    failed = document(
+        "task", "add", "more", "--backbone", "base", "-r", root, "--adapter", adapter, "--labels", "a,b", code=1
+    )
+    assert "has no score head" in failed["error"]
+    again = train(root, rows, "again", "--from", adapter)
+    assert again["metrics"]["accuracy"] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("task", "set", "spam", "--weight", "2"), 1, "there is no task 'spam'"),
+        (("task", "set", "spam"), 1, "nothing is to be set"),
+        (("task", "remove", "spam"), 1, "there is no task 'spam'"),
+        (("task", "rollback", "spam"), 1, "there is no task 'spam'"),
+        (("task", "show", "spam"), 1, "there is no task 'spam'"),
+        (("task", "train", "spam", "--backbone", "base", "--data", "none.csv"), 1, "there is no file none.csv"),
+        (("task", "set", "spam", "--weight", "much"), 2, ""),
+        (("task", "nonsense"), 2, ""),
+    ],
+)
+def test_problems_and_exit_statuses(root: Path, arguments: tuple[str, ...], code: int, said: str) -> None:
+    more = ["-r", str(root)] if code == 1 else []
+    result = runner.invoke(cli.app, [*arguments, *more])
+    assert result.exit_code == code
+    assert said in result.output
+
+
+def test_a_broken_task_is_named(root: Path, rows: Path) -> None:
+    path = Path(train(root, rows)["path"])
+    (path / "decoder.safetensors").write_bytes(b"short")
+    failed = document("task", "check", root / "spam", code=1)
+    assert failed["kind"] == "TaskRefused"
+    assert "decoder.safetensors" in failed["error"]
+    (path / "task.json").write_text("{")
+    (row,) = document("task", "list", "-r", root, "--metrics-url", NOBODY)
+    assert "not readable as JSON" in row["error"]
+
+
+def test_no_server(root: Path) -> None:
+    result = runner.invoke(cli.app, ["predict", "spam", "hello", "--server", "127.0.0.1:9", "--timeout", "0.3"])
+    assert result.exit_code == 3
+    assert "127.0.0.1:9" in result.output
+
+
+def test_completion_is_offered() -> None:
+    assert "--install-completion" in run("--help")
+
+
+PAGE = """
+fmplex_queue_depth{backbone="b",task="one",vfm="0"} 3
+fmplex_service_seconds_total{backbone="b",task="one",vfm="0"} 30
+fmplex_service_seconds_total{backbone="b",task="two",vfm="1"} 10
+fmplex_queue_depth{backbone="b",task="two",vfm="1"} 0
+fmplex_service_seconds_total{backbone="c",task="alone",vfm="0"} 7
+"""
+
+
+def test_what_a_server_says_about_its_tasks() -> None:
+    found = live.parse(PAGE)
+    assert {task: (each.queued, each.share) for task, each in found.items()} == {
+        "one": (3, 0.75),
+        "two": (0, 0.25),
+        "alone": (0, 1.0),
+    }
+    assert live.read(NOBODY) == {}
