@@ -95,6 +95,7 @@ class Task:
         self._adapter_state: AdapterState | None = None
         self._head: dict[str, Tensor] = {}
         self._loaded: Extensions | None = None
+        self._source: Path | None = None  # the version it was loaded from, while nothing has changed
         if adapter is not None:
             self.attach("adapter", adapter)
 
@@ -147,6 +148,7 @@ class Task:
             self._head = imported.head
 
     def _changed(self) -> None:
+        self._source = None
         if self._loaded is not None:
             self.backbone.detach(self._loaded)
             self._loaded = None
@@ -398,8 +400,9 @@ class Task:
     def _extensions(self) -> Extensions:
         if self._loaded is None:
             with tempfile.TemporaryDirectory() as folder:
-                self.write(Path(folder))
-                self._loaded = self.backbone.load(Path(folder))
+                if self._source is None:
+                    self.write(Path(folder))
+                self._loaded = self.backbone.load(self._source or Path(folder))
             self.backbone.attach(self._loaded)
         return self._loaded
 
@@ -508,6 +511,7 @@ class Task:
         if config.adapter is not None:
             task._adapter_state = AdapterState.read(path / config.adapter.path)
             task.adapter = Pretrained(path / config.adapter.path)
+        task._source = path
         return task
 
 

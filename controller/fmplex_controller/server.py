@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -53,6 +54,8 @@ __all__ = [
 
 POLL_S = 0.1
 SHARED_MEMORY = Path("/dev/shm")
+LOWEST_PORT = 10_000
+EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +74,26 @@ class ModelState:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago; Triton cannot choose its own."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
+    """Ports that were free a moment ago; Triton cannot choose its own.
+
+    They lie below those that the kernel gives to outgoing connections: one of these could take a port before Triton
+    has opened it, which is after it has loaded its models.
+    """
+    found: list[int] = []
+    while len(found) < count:
+        port = random.SystemRandom().randrange(LOWEST_PORT, _lowest_ephemeral())
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            if port not in found:
+                found.append(port)
+    return found
+
+
+def _lowest_ephemeral() -> int:
+    try:
+        return max(LOWEST_PORT + 1000, int(EPHEMERAL.read_text().split()[0]))
+    except (OSError, ValueError, IndexError):
+        return 32768  # Linux's default
 
 
 class Server:

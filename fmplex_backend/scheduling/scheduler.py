@@ -23,7 +23,7 @@ from fmplex_backend.types import NO_WORK, Request, Work
 from fmplex_backend.vfm import Vfm
 
 _ORDER = attrgetter("order")
-MANY = 8  # this part of Bmax
+MANY = 16  # this part of Bmax
 MARGIN = 1.05  # where a deadline is at stake, an estimate is taken to be this much too short
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import re
-import socket
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,7 +16,7 @@ import tritonclient.grpc as grpcclient
 from asking import GrpcClient
 
 from fmplex_controller.options import ServerOptions
-from fmplex_controller.server import ModelState, Server
+from fmplex_controller.server import ModelState, Server, free_ports
 
 READY_S = 180.0
 SAMPLE = re.compile(r"^(?P<name>fmplex_\w+)\{(?P<labels>[^}]*)\} (?P<value>\S+)$")
@@ -92,17 +90,6 @@ class Serving:
         return self.metrics().get((f"fmplex_{family}", task, reason), 0.0)
 
 
-def quiet_ports(count: int) -> list[int]:
-    """Free ports that no outgoing connection is given while the server loads: below the usual ephemeral range."""
-    found: list[int] = []
-    while len(found) < count:
-        port = random.SystemRandom().randrange(10_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            found.append(port)
-    return found
-
-
 @contextlib.contextmanager
 def serving(
     repository: Path,
@@ -113,7 +100,7 @@ def serving(
     extra: tuple[str, ...] = (),
 ) -> Iterator[Serving]:
     """Start a server, wait until everything is loaded or refused, stop it at the end."""
-    http, grpc, metrics = quiet_ports(3)
+    http, grpc, metrics = free_ports(3)
     log = folder / "server.log"
     options = ServerOptions(
         repository=repository,

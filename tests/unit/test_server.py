@@ -268,7 +268,9 @@ E1123 04:49:16.2 3509 model_repository_manager.cc:703] "Invalid argument: ensemb
 
 class TestServer:
     def test_free_ports_differ(self) -> None:
-        assert len(set(free_ports(20))) == 20
+        ports = free_ports(20)
+        assert len(set(ports)) == 20
+        assert all(10_000 <= port < server_module._lowest_ephemeral() for port in ports)
 
     def test_no_repository(self, tmp_path: Path) -> None:
         with pytest.raises(SetupProblem, match="there is no model repository at"):
