@@ -47,8 +47,8 @@ class Kind:
 
 
 KINDS = (
-    Kind("shared, LoRA", (1, 10, 50, 100), ()),
-    Kind("shared, head", (1, 10, 100, 1000), (1, 100)),
+    Kind("shared, LoRA", (1, 50, 100), ()),
+    Kind("shared, head", (1, 100, 1000), (1, 100)),
     Kind("per-task", (1, 5, 10), (1, 3)),
 )
 

@@ -30,7 +30,7 @@ from fmplex_backend.runtime.text_encoder import TextEncoderRuntime
 from fmplex_backend.service import Service
 from fmplex_backend.vfm import Vfm
 
-REQUESTS = 10_000
+REQUESTS = 5_000
 
 
 def _ask(client: Any, task: str) -> None:

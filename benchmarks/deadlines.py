@@ -24,7 +24,7 @@ from benchmarks.subject import subject
 
 TOKENS = 16
 SLOS = {"fast": 50.0, "medium": 100.0, "slow": 250.0}
-LOADS = (0.6, 0.8, 0.95, 1.1)
+LOADS = (0.6, 0.8, 1.1)
 ARMS = {"bfq": "#0b6e4f", "no cut-off": "#8fb996", "fifo": "#c44536"}
 
 

@@ -56,7 +56,6 @@ class Point:
 
 
 POINTS = (
-    Point("rate", 64, 64, 1.0),
     Point("rate", 64, 64, 5.0),
     Point("rate", 64, 64, 20.0),
     Point("length", 16, arms=ALL, quick=True),

@@ -47,7 +47,7 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
     rows = []
     for kind, few, many, target in COMPARISONS[-1:] if quick else COMPARISONS:
         sides: dict[int, list[float]] = {few: [], many: []}
-        for _ in range(1 if quick else 2):
+        for _ in range(1):
             for count, seen in sides.items():
                 with tempfile.TemporaryDirectory() as folder:
                     seen.append(memory(kind, count, FEWER if quick else REQUESTS, Path(folder)))

@@ -3,8 +3,8 @@
 Load is in parts of what the shared arm serves at most (closed loop, measured first), Poisson, equal for all tasks. Two
 layouts, the same cores in total for every arm within one: `apart` has the models on core 0 and Triton with the load
 generator on core 1; `spread` lets everything use both, so that partitioned can give each process a core of its own
-(several share one, in turn, where tasks outnumber cores). The per-task arms' threads and batching delay are those
-that serve most in a sweep, and so are the shared arm's threads. Merged adapters make a per-task model as fast as it
+(several share one, in turn, where tasks outnumber cores). The threads of the shared arm and of the per-task
+one are those that serve most in a sweep. Merged adapters make a per-task model as fast as it
 gets. `saturated` compares throughput, closed loop, 32 clients a task.
 """
 
@@ -46,7 +46,7 @@ class Layout:
 
 
 LAYOUTS = (
-    Layout("apart", ("shared", "per-task"), (2, MAIN, 8), (0.1, 0.4, AT, 0.95)),
+    Layout("apart", ("shared", "per-task"), (2, MAIN, 8), (0.1, AT, 0.95)),
     Layout("spread", ("shared", "per-task", "partitioned"), (2, MAIN), (0.1, AT, 0.95)),
 )
 
@@ -86,16 +86,14 @@ def saturate(generator: Generator, arm: Arm, tasks: list[Task], texts: list[str]
 def chosen(
     layout: Layout, tasks: list[Task], texts: list[str], generator: Generator, seconds: float, *, quick: bool
 ) -> dict[str, Any]:
-    """What serves most: threads, and for the plain models the batcher's delay. Partitioned processes have a core."""
-    best: dict[str, Any] = {"partitioned": {"threads": 1, "delay_us": 0}}
+    """The number of threads that serves most. Partitioned processes have a core."""
+    best: dict[str, Any] = {"partitioned": {"threads": 1}}
     count = len(layout.cores.models)
     if quick:
-        return best | {"shared": {"threads": count, "delay_us": 0}, "per-task": {"threads": 1, "delay_us": 0}}
+        return best | {"shared": {"threads": count}, "per-task": {"threads": 1}}
     threads = (1,) if count == 1 else (1, count)
     for kind in ("shared", "per-task"):
-        options = [
-            {"threads": n, "delay_us": delay} for n in threads for delay in ((0,) if kind == "shared" else (0, 2000))
-        ]
+        options = [{"threads": n} for n in threads]
         rates = []
         for option in options if len(options) > 1 else []:
             with _arm(kind, tasks, layout.cores, option) as arm:
@@ -108,9 +106,7 @@ def chosen(
 def _arm(kind: str, tasks: list[Task], cores: Cores, option: dict[str, int]) -> contextlib.AbstractContextManager[Arm]:
     if kind == "shared":
         return shared(tasks, cores=cores, threads=option["threads"])
-    return per_task(
-        tasks, cores=cores, partitioned=kind == "partitioned", threads=option["threads"], delay_us=option["delay_us"]
-    )
+    return per_task(tasks, cores=cores, partitioned=kind == "partitioned", threads=option["threads"])
 
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:

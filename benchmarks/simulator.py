@@ -220,8 +220,8 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
     with contextlib.ExitStack() as stack:
         arm = stack.enter_context(shared(tasks))
         generator = stack.enter_context(Generator(subject().apart.generator))
-        cost, way = fit(arm, generator, texts, 1.0 if quick else 4.0)
-        loads = (0.7,) if quick else (0.3, 0.5, 0.7, 0.9, 1.1)
+        cost, way = fit(arm, generator, texts, 1.0 if quick else 3.0)
+        loads = (0.7,) if quick else (0.4, 0.7, 0.9, 1.1)
         rows = [check(arm, generator, cost, way, load, texts, seconds) for load in loads]
     fitted = {"fixed_ms": cost.fixed * 1e3, "per_token_us": cost.per_token * 1e6, "way_ms": way * 1e3}
     return [{"fitted": fitted, "within": WITHIN, "checks": rows, "beyond": beyond(cost, quick=quick)}]
