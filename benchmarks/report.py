@@ -17,21 +17,23 @@ INTRODUCTION = """# Benchmarks
 `make bench` measures all of this anew (`make bench QUICK=1` for a look, `make bench ONLY=throughput` for one), and
 `python -m benchmarks.report` writes this page from what it left in `benchmarks/results/`. The server is the real
 tritonserver, the backbone all-MiniLM-L6-v2; adapters and heads have random weights, because what they cost does not
-depend on their values. Where two arms are compared, they run in turn within one run (A B A B ...), and the figure is
-the median of the rounds' ratios, the furthest rounds in brackets. Run it on a machine that does nothing else.
+depend on their values. Where two arms are compared, they run in turn within one run (A B A B ...), and the figure
+is the median of the rounds' ratios, the furthest rounds in brackets. Run it on a machine that does nothing else.
 
-What is compared: **shared** is FMplex, one backbone and one process; **per-task** is plain Triton, a Python-backend model
-and a copy of the backbone for each task, its adapter merged into the weights, dynamic batching on; **partitioned** is the
-same with each process on cores of its own; **bare** is the backbone's forward in a loop, with no server. `fifo` and `stfq`
-are FMplex's own queues with arrival order, and with fair order but no batches. All run with the same memory allocator.
+What is compared: **shared** is FMplex, one backbone and one process; **per-task** is plain Triton, a Python-backend
+model and a copy of the backbone for each task, its adapter merged into the weights, dynamic batching on;
+**partitioned** is the same with each process on cores of its own; **bare** is the backbone's forward in a loop,
+with no server. `fifo` and `stfq` are FMplex's own queues with arrival order, and with fair order but no batches.
+All run with the same memory allocator.
 
-The Azure traces of `replay` are not part of the project: `python -m benchmarks replay --data DIR` reads them from a folder
-with `azure_llm_2023/` and `azure_functions_sample/` out of https://github.com/Azure/AzurePublicDataset.
+The Azure traces of `replay` are not part of the project: `python -m benchmarks replay --data DIR` reads them from a
+folder with `azure_llm_2023/` and `azure_functions_sample/` out of https://github.com/Azure/AzurePublicDataset.
 
-On a machine with a GPU `make bench-gpu` runs capacity, sharing, fairness, adapters and overhead on a 1.5-billion-parameter
-backbone with random weights in bfloat16 (`SHAPE=bert-large` for another), next to the bare forward and the device's matrix
-rate. It downloads nothing: `make bench-gpu-pack` makes `.build/bench-gpu.tar.xz` where there is a network, and the Python
-there must have torch and transformers (`GPU_PYTHON=`, `GPU_VERSION=3.12`). `CPU=1 SHAPE=tiny` tries the way without a GPU.
+On a machine with a GPU `make bench-gpu` runs capacity, sharing, fairness, adapters and overhead on a
+1.5-billion-parameter backbone with random weights in bfloat16 (`SHAPE=bert-large` for another), next to the bare
+forward and the device's matrix rate. It downloads nothing: `make bench-gpu-pack` makes `.build/bench-gpu.tar.xz`
+where there is a network, and the Python there must have torch and transformers (`GPU_PYTHON=`, `GPU_VERSION=3.12`).
+`CPU=1 SHAPE=tiny` tries the way without a GPU.
 """
 
 
