@@ -122,13 +122,13 @@ def test_every_adapter_is_served_as_it_was_fitted(backbone: Backbone, adapter: A
     """What training computed through PEFT, the server's code computes too."""
     task = fitted(spam(backbone, adapter=adapter), labelled(80), epochs=1, learning_rate=1e-2)
     texts, _ = labelled(6, 3)
-    assert task._adapter_state is not None
-    model = task._adapter_state.around(backbone.for_training()).eval()
+    assert task.fitted.adapter is not None
+    model = task.fitted.adapter.around(backbone.for_training()).eval()
     tokens = tiny_tokenizer()(texts, padding=True, return_tensors="pt")
     with torch.inference_mode():
         states = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
         pooled = (states * tokens.attention_mask[..., None]).sum(1) / tokens.attention_mask.sum(1, keepdim=True)
-        scores = torch.softmax(pooled @ task._head["weight"].T + task._head["bias"], dim=-1)
+        scores = torch.softmax(pooled @ task.fitted.head["weight"].T + task.fitted.head["bias"], dim=-1)
     served = np.stack([each["SCORES"] for each in task.outputs(texts)])
     assert np.allclose(served, scores.numpy(), atol=1e-5)
     bare = np.stack([each["SCORES"] for each in fitted(spam(backbone), labelled(80)).outputs(texts)])
@@ -221,7 +221,7 @@ def test_a_seed_gives_the_same_weights(backbone: Backbone) -> None:
     runs = [
         fitted(spam(backbone, adapter=LoRA(r=4, dropout=0.2)), rows, validation=0.2, seed=seed) for seed in (1, 1, 2)
     ]
-    one, other, third = (task._head["weight"] for task in runs)
+    one, other, third = (task.fitted.head["weight"] for task in runs)
     assert torch.equal(one, other)
     assert not torch.equal(one, third)
 
@@ -232,7 +232,7 @@ def test_accumulation_is_a_larger_batch(backbone: Backbone) -> None:
     tasks = []
     for options in ({"batch_size": 32}, {"batch_size": 32, "accumulation": 1}):
         tasks.append(fitted(Task("a", backbone, adapter=LoRA(r=2), decoder=decoder), rows, epochs=1, **options))
-    assert torch.equal(tasks[0]._head["weight"], tasks[1]._head["weight"])
+    assert torch.equal(tasks[0].fitted.head["weight"], tasks[1].fitted.head["weight"])
     history = fitted(
         Task("a", backbone, adapter=LoRA(r=2), decoder=decoder), rows, batch_size=8, accumulation=4
     ).history
@@ -266,14 +266,14 @@ def test_class_weights_help_a_rare_label(backbone: Backbone) -> None:
 def test_the_head_alone_and_then_both(backbone: Backbone) -> None:
     task = spam(backbone, adapter=LoRA(r=4))
     fitted(task, labelled(80), parts="decoder")
-    head = task._head["weight"].clone()
-    state = task._adapter_state
+    head = task.fitted.head["weight"].clone()
+    state = task.fitted.adapter
     assert state is not None
     assert all(not tensor.any() for name, tensor in state.tensors.items() if "lora_B" in name)
     fitted(task, labelled(80), parts="adapter", learning_rate=1e-2)
-    assert torch.equal(head, task._head["weight"])
-    assert task._adapter_state is not None
-    assert any(tensor.any() for name, tensor in task._adapter_state.tensors.items() if "lora_B" in name)
+    assert torch.equal(head, task.fitted.head["weight"])
+    assert task.fitted.adapter is not None
+    assert any(tensor.any() for name, tensor in task.fitted.adapter.tensors.items() if "lora_B" in name)
 
 
 def test_further_training_goes_on_from_what_is_saved(root: Path, backbone: Backbone) -> None:
@@ -344,7 +344,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, backbone: Bac
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     (folder / "state.json").write_text('{"digest": "other"}')
-    torch_state = fitted(spam(backbone), labelled(20))._head
+    torch_state = fitted(spam(backbone), labelled(20)).fitted.head
     from safetensors.torch import save_file
 
     save_file(torch_state, folder / "state.safetensors")
