@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fmplex.configs import backbone_parameters
 from fmplex.errors import TaskProblem
-from fmplex.repository import backbone_parameters
 from fmplex_backend.config import BackboneConfig, load_backbone_config
 from fmplex_backend.errors import FmplexError
 from fmplex_backend.runtime.text_encoder import Extensions, TextEncoderRuntime

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from fmplex.errors import TaskProblem
 
 if TYPE_CHECKING:
-    from fmplex.training import State
+    from fmplex.state import State
 
 TENSORS, NUMBERS = "state.safetensors", "state.json"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fmplex.training import History
+    from fmplex.state import History
 
 
 def draw(history: History, file: Path) -> None:

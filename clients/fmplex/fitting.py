@@ -36,7 +36,8 @@ from fmplex.parts import (
     TokenClassifier,
 )
 from fmplex.progress import Progress
-from fmplex.training import Examples, Fit, History, Settings, split
+from fmplex.state import History
+from fmplex.training import Examples, Fit, Settings, split
 
 RATES = {"IA3": 5e-3, "head": 1e-3}  # learning rates by what is fitted; LORA_RATE for all else
 LORA_RATE = 1e-3

@@ -18,8 +18,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
 
+from fmplex.configs import CONFIG, Terms, backbone_parameters, merged, put_terms, read_config
 from fmplex.errors import TaskProblem
 from fmplex_backend.config import TaskConfig, load_task_config
 from fmplex_backend.entries import TaskEntry
@@ -28,24 +28,8 @@ from fmplex_backend.repository import BrokenTask, Repository, TaskSpec
 
 LOCK = ".fmplex.lock"
 LOCK_S = 60.0
-CONFIG = "config.pbtxt"
 MAX_BATCH_SIZE = 32
 DEFAULT_SLOTS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What a task is entitled to. None: as it is, or the default of a new task."""
-
-    weight: float | None = None
-    slo_ms: float | None = None
-    max_queue: int | None = None
-
-    def check(self) -> None:
-        """Raise TaskProblem where one is out of range."""
-        for name, value in (("weight", self.weight), ("slo_ms", self.slo_ms), ("max_queue", self.max_queue)):
-            if value is not None and not (0 < value < float("inf")):
-                raise TaskProblem(f"{name} is {value}; it must be a number above 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +117,7 @@ class ModelRepository:
         with self._locked():
             self.task(name)
             proto = self._proto(name)
-            _put_terms(proto, terms)
+            put_terms(proto, terms)
             self._replace_config(name, proto)
 
     def rollback(self, name: str) -> Saved:
@@ -147,7 +131,7 @@ class ModelRepository:
             config = load_task_config(path / "task.json")
             pipeline = Pipeline(config, _sizes_on_disk(config, path), _gives(spec, config), _nothing)
             entry = replace(self._entry(name, backbone, pipeline, spec.vfm, Terms()), version=earlier[-1])
-            self._replace_config(name, _merged(self._proto(name), entry, Terms()))
+            self._replace_config(name, merged(self._proto(name), entry, Terms()))
             return Saved(name, path, earlier[-1], spec.vfm)
 
     def remove(self, name: str) -> None:
@@ -184,14 +168,14 @@ class ModelRepository:
             _readable(aside / str(number))
             (aside / str(number)).rename(self.root / name / str(number))
         fresh = self._entry(name, backbone, pipeline, entry.vfm, terms)
-        proto = _merged(self._proto(name), fresh, terms)
+        proto = merged(self._proto(name), fresh, terms)
         if proto != self._proto(name):
             self._replace_config(name, proto)
         return Saved(name, self.root / name / str(number), number, entry.vfm)
 
     def _entry(self, name: str, backbone: str, pipeline: Pipeline, vfm: int, terms: Terms) -> TaskEntry:
         decoder = pipeline.config.decoder
-        largest = _proto_of(self.root / backbone / CONFIG).max_batch_size
+        largest = read_config(self.root / backbone / CONFIG).max_batch_size
         return TaskEntry(
             name=name,
             backbone=backbone,
@@ -211,7 +195,7 @@ class ModelRepository:
         used = {
             tag
             for name in self._names()
-            for step in _proto_of(self.root / name / CONFIG).ensemble_scheduling.step
+            for step in read_config(self.root / name / CONFIG).ensemble_scheduling.step
             if step.model_name == backbone
             for tag in map(tag_of, step.output_map)
             if tag is not None
@@ -226,7 +210,7 @@ class ModelRepository:
         return free
 
     def _proto(self, name: str) -> Any:
-        return _proto_of(self.root / name / CONFIG)
+        return read_config(self.root / name / CONFIG)
 
     def _replace_config(self, name: str, proto: Any) -> None:
         with self._aside() as aside:
@@ -254,44 +238,6 @@ class ModelRepository:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def backbone_parameters(root: Path, name: str) -> dict[str, str] | None:
-    """Parameters of a backbone in a repository; None where there is none of that name."""
-    file = root / name / CONFIG
-    if not name or "/" in name or ":" in name or not file.is_file():
-        return None
-    proto = _proto_of(file)
-    if proto.backend != "fmplex":
-        return None
-    return {key: value.string_value for key, value in proto.parameters.items()}
-
-
-def _proto_of(file: Path) -> Any:
-    proto = model_config_pb2.ModelConfig()
-    if file.is_file():
-        try:
-            text_format.Parse(file.read_text(encoding="utf-8"), proto)
-        except text_format.ParseError as error:
-            raise TaskProblem(f"{file} is no Triton model configuration: {error}. Correct that line") from None
-    return proto
-
-
-def _merged(old: Any, entry: TaskEntry, terms: Terms) -> Any:
-    """The entry's interface and binding; terms, and whatever else a person wrote there, as they were."""
-    new = entry.to_proto()
-    for key, value in old.parameters.items():
-        if key not in ("decoder", "labels"):
-            new.parameters[key].CopyFrom(value)
-    new.max_batch_size = old.max_batch_size or new.max_batch_size
-    _put_terms(new, terms)
-    return new
-
-
-def _put_terms(proto: Any, terms: Terms) -> None:
-    for key, value in (("weight", terms.weight), ("slo_ms", terms.slo_ms), ("max_queue", terms.max_queue)):
-        if value is not None:
-            proto.parameters[key].string_value = f"{value:g}" if value < 1e6 else str(value)
 
 
 def _gives(spec: TaskSpec, config: TaskConfig) -> tuple[str, ...]:

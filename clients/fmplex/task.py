@@ -15,6 +15,7 @@ from fmplex import data, metrics
 from fmplex.adapters import AdapterState, Imported, import_adapter
 from fmplex.backbone import Backbone
 from fmplex.client import Client
+from fmplex.configs import Terms
 from fmplex.curve import draw
 from fmplex.errors import TaskProblem
 from fmplex.fitting import Fitted, Fitting, How, Which, settings_of
@@ -26,9 +27,9 @@ from fmplex.parts import (
     Text,
     decoder_of,
 )
-from fmplex.repository import ModelRepository, Pipeline, Saved, Terms, write_config
+from fmplex.repository import ModelRepository, Pipeline, Saved, write_config
 from fmplex.results import Result, results
-from fmplex.training import History
+from fmplex.state import History
 from fmplex_backend.config import TaskConfig, load_task_config
 from fmplex_backend.extensions.weights import read_safetensors
 from fmplex_backend.interface import FAMILY_OUTPUTS

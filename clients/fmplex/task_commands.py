@@ -13,17 +13,17 @@ from rich.console import Console
 from rich.table import Table
 
 from fmplex import live
-from fmplex.errors import FmplexError, TaskProblem
-from fmplex.repository import ModelRepository, Saved, Terms
+from fmplex.configs import Terms
+from fmplex.errors import TaskProblem
+from fmplex.repository import ModelRepository, Saved
 from fmplex.shown import errors_shown
-from fmplex_backend.config import TaskConfig, load_task_config
-from fmplex_backend.repository import BrokenTask, TaskSpec
+from fmplex.task_rows import row_of, short
+from fmplex_backend.config import load_task_config
 
 if TYPE_CHECKING:
     from fmplex.task import Task
 
 METRICS = "http://localhost:8002/metrics"
-MAIN_FIGURES = ("accuracy", "entity_f1", "micro_f1", "macro_f1", "spearman", "rmse", "mae")
 
 app = typer.Typer(help="Make, list, change and check tasks of a model repository.", no_args_is_help=True)
 
@@ -171,7 +171,7 @@ def list_(
     with errors_shown(as_json):
         now = live.read(metrics_url)
         rows = [
-            _row(name, *found, now.get(name)) for name, found in sorted(ModelRepository(repository).tasks().items())
+            row_of(name, *found, now.get(name)) for name, found in sorted(ModelRepository(repository).tasks().items())
         ]
         if as_json:
             print(json.dumps(rows, ensure_ascii=False))
@@ -183,7 +183,7 @@ def list_(
             cells = [row["task"], row["backbone"], row["tag"], row["weight"], row["slo_ms"], row["version"]]
             cells += [row["adapter"], row["decoder"] if not row["error"] else row["error"], row["figure"]]
             cells += [row["queue"], None if row["share"] is None else f"{row['share']:.1%}"] if now else []
-            table.add_row(*("-" if cell is None else _short(cell) for cell in cells))
+            table.add_row(*("-" if cell is None else short(cell) for cell in cells))
         Console().print(table)
 
 
@@ -194,13 +194,13 @@ def show(name: Name, repository: Repo = DEFAULT, as_json: AsJson = False) -> Non
         models = ModelRepository(repository)
         backbone, spec = models.task(name)
         config = load_task_config(spec.version.path / "task.json")
-        row = _row(name, backbone, spec, live.read(METRICS).get(name))
+        row = row_of(name, backbone, spec, live.read(METRICS).get(name))
         document = row | {
             "versions": models.versions(name),
             "path": str(spec.version.path),
             "task.json": config.model_dump(mode="json", exclude_none=True),
         }
-        lines = "\n".join(f"{key}: {_short(value)}" for key, value in document.items() if value is not None)
+        lines = "\n".join(f"{key}: {short(value)}" for key, value in document.items() if value is not None)
         _say(document, lines, as_json)
 
 
@@ -285,7 +285,7 @@ def predict(
             print(json.dumps([as_json_value(each) for each in found], ensure_ascii=False))
             return
         for text, each in zip(texts, found, strict=True):
-            print(f"{text}: {_short(as_json_value(each))}" if len(texts) > 1 else _short(as_json_value(each)))
+            print(f"{text}: {short(as_json_value(each))}" if len(texts) > 1 else short(as_json_value(each)))
 
 
 # -- parts out of options
@@ -318,48 +318,9 @@ def _decoder(kind: DecoderKind, labels: str) -> Any:
 # -- saying it
 
 
-def _row(name: str, backbone: str, entry: TaskSpec | BrokenTask, now: live.Live | None) -> dict[str, Any]:
-    row: dict[str, Any] = {"task": name, "backbone": backbone, "tag": entry.vfm}
-    row |= dict.fromkeys(("weight", "slo_ms", "max_queue", "version", "adapter", "decoder", "figure", "error"))
-    row |= {"queue": now.queued if now else None, "share": now.share if now else None}
-    if isinstance(entry, BrokenTask):
-        return row | {"error": str(entry.error)}
-    row |= {"weight": entry.weight, "max_queue": entry.max_queue, "version": entry.version.number}
-    row["slo_ms"] = None if entry.slo is None else entry.slo * 1000
-    try:
-        config = load_task_config(entry.version.path / "task.json")
-    except FmplexError as error:
-        return row | {"error": str(error)}
-    return (
-        row | {"adapter": _adapter_kind(entry.version.path, config), "decoder": config.decoder.kind} | _figure(config)
-    )
-
-
-def _adapter_kind(path: Path, config: TaskConfig) -> str | None:
-    if config.adapter is None:
-        return None
-    try:
-        document = json.loads((path / config.adapter.path / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return "unreadable"
-    kind = "DoRA" if document.get("use_dora") else str(document.get("peft_type", "?")).replace("LORA", "LoRA")
-    return f"{kind} r={document['r']}" if "r" in document else kind
-
-
-def _figure(config: TaskConfig) -> dict[str, Any]:
-    name = next((name for name in MAIN_FIGURES if name in config.metrics), None)
-    return {"figure": f"{name} {config.metrics[name]}" if name else None}
-
-
 def _trained(task: Task, path: Path) -> str:
     figures = ", ".join(f"{name} {value}" for name, value in task.metrics.items())
     return f"{task.name}: {path}\n{figures}"
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _say(document: dict[str, Any], text: str, as_json: bool) -> None:

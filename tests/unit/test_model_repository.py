@@ -9,7 +9,8 @@ import pytest
 from task_fixtures import BASE, tiny_repository
 
 from fmplex import TaskProblem
-from fmplex.repository import ModelRepository, Pipeline, Terms, write_config
+from fmplex.configs import Terms
+from fmplex.repository import ModelRepository, Pipeline, write_config
 from fmplex_backend.config import TaskConfig
 from fmplex_backend.repository import Repository, TaskSpec
 

@@ -293,18 +293,18 @@ sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
 from task_fixtures import labelled, tiny_backbone
-from fmplex import Classifier, LoRA, Task, training
+from fmplex import Classifier, LoRA, Task, state, training
 training.CHECKPOINT_STEPS = 2
 root, out = Path({root!r}), Path(sys.argv[1])
 task = Task("spam", tiny_backbone(root), adapter=LoRA(r=4, dropout=0.1), decoder=Classifier(["ham", "spam"]))
 slow = len(sys.argv) > 2
 if slow:
     import time
-    step = training.State.update
+    step = state.State.update
     def waiting(self):
         step(self)
         time.sleep(0.05)
-    training.State.update = waiting
+    state.State.update = waiting
 task.fit(*labelled(300), validation=0.2, epochs=4, batch_size=16, checkpoint=out / "checkpoint", progress=False)
 out.mkdir(exist_ok=True)
 task.write(out)
