@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 
 PARTS = 2  # for each core
-TOKENS = 128  # the fewest that are worth a part, or another thread for one
+TOKENS = 64  # the fewest that are worth a part, or another thread for one
 
 Result = TypeVar("Result")
 

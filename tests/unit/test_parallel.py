@@ -31,11 +31,11 @@ def test_every_row_is_in_one_part(cores: int, rows: int, tokens: int) -> None:
     ("rows", "tokens", "threads"),
     [
         (1, 16, [1]),  # not worth a second one
-        (1, 300, [2]),
+        (1, 300, [4]),
         (1, 10_000, [8]),
         (2, 4000, [4, 4]),
         (32, 64, [1]),
-        (32, 512, [1] * 4),
+        (32, 512, [1] * 8),
         (32, 100_000, [1] * 16),
     ],
 )
