@@ -80,12 +80,12 @@ def main(
         print(f"== {name}: {(module.__doc__ or '').splitlines()[0]}", flush=True)
         start = time.monotonic()
         rows = module.run(quick=quick, data=data) if name == "replay" else module.run(quick=quick)
+        document = {"experiment": name, "quick": quick, "machine": machine(), "rows": rows}
+        (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         module.show(rows)
         if hasattr(module, "draw") and rows:
             module.draw(rows)
         print(f"   ({time.monotonic() - start:.0f} s)", flush=True)
-        document = {"experiment": name, "quick": quick, "machine": machine(), "rows": rows}
-        (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
             counts = [int(count) for count in row["mib"]]
             axes.plot(counts, list(row["mib"].values()), "o-", color=colours[row["kind"]], label=row["kind"])
         plain = next(row for row in rows if row["kind"] == "per-task")
-        far = [max(map(int, plain["pss_mib"])), 100]
+        far = [max(map(int, plain["mib"])), 100]
         line = [plain["base_mib"] + plain["per_task_mib"] * count for count in far]
         axes.plot(far, line, ":", color=COLOURS["per-task"], label="per-task, extrapolated")
         axes.set_xscale("log")
