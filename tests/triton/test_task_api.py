@@ -71,9 +71,12 @@ def client(served: Serving) -> Iterator[Client]:
         yield client
 
 
-def spam(name: str, backbone: Backbone, seed: int = 0, **options: Any) -> Task:
+def spam(name: str, backbone: Backbone, odd: int = 0, **options: Any) -> Task:
+    """`odd` gives so many texts the other label: versions that answer differently."""
     task = Task(name, backbone, decoder=Classifier(["ham", "spam"]), **options)
-    task.fit(TEXTS, LABELS, epochs=1, seed=seed, learning_rate=2e-3, progress=False)
+    other = {"ham": "spam", "spam": "ham"}
+    labels = [other[label] if place < odd else label for place, label in enumerate(LABELS)]
+    task.fit(TEXTS, labels, epochs=1, learning_rate=2e-3, progress=False)
     return task
 
 
@@ -163,7 +166,7 @@ def _text(cell: Any) -> Any:
 
 
 def test_versions_come_and_go_with_no_failed_request(served: Serving, backbone: Backbone) -> None:
-    versions = [spam("moving", backbone, seed, adapter=LoRA(r=2)) for seed in range(3)]
+    versions = [spam("moving", backbone, odd, adapter=LoRA(r=2)) for odd in (0, 24, 64)]
     scores = [task.outputs(ASKED[0])[0]["SCORES"] for task in versions]
     versions[0].deploy(served.grpc_url)
     failures: list[Exception] = []
@@ -191,9 +194,9 @@ def test_versions_come_and_go_with_no_failed_request(served: Serving, backbone: 
         for task in versions[1:]:
             task.deploy(served.grpc_url)
         assert versions[0].rollback(server=served.grpc_url) == 2
-        eventually(lambda: set(seen[-16:]) == {1}, "all answers are version 2's")
+        eventually(lambda: bool(failures) or set(seen[-16:]) == {1}, "all answers are version 2's")
         assert versions[0].rollback(server=served.grpc_url) == 1
-        eventually(lambda: set(seen[-16:]) == {0}, "all answers are version 1's")
+        eventually(lambda: bool(failures) or set(seen[-16:]) == {0}, "all answers are version 1's")
         assert versions[2].deploy(served.grpc_url).name == "4"
     finally:
         stop.set()
