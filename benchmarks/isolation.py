@@ -13,7 +13,6 @@ SLO: at least 99% within it. Its throughput stays. fifo and per-task (own proces
 from __future__ import annotations
 
 import contextlib
-import math
 import statistics
 import tempfile
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arms import Arm, Task, per_task, shared
-from benchmarks.compare import Spread, against, interleave, pace, spread, text
+from benchmarks.compare import Spread, against, interleave, pace, ratio, spread, text
 from benchmarks.drawing import COLOURS, picture
 from benchmarks.load import Generator, Outcome, Plan, Stream, Tally
 from benchmarks.load.arrivals import poisson
@@ -164,7 +163,7 @@ def _row(bench: Bench, point: Point, seen: dict[str, list[Tally]]) -> dict[str, 
         "p99_ms": p99,
         "full_batch_ms": full_ms,
         "allowed_ms": p99["alone"]["median"] + 2 * full_ms,
-        "kept_rate": {name: math.fsum(rates[name]) / math.fsum(rates["alone"]) for name in point.arms},
+        "kept_rate": {name: ratio(rates[name], rates["alone"]) for name in point.arms},
         "failures": {name: sum(each.failures for each in results) for name, results in seen.items()},
         "slo_ms": SLO_BATCHES * full_ms if point.slo else None,
         "within_slo": {
@@ -197,11 +196,8 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"{p99['alone']['median']:.0f} + 2 full batches of {row['full_batch_ms']:.0f})"
             f"{'; ' if others else ''}{others}"
         )
-        kept = ", ".join(f"{name} {value:.3f}" for name, value in row["kept_rate"].items())
-        print(
-            f"    its throughput against alone, all rounds together: {kept}; {row['failures']['bfq']} of its requests "
-            "failed"
-        )
+        kept = ", ".join(f"{name} {text(value)}" for name, value in row["kept_rate"].items())
+        print(f"    its throughput against alone: {kept}; {row['failures']['bfq']} of its requests failed")
 
 
 def draw(rows: list[dict[str, Any]]) -> None:

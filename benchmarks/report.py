@@ -48,8 +48,9 @@ def section(document: dict[str, Any]) -> str:
     quick = " Quick run: a look, not a figure to quote." if document["quick"] else ""
     title = document["experiment"].capitalize()
     drawn = RESULTS / f"{document['experiment']}.svg"
+    flames = "[Flame graph](flame-backbone.svg) of the same load.\n\n" if document["experiment"] == "overhead" else ""
     picture = f"![{title}](../{drawn})\n\n" if drawn.is_file() else ""
-    figures = f"```\n{shown.getvalue()}```\n\n{picture}Measured on {where}.{quick}\n"
+    figures = f"```\n{shown.getvalue()}```\n\n{picture}{flames}Measured on {where}.{quick}\n"
     return f"## {title}\n\n{(module.__doc__ or '').strip()}\n\n{figures}"
 
 
