@@ -16,8 +16,10 @@ import pytest
 from asking import Answer, GrpcClient, Question
 from reference import Reference, difference, minilm
 from sentences import sentence
-from serving import LIVE, READY_S, quiet_ports
+from serving import LIVE, READY_S
 from tasks import Task, lora, write_backbone, write_task
+
+from fmplex_controller.server import free_ports
 
 CLIENTS = 64
 TEXTS = tuple(sentence(40 + n, n) for n in range(4))
@@ -43,7 +45,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
     for reference in references.values():
         for text in TEXTS:
             reference(text)
-    http, grpc, metrics = quiet_ports(3)
+    http, grpc, metrics = free_ports(3)
     ports = ["--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]
     line = [sys.executable, "-m", "fmplex", "serve", str(repository), *ports]
     log = folder / "server.log"
@@ -151,7 +153,7 @@ def test_sigint_while_idle(tmp_path: Path) -> None:
     """Ctrl-C."""
     repository = tmp_path / "repository"
     write_backbone(repository)
-    http, grpc, metrics = quiet_ports(3)
+    http, grpc, metrics = free_ports(3)
     ports = ["--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]
     line = [sys.executable, "-m", "fmplex", "serve", str(repository), *ports]
     with (tmp_path / "log").open("w") as err:
