@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
+from datasets import Dataset
 
 from fmplex import TaskProblem
 from fmplex.data import labels_in, rows_of, targets, texts_of
@@ -60,9 +62,8 @@ def test_every_form_gives_the_same_rows(tmp_path: Path, form: str) -> None:
 
 
 def test_pandas_and_datasets() -> None:
-    pandas, datasets = pytest.importorskip("pandas"), pytest.importorskip("datasets")
     columns = {"sentence": TEXTS, "kind": LABELS}
-    for table in (pandas.DataFrame(columns), datasets.Dataset.from_dict(columns)):
+    for table in (pandas.DataFrame(columns), Dataset.from_dict(columns)):
         rows = rows_of(table, text="sentence", label="kind")
         assert (rows.texts, rows.labels) == (TEXTS, LABELS)
         assert texts_of(table, text="sentence") == TEXTS
