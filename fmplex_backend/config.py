@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from fmplex_backend.errors import BackboneRefused, TaskRefused
 
@@ -51,6 +51,41 @@ class TextEncoder(_Section):
         """What stands before and after the text."""
         before, after = self.template.split("{text}")
         return self.prefix + before, after
+
+
+class Projection(_Section):
+    """Numbers (FEATURES, [features]) become `tokens` vectors of the backbone's embedding space, read from `weights`.
+
+    `hidden` are widths of layers between, `activation` follows each of these.
+    """
+
+    kind: Literal["projection"]
+    features: int = Field(ge=1)
+    tokens: int = Field(default=8, ge=1)
+    hidden: list[int] = []
+    activation: Literal["tanh", "gelu", "relu"] = "gelu"
+    weights: str = "encoder.safetensors"
+
+
+class PluginEncoder(_Section):
+    """An encoder of an installed package: `name` is its entry point in the group fmplex.encoders."""
+
+    kind: Literal["plugin"]
+    name: str
+    options: dict[str, str | int | float | bool | list[str]] = {}
+    weights: str = "encoder.safetensors"
+
+
+def _encoder_kind(value: Any) -> str:
+    return str(value.get("kind", "text") if isinstance(value, Mapping) else getattr(value, "kind", ""))
+
+
+Encoder = Annotated[
+    Annotated[TextEncoder, Tag("text")]
+    | Annotated[Projection, Tag("projection")]
+    | Annotated[PluginEncoder, Tag("plugin")],
+    Discriminator(_encoder_kind),
+]
 
 
 class PeftAdapter(_Section):
@@ -152,15 +187,18 @@ class TaskConfig(_Section):
     family: Literal["text-encoder"]
     description: str = ""
     backbone: TrainedOn | None = None
-    encoder: TextEncoder = TextEncoder()
+    encoder: Encoder = TextEncoder()
     adapter: PeftAdapter | None = None
     decoder: Decoder
     metrics: dict[str, float | int | str] = {}  # what was measured when it was trained; for people
 
     @model_validator(mode="after")
     def _windows(self) -> TaskConfig:
-        if self.encoder.windows > 1 and self.decoder.kind == "token-classification":
-            raise ValueError("encoder.windows: a token-classification task reads one window; leave it at 1")
+        if self.decoder.kind == "token-classification":
+            if not isinstance(self.encoder, TextEncoder):
+                raise ValueError("encoder.kind: a token-classification task reads text, and needs the kind text")
+            if self.encoder.windows > 1:
+                raise ValueError("encoder.windows: a token-classification task reads one window; leave it at 1")
         return self
 
 

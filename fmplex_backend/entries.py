@@ -22,7 +22,7 @@ from fmplex_backend.interface import (
 
 @dataclass(frozen=True, slots=True)
 class TaskEntry:
-    """What a task's config.pbtxt says. `sizes` gives the last dim of a variable output (SCORES: 2)."""
+    """What a task's config.pbtxt says. `sizes` gives the last dim of a variable tensor (SCORES: 2)."""
 
     name: str
     backbone: str
@@ -36,6 +36,7 @@ class TaskEntry:
     sizes: tuple[tuple[str, int], ...] = ()
     labels: tuple[str, ...] = ()  # of SCORES, in their order: for clients
     gives: tuple[str, ...] = ()  # a plugin's outputs
+    takes: str = "TEXT"  # its encoder's input
     version: int | None = None  # the one to serve, where it is not the highest
 
     def outputs(self) -> tuple[TensorSpec, ...]:
@@ -50,14 +51,11 @@ class TaskEntry:
         config = model_config_pb2.ModelConfig(name=self.name, platform="ensemble", max_batch_size=self.max_batch_size)
         step = config.ensemble_scheduling.step.add(model_name=self.backbone, model_version=-1)
         for spec in FAMILY_INPUTS[self.family]:
-            config.input.add(name=spec.name, data_type=spec.data_type, dims=spec.dims)
-            step.input_map[spec.name] = spec.client_name
-        sizes = dict(self.sizes)
+            if spec.name == self.takes:
+                config.input.add(name=spec.name, data_type=spec.data_type, dims=self._dims(spec))
+                step.input_map[spec.name] = spec.client_name
         for spec in self.outputs():
-            dims = list(spec.dims)
-            if dims[-1] == -1:
-                dims[-1] = sizes.get(spec.client_name, -1)
-            config.output.add(name=spec.client_name, data_type=spec.data_type, dims=dims)
+            config.output.add(name=spec.client_name, data_type=spec.data_type, dims=self._dims(spec))
             step.output_map[spec.name] = spec.client_name
         config.output.add(name="usage", data_type="TYPE_INT64", dims=USAGE_DIMS)
         step.output_map[tag_name(self.vfm)] = "usage"
@@ -71,6 +69,10 @@ class TaskEntry:
             if value is not None:
                 config.parameters[key].string_value = _plain(value)
         return config
+
+    def _dims(self, spec: TensorSpec) -> list[int]:
+        *first, last = spec.dims
+        return [*first, dict(self.sizes).get(spec.client_name, -1) if last == -1 else last]
 
     def to_pbtxt(self) -> str:
         """As the text of config.pbtxt."""

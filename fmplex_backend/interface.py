@@ -34,8 +34,12 @@ TOKEN_SCORES = TensorSpec("TOKEN_SCORES", "TYPE_FP32", (-1, -1), shown_as="SCORE
 OFFSETS = TensorSpec("OFFSETS", "TYPE_INT32", (-1, 2))
 TRUNCATED = TensorSpec("TRUNCATED", "TYPE_BOOL", (1,))
 
+TEXT = TensorSpec("TEXT", "TYPE_STRING", (1,))
+FEATURES = TensorSpec("FEATURES", "TYPE_FP32", (-1,))
+
+# A task takes one of them, as its encoder says; a backbone has all, none required.
 FAMILY_INPUTS: dict[str, tuple[TensorSpec, ...]] = {
-    "text-encoder": (TensorSpec("TEXT", "TYPE_STRING", (1,)),),
+    "text-encoder": (TEXT, FEATURES),
 }
 FAMILY_OUTPUTS: dict[str, tuple[TensorSpec, ...]] = {
     "text-encoder": (EMBEDDING, SCORES, LABEL, TOKEN_SCORES, OFFSETS, TRUNCATED),

@@ -20,6 +20,7 @@ from watchfiles import watch
 
 from fmplex_backend.engine import Engine
 from fmplex_backend.errors import ExecutionFailed, FmplexError, TaskRefused
+from fmplex_backend.promises import check_entry
 from fmplex_backend.repository import BrokenTask, Entry, Repository, TaskSpec
 from fmplex_backend.types import Runtime
 from fmplex_backend.vfm import Counts, Vfm
@@ -254,7 +255,7 @@ class Loader:
             return failed[1]
         try:
             extensions = self.runtime.load(spec.version.path)
-            _check_outputs(spec, extensions)
+            check_entry(spec, extensions)
         except TaskRefused as error:
             self._failed[spec.name] = (spec, error)
             return error
@@ -314,25 +315,3 @@ class Loader:
         if self.refused_by_name.get(name) != text:
             self.refused_by_name[name] = text
             log.error("task %s refused: %s", name, text)
-
-
-def _check_outputs(spec: TaskSpec, extensions: Any) -> None:
-    """The entry may only promise what the decoder gives, in the decoder's sizes."""
-    sizes = extensions.decoder.sizes()
-    gives = {*extensions.decoder.gives, "TRUNCATED"}
-    for tensor, dims in spec.outputs.items():
-        field = f"ensemble_scheduling.step.output_map.{tensor}"
-        if tensor not in gives:
-            raise TaskRefused(
-                spec.config,
-                field,
-                f"this task's decoder does not make it, but {sorted(gives)}",
-                "Map one of those",
-            )
-        if tensor in sizes and dims and dims[-1] not in (-1, sizes[tensor]):
-            raise TaskRefused(
-                spec.config,
-                f"output.{tensor}.dims",
-                f"the last is {dims[-1]}, the decoder makes {sizes[tensor]}",
-                f"Say {sizes[tensor]}, or -1",
-            )

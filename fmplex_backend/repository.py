@@ -46,6 +46,7 @@ class TaskSpec:
     slo: float | None
     max_queue: int | None
     version: Version
+    inputs: tuple[str, ...]  # the backbone's tensors that the entry fills
     outputs: Mapping[str, tuple[int, ...]]  # the backbone's tensor -> dims the entry promises for it
 
 
@@ -131,6 +132,7 @@ def _entry(name: str, file: Path, proto: Any, steps: list[Any]) -> Entry:
             slo=None if "slo_ms" not in parameters else _number(file, parameters, "slo_ms", 0.0) / 1000,
             max_queue=None if "max_queue" not in parameters else _whole(file, parameters, "max_queue"),
             version=_version(file, proto),
+            inputs=tuple(steps[0].input_map),
             outputs=_promised(proto, steps[0]),
         )
     except TaskRefused as error:

@@ -44,7 +44,7 @@ class TritonPythonModel:
         config = load_backbone_config(Path(document["name"], "config.pbtxt"), _parameters(document))
         for spec in FAMILY_INPUTS[config.family]:
             auto_complete_model_config.add_input(
-                {"name": spec.name, "data_type": spec.data_type, "dims": list(spec.dims)}
+                {"name": spec.name, "data_type": spec.data_type, "dims": list(spec.dims), "optional": True}
             )
         for spec in FAMILY_OUTPUTS[config.family]:
             auto_complete_model_config.add_output(

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
         LoRA,
         MultiLabel,
         Plugin,
+        PluginEncoder,
         Pretrained,
+        Projection,
         Regressor,
         Similarity,
         Text,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     )
     from fmplex.results import Label, Labels, Raw, Span, Spans, Values, Vector
     from fmplex.task import Task
+    from fmplex_backend.extensions.encoders import CustomEncoder
     from fmplex_backend.extensions.plugins import CustomDecoder
 
 _PLACES = {
@@ -66,7 +69,9 @@ _PLACES = {
         "LoRA",
         "MultiLabel",
         "Plugin",
+        "PluginEncoder",
         "Pretrained",
+        "Projection",
         "Regressor",
         "Similarity",
         "Text",
@@ -74,6 +79,7 @@ _PLACES = {
     ),
     "fmplex.results": ("Label", "Labels", "Raw", "Span", "Spans", "Values", "Vector"),
     "fmplex.task": ("Task",),
+    "fmplex_backend.extensions.encoders": ("CustomEncoder",),
     "fmplex_backend.extensions.plugins": ("CustomDecoder",),
 }
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}
@@ -85,6 +91,7 @@ __all__ = [
     "Classifier",
     "Client",
     "CustomDecoder",
+    "CustomEncoder",
     "DeadlineExceeded",
     "DoRA",
     "Embedder",
@@ -94,7 +101,9 @@ __all__ = [
     "LoRA",
     "MultiLabel",
     "Plugin",
+    "PluginEncoder",
     "Pretrained",
+    "Projection",
     "Raw",
     "Refused",
     "Regressor",

@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 from fmplex.client import UNLIMITED_S, _unreachable
 from fmplex.errors import DeadlineExceeded
 from fmplex.results import Result, results
-from fmplex.wire import Address, Interface, cells, portions, problem, waits, worth_another_try
+from fmplex.wire import DATATYPES, Address, Interface, array_of, portions, problem, waits, worth_another_try
 
 
 class AsyncClient:
@@ -51,7 +51,7 @@ class AsyncClient:
         await self._client.close()
 
     async def predict(
-        self, task: str, texts: str | Sequence[str], *, timeout: float | None = None, slo_ms: float | None = None
+        self, task: str, texts: str | Sequence[Any], *, timeout: float | None = None, slo_ms: float | None = None
     ) -> list[Result]:
         """What a task says to each text; raises as `Client.predict` does."""
         several = [texts] if isinstance(texts, str) else list(texts)
@@ -80,10 +80,11 @@ class AsyncClient:
         return self._interfaces[task]
 
     async def _infer(
-        self, about: Interface, texts: Sequence[str], deadline: float, slo_ms: float | None
+        self, about: Interface, rows: Sequence[Any], deadline: float, slo_ms: float | None
     ) -> dict[str, npt.NDArray[Any]]:
-        tensor = self._module.InferInput("TEXT", [len(texts), 1], "BYTES")
-        tensor.set_data_from_numpy(cells(texts))
+        array = array_of(about.takes, rows)
+        tensor = self._module.InferInput(about.takes, list(array.shape), DATATYPES[about.takes])
+        tensor.set_data_from_numpy(array)
         wanted = [self._module.InferRequestedOutput(name) for name in about.outputs]
         options: dict[str, Any] = {"outputs": wanted, "headers": self.headers}
         if slo_ms is not None:

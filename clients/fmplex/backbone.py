@@ -8,12 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
 from fmplex.configs import backbone_parameters
 from fmplex.errors import TaskProblem
+from fmplex.wire import array_of
 from fmplex_backend.config import BackboneConfig, load_backbone_config
 from fmplex_backend.errors import FmplexError
 from fmplex_backend.runtime.text_encoder import Extensions, TextEncoderRuntime
@@ -107,20 +107,19 @@ class Backbone:
         """Free what it took."""
         self.runtime.detach(extensions)
 
-    def outputs(self, extensions: Extensions, texts: Sequence[str]) -> list[dict[str, npt.NDArray[Any]]]:
-        """Output tensors of each text, as the server computes them."""
+    def outputs(self, extensions: Extensions, rows: Sequence[Any]) -> list[dict[str, npt.NDArray[Any]]]:
+        """Output tensors of each text (or row of numbers), as the server computes them."""
         found: list[dict[str, npt.NDArray[Any]]] = []
-        for start in range(0, len(texts), BATCH):
-            part = texts[start : start + BATCH]
+        for start in range(0, len(rows), BATCH):
+            part = rows[start : start + BATCH]
             tensors = self._run(extensions, part)
             found += [{name: value[row] for name, value in tensors.items()} for row in range(len(part))]
         return found
 
-    def _run(self, extensions: Extensions, texts: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    def _run(self, extensions: Extensions, rows: Sequence[Any]) -> dict[str, npt.NDArray[Any]]:
         vfm = Vfm(0, self.name)
         vfm.extensions = extensions
-        cells = np.array([text.encode() for text in texts], dtype=np.object_)[:, None]
-        request = Request(vfm, {"TEXT": cells}, (), 0.0, _no_reply)
+        request = Request(vfm, {extensions.takes: array_of(extensions.takes, rows)}, (), 0.0, _no_reply)
         request.extensions = extensions
         self.runtime.prepare(request)
         for done in self.runtime.run([request]):

@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from fmplex.errors import DeadlineExceeded, ServerProblem, TaskProblem
 from fmplex.results import Result, results
-from fmplex.wire import Address, Interface, cells, portions, problem, waits, worth_another_try
+from fmplex.wire import DATATYPES, Address, Interface, array_of, portions, problem, waits, worth_another_try
 
 POLL_S = 0.02
 UNLIMITED_S = 24 * 3600.0
@@ -70,9 +70,9 @@ class Client:
     # -- asking
 
     def predict(
-        self, task: str, texts: str | Sequence[str], *, timeout: float | None = None, slo_ms: float | None = None
+        self, task: str, texts: str | Sequence[Any], *, timeout: float | None = None, slo_ms: float | None = None
     ) -> list[Result]:
-        """What a task says to each text; more than the server takes at once go in several requests.
+        """What a task says to each text (or row of numbers); more than the server takes at once go in several requests.
 
         Raises DeadlineExceeded, Unreachable, or ServerProblem with the server's own words.
         """
@@ -84,14 +84,14 @@ class Client:
             found += results(about.kind, about.labels, part, outputs)
         return found
 
-    def submit(self, task: str, texts: str | Sequence[str], *, timeout: float | None = None) -> Future[list[Result]]:
+    def submit(self, task: str, texts: str | Sequence[Any], *, timeout: float | None = None) -> Future[list[Result]]:
         """`predict` in the background; the future's `cancel` gives up what has not begun."""
         if self._http:
             raise TaskProblem("submit needs gRPC: an HTTP connection is for one thread. Use Client('host:8001')")
         self._pool = self._pool or ThreadPoolExecutor(16, "fmplex-client")
         return self._pool.submit(self.predict, task, texts, timeout=timeout)
 
-    def outputs(self, task: str, texts: Sequence[str], *, timeout: float | None = None) -> list[dict[str, Any]]:
+    def outputs(self, task: str, texts: Sequence[Any], *, timeout: float | None = None) -> list[dict[str, Any]]:
         """The output tensors of each text."""
         about, deadline = self.interface(task), self._deadline(timeout)
         found: list[dict[str, Any]] = []
@@ -156,10 +156,11 @@ class Client:
     # -- one request
 
     def _infer(
-        self, about: Interface, texts: Sequence[str], deadline: float, slo_ms: float | None
+        self, about: Interface, rows: Sequence[Any], deadline: float, slo_ms: float | None
     ) -> dict[str, npt.NDArray[Any]]:
-        tensor = self._module.InferInput("TEXT", [len(texts), 1], "BYTES")
-        tensor.set_data_from_numpy(cells(texts))
+        array = array_of(about.takes, rows)
+        tensor = self._module.InferInput(about.takes, list(array.shape), DATATYPES[about.takes])
+        tensor.set_data_from_numpy(array)
         wanted = [self._module.InferRequestedOutput(name) for name in about.outputs]
         options: dict[str, Any] = {"outputs": wanted, "headers": self.headers}
         if slo_ms is not None:

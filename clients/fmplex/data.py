@@ -24,7 +24,7 @@ IGNORED = -100
 class Rows:
     """Examples. `words` are the characters [start, end) of each text's words where texts came as words, else empty."""
 
-    texts: list[str]
+    texts: list[Any]  # or rows of numbers
     labels: list[Any]
     words: list[list[tuple[int, int]]]
     source: str = "the data"
@@ -47,19 +47,25 @@ def rows_of(data: Any, labels: Any = None, *, text: str = "text", label: str = "
         source = str(data)
         data = read_file(Path(data))
     texts, values = (list(data), list(labels)) if labels is not None else _columns(data, text, label, source)
-    if len(texts) != len(values):
-        raise TaskProblem(f"{source} has {len(texts)} texts and {len(values)} labels. Give one label for each text")
-    if not texts:
-        raise TaskProblem(f"{source} has no rows. Give at least a few for each label")
-    for place, value in enumerate(values):
-        if value is None or (isinstance(value, float) and math.isnan(value)):
-            raise TaskProblem(f"{source}, row {place}: there is no label. Fill it in, or leave the row out")
+    values = check_labels(texts, values, source)
     by_words = not isinstance(texts[0], str)
     plain = [
         _joined(each, place, source) if by_words else _text(each, place, source) for place, each in enumerate(texts)
     ]
     words = [_places(each) for each in texts] if by_words else []
-    return Rows(plain, [_plain(value) for value in values], words, source)
+    return Rows(plain, values, words, source)
+
+
+def check_labels(rows: Sequence[Any], labels: Sequence[Any], source: str) -> list[Any]:
+    """The labels as Python's own, one for each row; raises TaskProblem."""
+    if len(rows) != len(labels):
+        raise TaskProblem(f"{source} has {len(rows)} texts and {len(labels)} labels. Give one label for each text")
+    if not rows:
+        raise TaskProblem(f"{source} has no rows. Give at least a few for each label")
+    for place, value in enumerate(labels):
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            raise TaskProblem(f"{source}, row {place}: there is no label. Fill it in, or leave the row out")
+    return [_plain(value) for value in labels]
 
 
 def texts_of(data: Any, *, text: str = "text") -> list[str]:
@@ -107,23 +113,30 @@ def _columns(data: Any, text: str, label: str, source: str) -> tuple[list[Any], 
         if not data:
             return [], []
         if isinstance(data[0], Mapping):
-            names = list(data[0])
-            _check_columns(names, text, label, source)
+            check_columns(columns_in(data, source), {text: "text", label: "label"}, source)
             return [row.get(text) for row in data], [row.get(label) for row in data]
         if isinstance(data[0], (list, tuple)) and all(len(row) == 2 for row in data):
             return [row[0] for row in data], [row[1] for row in data]
         raise TaskProblem("labels are missing. Call fit(texts, labels), or give pairs, a table or a file with both")
+    check_columns(columns_in(data, source), {text: "text", label: "label"}, source)
+    return list(data[text]), list(data[label])
+
+
+def columns_in(data: Any, source: str) -> list[str]:
+    """Names of a table's columns; raises TaskProblem where it has none."""
+    if isinstance(data, (list, tuple)):
+        return [str(name) for name in data[0]] if data else []
     names = list(getattr(data, "column_names", None) or getattr(data, "keys", list)())
     if not names:
         raise TaskProblem(
             f"{type(data).__name__} is no data that is read here. Give lists, pairs, a DataFrame, a Dataset or a file"
         )
-    _check_columns([str(name) for name in names], text, label, source)
-    return list(data[text]), list(data[label])
+    return [str(name) for name in names]
 
 
-def _check_columns(names: list[str], text: str, label: str, source: str) -> None:
-    for wanted, option in ((text, "text"), (label, "label")):
+def check_columns(names: Sequence[str], options: Mapping[str, str], source: str) -> None:
+    """Raise TaskProblem where one is missing that an option of `fit` named."""
+    for wanted, option in options.items():
         if wanted not in names:
             raise TaskProblem(
                 f"{source} has no column {wanted!r}, but {', '.join(names)}. Name the right one with {option}=..."

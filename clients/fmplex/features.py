@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fmplex_backend.extensions.text import Tokens
 
@@ -18,10 +18,11 @@ WORDS = "tokens"  # the pooling of token decoders: a vector a word, its first to
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A text as tokens: its windows, and for token tasks the position of each word's first token, -1 where cut off."""
+    """A row as tokens: its windows, and for token tasks the position of each word's first token, -1 where cut off."""
 
     windows: list[Tokens]
     words: list[int]
+    values: Tensor | None = None  # what an encoder with weights reads, in the place of the tokens' ids
 
     @property
     def tokens(self) -> int:
@@ -50,10 +51,14 @@ class Features:
         bare: the backbone.
         model: the backbone with the adapter that is being fitted; the same as `bare` where there is none.
         pooling: mean, cls or max over tokens, or WORDS.
+        encoder: makes the vectors that go in where rows are no texts.
     """
 
-    def __init__(self, bare: Any, model: Any, pooling: str, pad: int, device: torch.device) -> None:
+    def __init__(
+        self, bare: Any, model: Any, pooling: str, pad: int, device: torch.device, encoder: nn.Module | None = None
+    ) -> None:
         self.bare, self.model, self.pooling, self.pad, self.device = bare, model, pooling, pad, device
+        self.encoder = encoder
 
     def vectors(self, encoded: Sequence[Encoded]) -> Tensor:
         """[rows, h] through the model, with gradients."""
@@ -92,6 +97,10 @@ class Features:
         return torch.cat(parts)
 
     def _through(self, model: Any, encoded: Sequence[Encoded]) -> Tensor:
+        if self.encoder is not None:
+            values = torch.stack([each.values for each in encoded if each.values is not None])
+            states = model(inputs_embeds=self.encoder(values.to(self.device))).last_hidden_state  # [n, t, h]
+            return self._pooled(states, torch.ones(states.shape[:2], dtype=torch.bool, device=self.device))
         windows = [window for each in encoded for window in each.windows]
         longest = max(len(window.ids) for window in windows)
         lengths = torch.tensor([len(window.ids) for window in windows], device=self.device)

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,15 +22,18 @@ from fmplex.adapters import AdapterState, fresh
 from fmplex.backbone import Backbone
 from fmplex.checkpoints import Checkpoint
 from fmplex.errors import TaskProblem
-from fmplex.features import WORDS, Encoded, Features, first_tokens
+from fmplex.features import WORDS, Features
+from fmplex.inputs import Columns, Inputs, rows_of
 from fmplex.parts import (
     IA3,
     Adapter,
     Classifier,
     Decoder,
     Embedder,
+    Encoder,
     LoRA,
     Plugin,
+    Projection,
     Regressor,
     Similarity,
     Text,
@@ -47,10 +51,11 @@ Which = Literal["both", "adapter", "decoder", "encoder"]
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """What training leaves: an adapter, and the decoder's tensors as decoder.safetensors has them."""
+    """What training leaves: an adapter, the decoder's and the encoder's tensors as their files have them."""
 
     adapter: AdapterState | None = None
     head: dict[str, Tensor] = field(default_factory=dict)
+    encoder: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ class How:
 
     parts: Which
     class_weights: str | Mapping[str, float] | None
-    text: str
+    text: Columns
     label: str
     checkpoint: Path | None
     progress: bool
@@ -71,11 +76,17 @@ class Fitting:
 
     name: str
     backbone: Backbone
-    encoder: Text
+    encoder: Encoder
     adapter: Adapter | None
     decoder: Decoder
     fitted: Fitted
+    seed: int = 0
     metrics: dict[str, float | int | str] = field(default_factory=dict)
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """The encoder, with its weights if it has some."""
+        return Inputs(self.encoder, self.backbone, self.fitted.encoder, self.seed)
 
     def run(self, rows: data.Rows, validation: Any, settings: Settings, how: How) -> History:
         """Fit."""
@@ -83,6 +94,8 @@ class Fitting:
         self._learn_labels(rows)
         examples = self._examples(rows)
         training, held = self._split(rows, examples, validation, settings, how.text, how.label)
+        if not self.fitted.encoder:
+            self.inputs.observe(training.encoded)
         if isinstance(self.decoder, Similarity):
             return self._fit_similarity(training, self.decoder)
         weights = self._class_weights(how.class_weights, training)
@@ -91,7 +104,7 @@ class Fitting:
             fit.checkpoint = Checkpoint(how.checkpoint, self._digest(rows, settings, how.parts))
         history = fit.run()
         adapter = AdapterState.of(fit.features.model) if self.adapter is not None else None
-        self.fitted = Fitted(adapter, heads.tensors_of(fit.head.module))
+        self.fitted = Fitted(adapter, heads.tensors_of(fit.head.module), self.inputs.tensors())
         self.metrics = {"train_rows": len(training), "seed": settings.seed} | history.notes()
         return history
 
@@ -102,7 +115,7 @@ class Fitting:
             raise TaskProblem(f"there is no text for the labels {names}. Give some, or leave the labels out")
         bare, runtime = self.backbone.for_training(), self.backbone.runtime
         model = self.fitted.adapter.around(bare).eval() if self.fitted.adapter else bare
-        features = Features(model, model, decoder.pooling, runtime.pad, runtime.device)
+        features = Features(model, model, decoder.pooling, runtime.pad, runtime.device, self.inputs.module)
         vectors = features.fixed(training.encoded).cpu()
         head = heads.prototypes(vectors, training.targets, decoder.labels, decoder.per_label)
         self.fitted, self.metrics = replace(self.fitted, head=head), {"train_rows": len(training)}
@@ -111,7 +124,7 @@ class Fitting:
     def _check_fittable(self, which: Which) -> None:
         if which not in ("both", "adapter", "decoder", "encoder"):
             raise TaskProblem(f"parts is {which!r}; it must be both, adapter, decoder or encoder")
-        if which == "encoder":
+        if which == "encoder" and isinstance(self.encoder, Text):
             raise TaskProblem("a text encoder has no weights to fit. Fit the adapter, the decoder, or both")
         if which == "adapter" and self.adapter is None:
             raise TaskProblem("the task has no adapter to fit. Attach one: task.attach('adapter', LoRA(r=8))")
@@ -119,8 +132,13 @@ class Fitting:
             raise TaskProblem(
                 "an embedding has nothing to fit to labels. Fit a Classifier or a Similarity, or save it as it is"
             )
-        if which == "adapter" and not self.fitted.head:
-            raise TaskProblem("the decoder is not fitted yet, and fits together with the adapter. Say parts='both'")
+        if which in ("adapter", "encoder") and not self.fitted.head:
+            raise TaskProblem(f"the decoder is not fitted yet, and fits together with the {which}. Say parts='both'")
+        if isinstance(self.decoder, TokenClassifier) and not isinstance(self.encoder, Text):
+            raise TaskProblem("a token-classification task reads text. Leave its encoder out, or choose a Classifier")
+        fits_encoder = which == "both" and not isinstance(self.decoder, Similarity)
+        if isinstance(self.encoder, Projection) and not self.fitted.encoder and not fits_encoder:
+            raise TaskProblem("the encoder is not fitted yet. Fit it with a decoder that learns, and parts='both'")
 
     def _learn_labels(self, rows: data.Rows) -> None:
         decoder = self.decoder
@@ -133,7 +151,7 @@ class Fitting:
         else:
             outputs = self.decoder.outputs if isinstance(self.decoder, Regressor) else 1
             targets = data.targets(self.decoder.kind, self.decoder.labels, rows, outputs)
-        encoded = self._encoded(rows)
+        encoded = self.inputs.encoded(rows, by_word=self.decoder.kind == "token-classification")
         if rows.words and self.decoder.kind == "token-classification":
             targets = [
                 [number if word >= 0 else data.IGNORED for number, word in zip(row, each.words, strict=True)]
@@ -143,18 +161,8 @@ class Fitting:
             return Examples(encoded, targets).pick(kept)
         return Examples(encoded, targets)
 
-    def _encoded(self, rows: data.Rows) -> list[Encoded]:
-        tokenizer, section = self.backbone.runtime.tokenizer, self.encoder.section()
-        by_word = self.decoder.kind == "token-classification"
-        found = []
-        for place, text in enumerate(rows.texts):
-            windows = tokenizer.encode(text, section, spans=by_word)
-            words = first_tokens(windows[0], rows.words[place]) if by_word else []
-            found.append(Encoded(windows, words))
-        return found
-
     def _split(
-        self, rows: data.Rows, examples: Examples, validation: Any, settings: Settings, text: str, label: str
+        self, rows: data.Rows, examples: Examples, validation: Any, settings: Settings, text: Columns, label: str
     ) -> tuple[Examples, Examples | None]:
         if validation is None:
             return examples, None
@@ -164,7 +172,8 @@ class Fitting:
             training, held = split(len(examples), validation, groups, settings.seed)
             return examples.pick(training), examples.pick(held)
         own = isinstance(validation, tuple) and len(validation) == 2
-        other = data.rows_of(*validation) if own else data.rows_of(validation, text=text, label=label)
+        given, labels = validation if own else (validation, None)
+        other = rows_of(self.encoder, given, labels, text, label)
         return examples, self._examples(other)
 
     def _fitting(
@@ -184,21 +193,25 @@ class Fitting:
             model.eval()
             for name, module in model.named_modules():
                 module.train("lora_dropout" in name)
-            if which != "decoder":
-                named = {name: each for name, each in model.named_parameters() if each.requires_grad}
+            if which in ("both", "adapter"):
+                named = {f"adapter.{name}": each for name, each in model.named_parameters() if each.requires_grad}
+        if self.inputs.module is not None and which in ("both", "encoder"):
+            self.inputs.module.requires_grad_(True)
+            named |= {f"encoder.{name}": each for name, each in self.inputs.module.named_parameters()}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             head = heads.trainable(self.decoder, self.backbone.hidden, weights)
         if self.fitted.head and self._head_fits(head):
             heads.fill(head.module, self.fitted.head)
         head.module.to(runtime.device)
-        fixed = model if model is not None and (fitted or which == "decoder") else self.backbone.for_training()
+        adapted = model is not None and (fitted or which in ("decoder", "encoder"))
+        fixed = model if adapted else self.backbone.for_training()
         pooling = WORDS if self.decoder.kind == "token-classification" else self._pooling(head)
         return Fit(
-            Features(fixed, model or fixed, pooling, runtime.pad, runtime.device),
+            Features(fixed, model or fixed, pooling, runtime.pad, runtime.device, self.inputs.module),
             head,
             named,
-            train_head=which != "adapter",
+            train_head=which in ("both", "decoder"),
             warm=not self.fitted.head,
             rate=settings.learning_rate or self._rate(named),
             settings=settings,

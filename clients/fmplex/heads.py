@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fmplex import parts
 from fmplex.data import IGNORED
 from fmplex_backend.config import Plugin
-from fmplex_backend.extensions.plugins import CustomDecoder, make_plugin
+from fmplex_backend.extensions.plugins import CustomDecoder, make_decoder
 
 ACTIVATIONS = {"tanh": nn.Tanh, "gelu": nn.GELU, "relu": nn.ReLU}
 
@@ -108,7 +108,7 @@ class PluginHead:
 
     def __init__(self, decoder: parts.Plugin, hidden: int) -> None:
         section = Plugin(kind="plugin", name=decoder.name, options=decoder.options)
-        self.module: CustomDecoder = make_plugin(section, "the decoder", hidden)
+        self.module: CustomDecoder = make_decoder(section, "the decoder", hidden)
 
     def scores(self, vectors: Tensor) -> Tensor:
         """Its forward."""

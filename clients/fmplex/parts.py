@@ -49,6 +49,57 @@ class Text:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """Rows of numbers become `tokens` vectors of the backbone's embedding space, learned by `fit`.
+
+    Args:
+        features: numbers of a row; they are standardised as the training rows are.
+        tokens: how many vectors the backbone reads.
+        hidden: widths of layers between, each followed by `activation`.
+    """
+
+    features: int
+    tokens: int = 8
+    hidden: Sequence[int] = ()
+    activation: Literal["tanh", "gelu", "relu"] = "gelu"
+
+    def section(self) -> cfg.Projection:
+        """Of task.json."""
+        return cfg.Projection(
+            kind="projection",
+            features=self.features,
+            tokens=self.tokens,
+            hidden=list(self.hidden),
+            activation=self.activation,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PluginEncoder:
+    """An encoder of an installed package, by the name of its entry point in the group fmplex.encoders."""
+
+    name: str
+    options: Options = field(default_factory=dict)
+
+    def section(self) -> cfg.PluginEncoder:
+        """Of task.json."""
+        return cfg.PluginEncoder(kind="plugin", name=self.name, options=self.options)
+
+
+Encoder = Text | Projection | PluginEncoder
+
+
+def encoder_of(section: cfg.Encoder) -> Encoder:
+    """A task.json's encoder section -> the part."""
+    kinds: dict[str, type[Any]] = {"text": Text, "projection": Projection, "plugin": PluginEncoder}
+    known = section.model_dump(exclude={"kind", "weights"})
+    if section.kind == "projection":
+        known["hidden"] = tuple(known["hidden"])
+    part: Encoder = kinds[section.kind](**known)
+    return part
+
+
 # -- inside
 
 

@@ -40,6 +40,7 @@ class Pipeline:
     sizes: tuple[tuple[str, int], ...]  # the last dim of outputs that have a fixed one
     gives: tuple[str, ...]  # a plugin's outputs
     write: Callable[[Path], None]
+    takes: str = "TEXT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,8 @@ class ModelRepository:
                 raise TaskProblem(f"{name!r} has no version before {spec.version.number} to go back to")
             path = self.root / name / str(earlier[-1])
             config = load_task_config(path / "task.json")
-            pipeline = Pipeline(config, _sizes_on_disk(config, path), _gives(spec, config), _nothing)
+            (takes,) = spec.inputs
+            pipeline = Pipeline(config, _sizes_on_disk(config, path), _gives(spec, config), _nothing, takes)
             entry = replace(self._entry(name, backbone, pipeline, spec.vfm, Terms()), version=earlier[-1])
             self._replace_config(name, merged(self._proto(name), entry, Terms()))
             return Saved(name, path, earlier[-1], spec.vfm)
@@ -189,6 +191,7 @@ class ModelRepository:
             sizes=pipeline.sizes,
             labels=tuple(getattr(decoder, "labels", ())),
             gives=pipeline.gives,
+            takes=pipeline.takes,
         )
 
     def _free_tag(self, backbone: str) -> int:

@@ -88,7 +88,7 @@ class Raw:
 Result = Label | Labels | Values | Vector | Spans | Raw
 
 
-def results(kind: str, labels: Sequence[str], texts: Sequence[str], outputs: Mapping[str, Array]) -> list[Result]:
+def results(kind: str, labels: Sequence[str], texts: Sequence[Any], outputs: Mapping[str, Array]) -> list[Result]:
     """A request's output tensors (batch first) -> one result a text. Without labels, scores are named 0, 1, ..."""
     return [
         result(kind, labels, text, {name: value[row] for name, value in outputs.items()})

@@ -42,7 +42,7 @@ class State:
         named: Mapping[str, nn.Parameter],
         head: nn.Module,
         optimizer: torch.optim.Optimizer,
-        schedule: torch.optim.lr_scheduler.LRScheduler,
+        schedule: torch.optim.lr_scheduler.LambdaLR,
         history: History,
     ) -> None:
         self.named, self.head, self.optimizer, self.schedule = dict(named), head, optimizer, schedule
@@ -106,5 +106,6 @@ class State:
         for name, value in numbers["history"].items():
             setattr(self.history, name, value)
         self.schedule.last_epoch = numbers["updates"]
-        for group, rate in zip(self.optimizer.param_groups, self.schedule.get_lr(), strict=True):
-            group["lr"] = rate
+        factors = [of(numbers["updates"]) for of in self.schedule.lr_lambdas]
+        for group, factor in zip(self.optimizer.param_groups, factors, strict=True):
+            group["lr"] = factor * group["initial_lr"]

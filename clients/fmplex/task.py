@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors.torch import save_file
 
-from fmplex import data, metrics
+from fmplex import inputs, metrics
 from fmplex.adapters import AdapterState, Imported, import_adapter
 from fmplex.backbone import Backbone
 from fmplex.client import Client
@@ -23,9 +23,12 @@ from fmplex.parts import (
     Adapter,
     Classifier,
     Decoder,
+    Encoder,
     Pretrained,
+    Projection,
     Text,
     decoder_of,
+    encoder_of,
 )
 from fmplex.repository import ModelRepository, Pipeline, Saved, write_config
 from fmplex.results import Result, results
@@ -38,7 +41,6 @@ from fmplex_backend.runtime.text_encoder import Extensions
 FAMILY = "text-encoder"
 PARTS = ("encoder", "adapter", "decoder")
 CURVE = "training.png"
-PROBE = "is it there yet"
 CLOSE = 0.02  # how near a served score comes to this process's, whatever the dtype
 
 
@@ -50,7 +52,7 @@ class Task:
         backbone: the model it shares with others.
         adapter: LoRA, DoRA, IA3, Pretrained, or none.
         decoder: Classifier, MultiLabel, Regressor, TokenClassifier, Embedder, Similarity or Plugin.
-        encoder: how texts become tokens.
+        encoder: Text (how texts become tokens), Projection (of rows of numbers) or PluginEncoder.
         weight: its share of the backbone; slo_ms: the latency it asks for; max_queue: requests that may wait. None
             leaves what a saved task has.
     """
@@ -62,14 +64,14 @@ class Task:
         *,
         adapter: Adapter | None = None,
         decoder: Decoder,
-        encoder: Text | None = None,
+        encoder: Encoder | None = None,
         weight: float | None = None,
         slo_ms: float | None = None,
         max_queue: int | None = None,
         description: str = "",
     ) -> None:
         self.name, self.backbone, self.description = name, backbone, description
-        self.encoder = encoder or Text()
+        self.encoder: Encoder = encoder or Text()
         self.adapter: Adapter | None = None
         self.decoder: Decoder = decoder
         self.terms = Terms(weight, slo_ms, max_queue)
@@ -95,7 +97,7 @@ class Task:
     def attach(self, part: str, what: Any) -> Task:
         """Put in an encoder, adapter or decoder; what was fitted of the former one is gone."""
         if part == "encoder":
-            self.encoder = what
+            self.encoder, self.fitted = what, replace(self.fitted, encoder={})
         elif part == "adapter":
             self.adapter, self.fitted = what, replace(self.fitted, adapter=None)
             if isinstance(what, Pretrained):
@@ -146,7 +148,7 @@ class Task:
         validation: Any = None,
         parts: Which = "both",
         class_weights: str | Mapping[str, float] | None = None,
-        text: str = "text",
+        text: inputs.Columns = "text",
         label: str = "label",
         checkpoint: str | Path | None = None,
         progress: bool = True,
@@ -160,46 +162,46 @@ class Task:
                 weights of the epoch that does best on them are kept.
             parts: what is fitted.
             class_weights: "balanced", or a weight by label.
-            text, label: names of columns.
+            text, label: names of columns; text may be those of the numbers, for an encoder that takes numbers.
             checkpoint: a folder to go on from where a killed fitting was.
             settings: see fmplex.training.Settings.
         """
-        found = data.rows_of(rows, labels, text=text, label=label)
-        fitting = Fitting(self.name, self.backbone, self.encoder, self.adapter, self.decoder, self.fitted)
+        found, checked = inputs.rows_of(self.encoder, rows, labels, text, label), settings_of(settings)
+        fitting = Fitting(self.name, self.backbone, self.encoder, self.adapter, self.decoder, self.fitted, checked.seed)
         folder = None if checkpoint is None else Path(checkpoint)
         how = How(parts, class_weights, text, label, folder, progress)
-        self.history = fitting.run(found, validation, settings_of(settings), how)
+        self.history = fitting.run(found, validation, checked, how)
         self.decoder, self.fitted, self.metrics = fitting.decoder, fitting.fitted, fitting.metrics
         self._changed()
         return self.history
 
     # -- trying
 
-    def outputs(self, texts: Any) -> list[dict[str, Any]]:
-        """The output tensors of each text, as the server would send them."""
+    def outputs(self, rows: Any) -> list[dict[str, Any]]:
+        """The output tensors of each text (or row of numbers), as the server would send them."""
         return [
             {("SCORES" if name == "TOKEN_SCORES" else name): value for name, value in each.items()}
-            for each in self.backbone.outputs(self._extensions(), data.texts_of(texts))
+            for each in self.backbone.outputs(self._extensions(), inputs.values_of(self.encoder, rows))
         ]
 
-    def predict(self, texts: Any) -> list[Result]:
-        """What the task says to each text, computed in this process by the server's own code."""
-        several = data.texts_of(texts)
+    def predict(self, rows: Any) -> list[Result]:
+        """What the task says to each text (or row of numbers), computed in this process by the server's own code."""
+        several = inputs.values_of(self.encoder, rows)
         found = self.outputs(several)
         if not found:
             return []
         return [
-            results(
-                self.decoder.kind, self.decoder.labels, [text], {name: value[None] for name, value in each.items()}
-            )[0]
-            for text, each in zip(several, found, strict=True)
+            results(self.decoder.kind, self.decoder.labels, [row], {name: value[None] for name, value in each.items()})[
+                0
+            ]
+            for row, each in zip(several, found, strict=True)
         ]
 
     def evaluate(
-        self, rows: Any, labels: Any = None, *, text: str = "text", label: str = "label"
+        self, rows: Any, labels: Any = None, *, text: inputs.Columns = "text", label: str = "label"
     ) -> metrics.Evaluation:
         """Figures on rows that were held out; they are stored with the task."""
-        found = data.rows_of(rows, labels, text=text, label=label)
+        found = inputs.rows_of(self.encoder, rows, labels, text, label)
         if self.decoder.kind in ("embedding", "plugin"):
             raise TaskProblem(f"there are no figures for a {self.decoder.kind} decoder. Compare its outputs yourself")
         self.evaluation = metrics.evaluate(self.decoder.kind, self.decoder.labels, found, self.outputs(found.texts))
@@ -240,10 +242,14 @@ class Task:
             raise TaskProblem(f"the adapter of {self.name!r} is not fitted yet. Call fit first")
         if not self.fitted.head and self.decoder.kind not in ("embedding", "plugin"):
             raise TaskProblem(f"the decoder of {self.name!r} is not fitted yet. Call fit first")
+        if isinstance(self.encoder, Projection) and not self.fitted.encoder:
+            raise TaskProblem(f"the encoder of {self.name!r} is not fitted yet. Call fit first")
         if self.fitted.adapter is not None:
             self.fitted.adapter.write(path / "adapter", self._model_name())
         if self.fitted.head:
             save_file(self.fitted.head, path / "decoder.safetensors")
+        if self.fitted.encoder:
+            save_file(self.fitted.encoder, path / "encoder.safetensors")
         if self.history is not None and self.history.steps:
             draw(self.history, path / CURVE)
         write_config(path, self.config())
@@ -257,7 +263,9 @@ class Task:
         shown = {spec.name: spec.client_name for spec in FAMILY_OUTPUTS[FAMILY]}
         sizes = tuple((shown[name], size) for name, size in extensions.decoder.sizes().items())
         gives = extensions.decoder.gives if self.decoder.kind == "plugin" else ()
-        pipeline = Pipeline(self.config(), sizes, gives, self.write)
+        pipeline = Pipeline(
+            self.config(), (*sizes, *inputs.sizes(self.encoder)), gives, self.write, inputs.takes(self.encoder)
+        )
         return ModelRepository(repository or self.backbone.repository).save(
             self.name, self.backbone.name, pipeline, self.terms
         )
@@ -266,11 +274,12 @@ class Task:
         self, server: str = "localhost:8001", repository: str | Path | None = None, *, timeout: float = 60.0
     ) -> Path:
         """Save into the repository that a server runs on, load, and wait until it answers with this version."""
-        probe = self.outputs([PROBE])[0]
+        asked = inputs.probe(self.encoder)
+        probe = self.outputs(asked)[0]
         saved = self._save(repository)
         with Client(server) as client:
             client.load(self.name)
-            client.wait_for(self.name, lambda: _agree(client.outputs(self.name, [PROBE]), probe), timeout)
+            client.wait_for(self.name, lambda: _agree(client.outputs(self.name, asked), probe), timeout)
         return saved.path
 
     def rollback(self, repository: str | Path | None = None, *, server: str = "") -> int:
@@ -305,20 +314,21 @@ class Task:
         layers = [each for key, each in sorted(head.items()) if key.endswith("weight") and each.dim() == 2]
         hidden = tuple(each.shape[0] for each in layers[:-1])
         outputs = layers[-1].shape[0] if layers else 1
-        known = config.encoder.model_dump(exclude={"kind"})
         task = cls(
             name,
             backbone,
             decoder=decoder_of(config.decoder, outputs=outputs, hidden=hidden),
-            encoder=Text(**known),
+            encoder=encoder_of(config.encoder),
             weight=terms.weight,
             slo_ms=terms.slo_ms,
             max_queue=terms.max_queue,
             description=config.description,
         )
-        task.fitted, task.metrics = Fitted(None, head), dict(config.metrics)
+        weights = path / getattr(config.encoder, "weights", "encoder.safetensors")
+        encoder = read_safetensors(weights) if weights.is_file() else {}
+        task.fitted, task.metrics = Fitted(None, head, encoder), dict(config.metrics)
         if config.adapter is not None:
-            task.fitted = Fitted(AdapterState.read(path / config.adapter.path), head)
+            task.fitted = replace(task.fitted, adapter=AdapterState.read(path / config.adapter.path))
             task.adapter = Pretrained(path / config.adapter.path)
         task._source = path
         return task

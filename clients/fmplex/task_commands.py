@@ -270,7 +270,7 @@ def rollback(name: Name, repository: Repo = DEFAULT, server: Server = "", as_jso
 
 def predict(
     task: Name,
-    texts: Annotated[list[str], typer.Argument(help="What to ask.")],
+    texts: Annotated[list[str], typer.Argument(help="What to ask; rows of numbers as 0.5,12,3.")],
     server: Annotated[str, typer.Option(help="localhost:8001, or http://localhost:8000.")] = "localhost:8001",
     timeout: Annotated[float, typer.Option(help="Seconds.")] = 30.0,
     as_json: AsJson = False,
@@ -280,7 +280,8 @@ def predict(
         from fmplex.client import Client, as_json_value
 
         with Client(server, timeout=timeout) as client:
-            found = client.predict(task, texts)
+            numbers = client.interface(task).takes == "FEATURES"
+            found = client.predict(task, [_row(text) for text in texts] if numbers else texts)
         if as_json:
             print(json.dumps([as_json_value(each) for each in found], ensure_ascii=False))
             return
@@ -289,6 +290,13 @@ def predict(
 
 
 # -- parts out of options
+
+
+def _row(text: str) -> list[float]:
+    try:
+        return [float(cell) for cell in text.split(",")]
+    except ValueError:
+        raise TaskProblem(f"{text!r} is no row of numbers, and the task reads these. Say e.g. 0.5,12,3") from None
 
 
 def _split(labels: str) -> list[str]:

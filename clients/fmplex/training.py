@@ -85,7 +85,8 @@ class Examples:
 class Fit:
     """One fitting: the vectors of texts (through the backbone and maybe an adapter), a head, and rows.
 
-    `parameters` are the adapter's, empty where the head alone is fitted: vectors are then computed once.
+    `parameters` are the adapter's and the encoder's, named as checkpoints have them; empty where the head alone is
+    fitted: vectors are then computed once.
     """
 
     features: Features
@@ -151,7 +152,7 @@ class Fit:
     # -- epochs of steps
 
     def _epochs(self, vectors_of: Any, held: Tensor | None) -> None:
-        named = {f"adapter.{name}": each for name, each in self.parameters.items()}
+        named = dict(self.parameters)
         if self.train_head:
             named |= {f"head.{name}": each for name, each in self.head.module.named_parameters()}
         optimizer = torch.optim.AdamW(named.values(), lr=self.rate, weight_decay=self.settings.weight_decay)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.utils import InferenceServerException
 
-from fmplex.errors import DeadlineExceeded, ServerProblem, Unreachable
+from fmplex.errors import DeadlineExceeded, ServerProblem, TaskProblem, Unreachable
 from fmplex.results import kind_of
 
 BASE_S, MOST_S = 0.05, 2.0  # before the second try, and at most
@@ -33,6 +33,7 @@ class Interface:
     labels: tuple[str, ...]
     outputs: tuple[str, ...]
     max_batch_size: int
+    takes: str = "TEXT"
 
     @staticmethod
     def of(config: Mapping[str, Any]) -> Interface:
@@ -45,6 +46,7 @@ class Interface:
             labels=tuple(json.loads(parameters.get("labels", "[]"))),
             outputs=outputs,
             max_batch_size=max(1, int(config.get("max_batch_size", 1))),
+            takes=config["input"][0]["name"],
         )
 
 
@@ -65,15 +67,32 @@ class Address:
         return Address(host.rstrip("/"), scheme.startswith("http"), scheme.endswith("s"))
 
 
-def cells(texts: Sequence[str]) -> npt.NDArray[np.object_]:
-    """[n, 1], as TEXT is sent."""
-    return np.array([text.encode() for text in texts], dtype=np.object_)[:, None]
+DATATYPES = {"TEXT": "BYTES", "FEATURES": "FP32"}
 
 
-def portions(texts: Sequence[str], most: int) -> Iterator[Sequence[str]]:
+def array_of(takes: str, rows: Sequence[Any]) -> npt.NDArray[Any]:
+    """Texts as TEXT is sent, [n, 1], or rows of numbers as FEATURES, [n, f]; raises TaskProblem."""
+    if takes == "TEXT":
+        if not all(isinstance(row, str) for row in rows):
+            raise TaskProblem(f"the task reads texts, not {_first_odd(rows)!r}. Give one text or a list of them")
+        return np.array([text.encode() for text in rows], dtype=np.object_)[:, None]
+    try:
+        numbers = np.array(rows, dtype=np.float32)
+    except (TypeError, ValueError):
+        numbers = np.empty(0, dtype=np.float32)
+    if numbers.ndim != 2:
+        raise TaskProblem("the task reads rows of as many numbers each. Give a list of them, e.g. [[0.5, 12.0]]")
+    return numbers
+
+
+def _first_odd(rows: Sequence[Any]) -> Any:
+    return next(row for row in rows if not isinstance(row, str))
+
+
+def portions(rows: Sequence[Any], most: int) -> Iterator[Sequence[Any]]:
     """As many as the server takes at once."""
-    for start in range(0, len(texts), most):
-        yield texts[start : start + most]
+    for start in range(0, len(rows), most):
+        yield rows[start : start + most]
 
 
 def waits(retries: int) -> Iterator[float]:

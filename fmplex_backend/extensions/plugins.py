@@ -1,6 +1,6 @@
-"""Decoders of installed packages, found by entry point: code never comes out of a model repository.
+"""Classes of installed packages, found by entry point: code never comes out of a model repository.
 
-A package registers a class in its pyproject.toml:
+A package registers a decoder (encoders likewise: extensions/encoders.py) in its pyproject.toml:
 
     [project.entry-points."fmplex.decoders"]
     ordinal = "my_package:Ordinal"
@@ -13,19 +13,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from fmplex_backend.config import Plugin
+from fmplex_backend.config import Plugin, PluginEncoder
 from fmplex_backend.errors import TaskRefused
 from fmplex_backend.extensions.decoders import Encoded
 from fmplex_backend.extensions.weights import expect_shape, read_safetensors
 
 GROUP = "fmplex.decoders"
 OUTPUTS = ("EMBEDDING", "SCORES", "LABEL")
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class CustomDecoder(nn.Module):
@@ -66,8 +68,8 @@ class PluginDecoder:
     """A CustomDecoder as the server calls it."""
 
     def __init__(self, section: Plugin, directory: Path, hidden: int) -> None:
-        self.module = make_plugin(section, directory / "task.json", hidden).eval()
-        load_weights(self.module, directory / section.weights)
+        self.module = make_decoder(section, directory / "task.json", hidden).eval()
+        load_weights(self.module, directory / section.weights, "decoder")
         self.pooling = self.module.pooling
         self.gives = self.module.gives
 
@@ -81,37 +83,51 @@ class PluginDecoder:
         return self.module.sizes()
 
 
-def make_plugin(section: Plugin, file: Path | str, hidden: int) -> CustomDecoder:
+def make_decoder(section: Plugin, file: Path | str, hidden: int) -> CustomDecoder:
     """The decoder a section names, with weights of its own making; raises TaskRefused."""
-    found = list(entry_points(group=GROUP, name=section.name))
-    if not found:
-        known = ", ".join(sorted(entry_points(group=GROUP).names)) or "(none is installed)"
+    module = make_plugin(GROUP, CustomDecoder, section, file, hidden)
+    if not set(module.gives) <= set(OUTPUTS) or not module.gives:
         raise TaskRefused(
             file,
             "decoder.name",
-            f"no installed package registers a decoder {section.name!r}; registered: {known}",
-            f"Install the package that does, where the server runs (entry point group {GROUP})",
-        )
-    try:
-        module = found[0].load()(section.options, hidden)
-    except Exception as error:  # another package's code raises what it likes
-        raise TaskRefused(
-            file,
-            "decoder.name",
-            f"the decoder {section.name!r} ({found[0].value}) cannot be made: {type(error).__name__}: {error}",
-            "Correct decoder.options, or the package",
-        ) from error
-    if not isinstance(module, CustomDecoder) or not set(module.gives) <= set(OUTPUTS) or not module.gives:
-        raise TaskRefused(
-            file,
-            "decoder.name",
-            f"{found[0].value} is no CustomDecoder that gives some of {', '.join(OUTPUTS)}",
-            "Inherit fmplex.CustomDecoder and set `gives`",
+            f"{section.name!r} gives {list(module.gives)}, a decoder gives some of {', '.join(OUTPUTS)}",
+            "Set `gives`",
         )
     return module
 
 
-def load_weights(module: CustomDecoder, file: Path) -> None:
+def make_plugin(
+    group: str, base: type[Module], section: Plugin | PluginEncoder, file: Path | str, width: int
+) -> Module:
+    """The object of an entry point that a section names; raises TaskRefused."""
+    part = group.removeprefix("fmplex.").removesuffix("s")
+    found = list(entry_points(group=group, name=section.name))
+    if not found:
+        known = ", ".join(sorted(entry_points(group=group).names)) or "(none is installed)"
+        raise TaskRefused(
+            file,
+            f"{part}.name",
+            f"no installed package registers {'an' if part == 'encoder' else 'a'} {part} {section.name!r}; "
+            f"registered: {known}",
+            f"Install the package that does, where the server runs (entry point group {group})",
+        )
+    try:
+        module = found[0].load()(section.options, width)
+    except Exception as error:  # another package's code raises what it likes
+        raise TaskRefused(
+            file,
+            f"{part}.name",
+            f"the {part} {section.name!r} ({found[0].value}) cannot be made: {type(error).__name__}: {error}",
+            f"Correct {part}.options, or the package",
+        ) from error
+    if not isinstance(module, base):
+        raise TaskRefused(
+            file, f"{part}.name", f"{found[0].value} is no {base.__name__}", f"Inherit fmplex.{base.__name__}"
+        )
+    return module
+
+
+def load_weights(module: nn.Module, file: Path, part: str) -> None:
     """Fill the module from a safetensors file; raises TaskRefused."""
     wanted = module.state_dict()
     if not wanted:
@@ -121,9 +137,9 @@ def load_weights(module: CustomDecoder, file: Path) -> None:
         raise TaskRefused(
             file,
             ", ".join(sorted(tensors.keys() ^ wanted.keys())),
-            f"the decoder has the tensors {sorted(wanted)}, the file {sorted(tensors)}",
+            f"the {part} has the tensors {sorted(wanted)}, the file {sorted(tensors)}",
             "Save the task again, with the version of the package that is installed here",
         )
     for name, tensor in tensors.items():
-        expect_shape(file, name, tensor, tuple(wanted[name].shape), "the decoder")
+        expect_shape(file, name, tensor, tuple(wanted[name].shape), f"the {part}")
     module.load_state_dict(tensors)

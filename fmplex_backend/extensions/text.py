@@ -24,6 +24,7 @@ class Tokens:
     plain: list[int]  # positions of the tokens that are neither special nor of the template
     offsets: npt.NDArray[np.int32]  # [len(plain), 2] characters in the text as sent
     truncated: bool
+    vectors: npt.NDArray[np.float32] | None = None  # [t, width]: what goes in, where no ids do
 
 
 class TextTokenizer:
@@ -43,7 +44,7 @@ class TextTokenizer:
         windows = [encoding, *encoding.overflowing]
         truncated = len(windows) > encoder.windows
         if not spans:
-            return [Tokens(window.ids, [], _NO_SPANS, truncated) for window in windows[: encoder.windows]]
+            return [Tokens(window.ids, [], NO_SPANS, truncated) for window in windows[: encoder.windows]]
         start, stop = len(before), len(before) + len(text)
         keep = [
             position
@@ -82,7 +83,24 @@ def _last_word(windows: list[Any]) -> int:
     return max((word for window in windows for word in window.word_ids if word is not None), default=-1)
 
 
-_NO_SPANS = np.zeros((0, 2), dtype=np.int32)
+NO_SPANS = np.zeros((0, 2), dtype=np.int32)
+
+
+class TextTokens:
+    """A task's own way with the backbone's tokenizer."""
+
+    takes = "TEXT"
+
+    def __init__(self, tokenizer: TextTokenizer, section: TextEncoder) -> None:
+        self.tokenizer, self.section = tokenizer, section
+
+    def encode(self, value: Any, *, spans: bool) -> list[list[Tokens]]:
+        """Each text's windows; raises InvalidRequest."""
+        windows = [self.tokenizer.encode(text, self.section, spans=spans) for text in texts_of(value)]
+        for position, own in enumerate(windows):
+            if not all(row.ids for row in own):  # a tokenizer that adds no specials
+                raise InvalidRequest(f"TEXT[{position}] holds no tokens: there is nothing to encode")
+        return windows
 
 
 def texts_of(value: Any) -> list[str]:

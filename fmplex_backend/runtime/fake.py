@@ -69,6 +69,7 @@ class FakeExtensions:
 
     mark: float = 0.0
     adapter: str | None = None
+    takes: str = "TEXT"
     decoder: FakeDecoder = field(default_factory=FakeDecoder)
 
 

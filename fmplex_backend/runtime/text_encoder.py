@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmplex_backend.config import BackboneConfig, TextEncoder, load_task_config
+from fmplex_backend.config import BackboneConfig, load_task_config
 from fmplex_backend.errors import InvalidRequest, TaskRefused
 from fmplex_backend.extensions.adapters import Adapter, load_adapter
 from fmplex_backend.extensions.decoders import TOKENS, Decoder, Encoded, load_decoder
+from fmplex_backend.extensions.encoders import Encoder, load_encoder
 from fmplex_backend.extensions.multi_lora import AdapterBank
-from fmplex_backend.extensions.text import TextTokenizer, Tokens, texts_of
+from fmplex_backend.extensions.text import NO_SPANS, TextTokenizer, Tokens
 from fmplex_backend.fingerprint import fingerprint
 from fmplex_backend.runtime.huggingface import load_backbone
 from fmplex_backend.runtime.parallel import Parallel
@@ -32,9 +33,14 @@ PROFILE = ((1, 16), (8, 16), (1, 128), (8, 128), (32, 64))  # rows, tokens
 class Extensions:
     """A task's version, read and checked."""
 
-    encoder: TextEncoder
+    encoder: Encoder
     adapter: Adapter | None
     decoder: Decoder
+
+    @property
+    def takes(self) -> str:
+        """The input tensor it reads."""
+        return self.encoder.takes
 
 
 @dataclass(slots=True)
@@ -74,6 +80,10 @@ class TextEncoderRuntime:
         self.hidden: int = self.model.config.hidden_size
         self.tokenizer = TextTokenizer(loaded.tokenizer, loaded.max_length)
         self.pad = loaded.tokenizer.pad_token_id or 0
+        self.any_token = int(self.pad == 0)  # but padding
+        self.width: int = self.model.get_input_embeddings().embedding_dim
+        # RoBERTa and MPNet number positions by ids: rows of ids and rows of vectors then need passes of their own.
+        self.mixes = getattr(getattr(self.model, "embeddings", None), "padding_idx", None) is None
         self.fingerprint = fingerprint(loaded.directory)
         self.bank = AdapterBank(self.model, device)
         self.max_items = max_items
@@ -95,29 +105,22 @@ class TextEncoderRuntime:
                 f"{self.fingerprint}",
                 "Bind the task to the backbone it was trained for",
             )
-        if task.encoder.max_length and task.encoder.max_length > self.tokenizer.max_length:
-            raise TaskRefused(
-                file,
-                "encoder.max_length",
-                f"{task.encoder.max_length} is more than the backbone's {self.tokenizer.max_length} tokens",
-                "Lower it",
-            )
+        encoder = load_encoder(task.encoder, version, self.tokenizer, self.width, self.any_token)
         adapter = None
         if task.adapter:
             adapter = load_adapter(version / task.adapter.path, self.model, self.model.dtype, self.device)
-        return Extensions(task.encoder, adapter, load_decoder(task.decoder, version, self.hidden))
+        return Extensions(encoder, adapter, load_decoder(task.decoder, version, self.hidden))
 
     def prepare(self, request: Request) -> None:
-        """Tokenise; raises InvalidRequest."""
-        self._tokenize(request, request.vfm.extensions)
+        """Run the task's encoder; raises InvalidRequest."""
+        self._encode(request, request.vfm.extensions)
 
-    def _tokenize(self, request: Request, extensions: Extensions) -> None:
-        spans = extensions.decoder.pooling == TOKENS
-        texts = texts_of(request.inputs["TEXT"])
-        windows = [self.tokenizer.encode(text, extensions.encoder, spans=spans) for text in texts]
-        for position, own in enumerate(windows):
-            if not all(row.ids for row in own):  # a tokenizer that adds no specials
-                raise InvalidRequest(f"TEXT[{position}] holds no tokens: there is nothing to encode")
+    def _encode(self, request: Request, extensions: Extensions) -> None:
+        value = request.inputs.get(extensions.takes)
+        if value is None:
+            has = ", ".join(request.inputs) or "none"
+            raise InvalidRequest(f"{request.vfm.name!r} takes the input {extensions.takes}, the request has {has}")
+        windows = extensions.encoder.encode(value, spans=extensions.decoder.pooling == TOKENS)
         rows = [row for own in windows for row in own]
         lengths = [len(row.ids) for row in rows]
         starts = [0, *accumulate(len(own) for own in windows[:-1])]
@@ -155,13 +158,23 @@ class TextEncoderRuntime:
         rows = []
         for request in batch:
             if request.payload.prepared_for is not request.extensions:
-                self._tokenize(request, request.extensions)  # the task changed while it waited
+                self._encode(request, request.extensions)  # the task changed while it waited
             payload: _Payload = request.payload
             payload.results = [None] * len(payload.rows)
             payload.missing = len(payload.rows)
             rows += [_Row(request, position, tokens) for position, tokens in enumerate(payload.rows)]
-        for group in plan_passes([len(row.tokens.ids) for row in rows], self.predict):
-            yield self._pass([rows[position] for position in group])
+        for alike in self._alike(rows):
+            for group in plan_passes([len(row.tokens.ids) for row in alike], self.predict):
+                yield self._pass([alike[position] for position in group])
+
+    def _alike(self, rows: list[_Row]) -> list[list[_Row]]:
+        """Rows that may share a pass."""
+        if self.mixes:
+            return [rows]
+        apart: list[list[_Row]] = [[], []]
+        for row in rows:
+            apart[row.tokens.vectors is None].append(row)
+        return [alike for alike in apart if alike]
 
     def is_fatal(self, error: Exception) -> bool:
         """CUDA errors other than a lack of memory stay with the process."""
@@ -173,8 +186,7 @@ class TextEncoderRuntime:
         shapes = [(min(rows, self.max_items), min(tokens, longest)) for rows, tokens in PROFILE]
         for position, (rows, tokens) in enumerate([shapes[0], *shapes]):
             start = perf_counter()
-            ids = [[int(self.pad == 0)] * tokens] * rows  # any token but padding
-            self._forward(ids, [None] * rows, {"mean"})
+            self._forward([Tokens([self.any_token] * tokens, [], NO_SPANS, False)] * rows, [None] * rows, {"mean"})
             if position:
                 yield PassShape(rows * tokens, tokens, 0), perf_counter() - start
 
@@ -182,7 +194,7 @@ class TextEncoderRuntime:
         rows.sort(key=lambda row: self.bank.order(row.request.extensions.adapter))
         adapters = [row.request.extensions.adapter for row in rows]
         poolings = {row.request.extensions.decoder.pooling for row in rows}
-        hidden = self._forward([row.tokens.ids for row in rows], adapters, poolings)
+        hidden = self._forward([row.tokens for row in rows], adapters, poolings)
         work: dict[Request, Work] = {}
         outcomes: list[tuple[Request, Outcome]] = []
         for index, row in enumerate(rows):
@@ -197,30 +209,42 @@ class TextEncoderRuntime:
         groups = len({id(adapter) for adapter in adapters if adapter is not None})
         return Pass(PassShape(len(rows) * longest, longest, groups), list(work.items()), outcomes)
 
-    def _forward(self, ids: list[list[int]], adapters: list[Adapter | None], poolings: set[str]) -> _Hidden:
-        """One pass. ids: n rows of up to t tokens -> states on the CPU."""
+    def _forward(self, rows: list[Tokens], adapters: list[Adapter | None], poolings: set[str]) -> _Hidden:
+        """One pass of n rows of up to t tokens -> states on the CPU."""
 
         def part(start: int, end: int) -> dict[str, Any]:
             with self.bank.applied(adapters[start:end]):
-                return self._states(ids[start:end], poolings)
+                return self._states(rows[start:end], poolings)
 
-        return _Hidden(self.parallel.map(part, len(ids), len(ids) * max(map(len, ids))))
+        return _Hidden(self.parallel.map(part, len(rows), len(rows) * max(len(row.ids) for row in rows)))
 
-    def _states(self, ids: list[list[int]], poolings: set[str]) -> dict[str, Any]:
+    def _states(self, rows: list[Tokens], poolings: set[str]) -> dict[str, Any]:
+        ids = [row.ids for row in rows]
         longest = max(map(len, ids))
         padded = any(len(row) < longest for row in ids)
         table = np.full((len(ids), longest), self.pad, dtype=np.int64)
         for position, row in enumerate(ids):
             table[position, : len(row)] = row
-        inputs = {"input_ids": torch.from_numpy(table).to(self.device)}  # [n, t]
+        tokens = torch.from_numpy(table).to(self.device)  # [n, t]
         mask = None
+        inputs = {"input_ids": tokens}
         if padded:  # with no mask, attention takes its faster path
             lengths = torch.tensor([len(row) for row in ids], device=self.device)
             mask = torch.arange(longest, device=self.device) < lengths[:, None]  # [n, t]
             inputs["attention_mask"] = mask.long()
         with torch.inference_mode():
+            if any(row.vectors is not None for row in rows):
+                inputs["inputs_embeds"] = self._embedded(inputs.pop("input_ids"), rows)
             states = self.model(**inputs).last_hidden_state  # [n, t, h]
             return {kind: _pool(kind, states, mask) for kind in poolings}
+
+    def _embedded(self, tokens: Tensor, rows: list[Tokens]) -> Tensor:
+        """[n, t] ids -> [n, t, width], an encoder's vectors in their places."""
+        vectors: Tensor = self.model.get_input_embeddings()(tokens)
+        for position, row in enumerate(rows):
+            if row.vectors is not None:
+                vectors[position, : len(row.vectors)] = torch.from_numpy(row.vectors).to(vectors)
+        return vectors
 
 
 def _pool(kind: str, states: Tensor, mask: Tensor | None) -> Any:

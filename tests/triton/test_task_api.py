@@ -29,6 +29,7 @@ from fmplex import (
     Label,
     LoRA,
     MultiLabel,
+    Projection,
     Regressor,
     ServerProblem,
     Similarity,
@@ -104,6 +105,7 @@ def test_the_readmes_first_block_as_it_is_written(
 
 NAMES = [f"{a} {b}".split() for a in ("Ada met", "Ben saw") for b in ("Cleo in Rome", "Dora at home")]
 TAGS = [["B-P", "O", "B-P", "O", "B-L" if words[-1] == "Rome" else "O"] for words in NAMES]
+FLOWERS = [[1000.0 + n, 7.0 + n / 100] for n in range(16)]
 KINDS: dict[str, Callable[[Backbone], Task]] = {
     "head": lambda backbone: spam("head", backbone),
     "lora": lambda backbone: spam("lora", backbone, adapter=LoRA(r=4)),
@@ -117,6 +119,9 @@ KINDS: dict[str, Callable[[Backbone], Task]] = {
     "names": lambda backbone: fitted("names", backbone, TokenClassifier(), NAMES * 4, TAGS * 4, LoRA(r=2)),
     "nearest": lambda backbone: fitted("nearest", backbone, Similarity(), TEXTS, LABELS),
     "vector": lambda backbone: Task("vector", backbone, decoder=Embedder(), encoder=Text(prefix="query: ")),
+    "flower": lambda backbone: fitted(
+        "flower", backbone, Classifier(), FLOWERS, ["long", "wide"] * 8, LoRA(r=2), Projection(2, hidden=(8,))
+    ),
     "windows": lambda backbone: fitted(
         "windows", backbone, Classifier(), TEXTS, LABELS, encoder=Text(max_length=16, windows=4, overlap=4)
     ),
@@ -130,7 +135,7 @@ def fitted(
     texts: Any,
     labels: Any,
     adapter: Any = None,
-    encoder: Text | None = None,
+    encoder: Text | Projection | None = None,
 ) -> Task:
     task = Task(name, backbone, adapter=adapter, decoder=decoder, encoder=encoder)
     task.fit(texts, labels, epochs=1, progress=False)
@@ -141,10 +146,11 @@ def fitted(
 def test_what_was_fitted_is_what_is_served(served: Serving, backbone: Backbone, client: Client, kind: str) -> None:
     task = KINDS[kind](backbone)
     task.deploy(served.grpc_url)
-    here = [task.outputs(text)[0] for text in ASKED]
+    asked: list[Any] = FLOWERS[:3] if kind == "flower" else ASKED
+    here = [task.outputs([row])[0] for row in asked]
     with Client(f"http://{served.http_url}") as http:
         for own in (client, http):
-            there = [own.outputs(kind, [text])[0] for text in ASKED]
+            there = [own.outputs(kind, [row])[0] for row in asked]
             for one, other in zip(here, there, strict=True):
                 assert {*other} <= {*one}
                 for name, value in other.items():
@@ -152,7 +158,7 @@ def test_what_was_fitted_is_what_is_served(served: Serving, backbone: Backbone, 
                         assert np.allclose(value, one[name], atol=1e-5), name
                     else:
                         assert [_text(cell) for cell in value.ravel()] == [_text(cell) for cell in one[name].ravel()]
-            (mine,), (theirs,) = task.predict(ASKED[0]), own.predict(kind, ASKED[0])
+            (mine,), (theirs,) = task.predict(asked[:1]), own.predict(kind, asked[:1])
             assert type(mine) is type(theirs)
             if hasattr(mine, "scores"):
                 assert theirs.scores == pytest.approx(mine.scores, abs=1e-5)  # type: ignore[union-attr]

@@ -242,7 +242,10 @@ class AutoComplete:
 def test_a_backbones_config_is_completed(triton: Any) -> None:
     config = AutoComplete(vfm_slots="3")
     assert triton.TritonPythonModel.auto_complete_config(config) is config
-    assert config.inputs == [{"name": "TEXT", "data_type": "TYPE_STRING", "dims": [1]}]
+    assert config.inputs == [
+        {"name": "TEXT", "data_type": "TYPE_STRING", "dims": [1], "optional": True},
+        {"name": "FEATURES", "data_type": "TYPE_FP32", "dims": [-1], "optional": True},
+    ]
     outputs = {spec["name"]: (spec["data_type"], spec["dims"]) for spec in config.outputs}
     assert len(outputs) == len(config.outputs)
     assert [name for name in outputs if name.startswith("VFM_")] == ["VFM_0", "VFM_1", "VFM_2"]
@@ -350,7 +353,7 @@ def test_requests_are_answered_later_each_once(model: Any) -> None:
         (text("w1"), ["EMBEDDING", "VFM_2"], "{ half", "INTERNAL"),
         (text("w1"), ["SCORES", "VFM_2"], "", "INVALID_ARG"),
         ([Unreadable()], ["EMBEDDING", "VFM_2"], "", "INTERNAL"),
-        ([], ["EMBEDDING", "VFM_2"], "", "INTERNAL"),
+        ([], ["EMBEDDING", "VFM_2"], "", "INVALID_ARG"),
     ],
 )
 def test_what_is_wrong_with_one_request_is_its_own_matter(

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from fmplex import DeadlineExceeded, Label, Labels, ServerProblem, Unreachable, Values
+from fmplex import DeadlineExceeded, Label, Labels, ServerProblem, TaskProblem, Unreachable, Values
 from fmplex.results import kind_of, result, results, spans
-from fmplex.wire import Address, Interface, cells, portions, problem, waits, worth_another_try
+from fmplex.wire import Address, Interface, array_of, portions, problem, waits, worth_another_try
 
 
 def test_an_interface_out_of_a_configuration() -> None:
@@ -18,11 +18,12 @@ def test_an_interface_out_of_a_configuration() -> None:
         "name": "spam",
         "max_batch_size": 16,
         "parameters": {"labels": {"string_value": '["ham", "spam"]'}, "decoder": {"string_value": "classification"}},
+        "input": [{"name": "TEXT"}],
         "output": [{"name": "SCORES"}, {"name": "LABEL"}, {"name": "usage"}],
     }
     assert Interface.of(config) == Interface("spam", "classification", ("ham", "spam"), ("SCORES", "LABEL"), 16)
-    plain = {"name": "e", "output": [{"name": "EMBEDDING"}]}
-    assert Interface.of(plain) == Interface("e", "embedding", (), ("EMBEDDING",), 1)
+    plain = {"name": "e", "input": [{"name": "FEATURES"}], "output": [{"name": "EMBEDDING"}]}
+    assert Interface.of(plain) == Interface("e", "embedding", (), ("EMBEDDING",), 1, "FEATURES")
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,24 @@ def test_an_address_that_is_none() -> None:
 
 def test_texts_go_in_parts() -> None:
     assert list(portions(["a", "b", "c"], 2)) == [["a", "b"], ["c"]]
-    assert cells(["é"]).tolist() == [["é".encode()]]
+    assert array_of("TEXT", ["é"]).tolist() == [["é".encode()]]
+
+
+def test_numbers_go_as_they_are() -> None:
+    found = array_of("FEATURES", [[0.5, 1], np.array([2, 3])])
+    assert found.dtype == np.float32
+    assert found.tolist() == [[0.5, 1.0], [2.0, 3.0]]
+
+
+@pytest.mark.parametrize("rows", [["a rose"], [1.0, 2.0], [[1.0], [1.0, 2.0]], [["tall"]], [None]])
+def test_rows_that_are_no_numbers(rows: list[Any]) -> None:
+    with pytest.raises(TaskProblem, match="reads rows of as many numbers each"):
+        array_of("FEATURES", rows)
+
+
+def test_rows_that_are_no_texts() -> None:
+    with pytest.raises(TaskProblem, match=r"reads texts, not \[0.5\]"):
+        array_of("TEXT", ["a rose", [0.5]])
 
 
 def test_waits_grow_and_end() -> None:
