@@ -131,7 +131,7 @@ def ask_all(server: Server, tasks: Sequence[Task]) -> None:
                 client.infer(task.name, [tensor])
 
 
-def write_plain(repository: Path, task: Task, threads: int, delay_us: int, mps_percent: int) -> None:
+def write_plain(repository: Path, task: Task, threads: int = 1, delay_us: int = 0, mps_percent: int = 0) -> None:
     """A task as a plain Triton model; with `mps_percent` its process gets that part of the GPU's threads."""
     version = repository / task.name / "1"
     version.mkdir(parents=True)

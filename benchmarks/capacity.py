@@ -1,10 +1,10 @@
 """Memory and number of tasks: proportional set size of all server processes, and who fits where.
 
-Shared: a server with 1 to 100 LoRA tasks, and one with 1 to 1,000 head-only tasks. Per-task: as many plain models as
-are measured here, the rest is extrapolated along the line through them, and says so. Every task has answered twice
-before memory is taken. The largest servers of each kind then get 0.1 requests/s a task, Poisson, and must keep p99
-under 500 ms; how many tasks fit into 8, 16 and 20 GiB is read off the line of memory by tasks, and off what the
-load allows.
+Shared: a server with LoRA tasks and one with head-only tasks, from 1 to 1,000. Per-task: as many plain models as are
+measured here, the rest is extrapolated along the line through them, and says so. Each server begins with one task and
+the others are added while it runs; every task has answered twice before memory is taken. With the most tasks of its
+kind a server then gets 0.1 requests/s a task, Poisson, and must keep p99 under 500 ms; how many tasks fit into 8, 16
+and 20 GiB is read off the line of memory by tasks, and off what the load allows.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+import tritonclient.grpc as grpcclient
 
-from benchmarks.arms import Arm, Task, ask_all, head_tasks, per_task, shared
+from benchmarks.arms import Arm, Task, ask_all, head_tasks, per_task, shared, write_plain
 from benchmarks.compare import against
 from benchmarks.drawing import COLOURS, picture
 from benchmarks.load import Generator, Outcome, Plan, Stream, closed
 from benchmarks.load.arrivals import poisson
-from benchmarks.repositories import texts_of_length, write_adapters
-from benchmarks.serving import backend_processes, pss_mib
+from benchmarks.repositories import texts_of_length, write_adapters, write_task
+from benchmarks.serving import backend_processes, pin, pss_mib
 from benchmarks.subject import subject
 
 TOKENS = 16
@@ -47,9 +49,9 @@ class Kind:
 
 
 KINDS = (
-    Kind("shared, LoRA", (1, 50, 100), ()),
-    Kind("shared, head", (1, 100, 1000), (1, 100)),
-    Kind("per-task", (1, 5, 10), (1, 3)),
+    Kind("shared, LoRA", (1, 2, 5, 10, 20, 50, 100, 1000), ()),
+    Kind("shared, head", (1, 2, 5, 10, 20, 50, 100, 1000), (1, 100)),
+    Kind("per-task", (1, 2, 5, 10), (1, 3)),
 )
 
 
@@ -64,24 +66,48 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
             if not counts:
                 continue
             row: dict[str, Any] = {"kind": kind.name, "mib": {}, "cores": str(subject().apart)}
-            for count in counts:
-                with _arm(kind.name, count) as (arm, tasks):
-                    ask_all(arm.server, tasks)
+            with _growing(kind.name, counts[-1]) as (arm, tasks):
+                for before, count in pairwise((1, *counts)):
+                    add(arm, tasks, before, count)
                     row["mib"][str(count)] = _memory(arm)
-                    if count == counts[-1]:
-                        row |= _under_load(arm, [task.name for task in tasks], texts, generator, seconds)
+                row |= _under_load(arm, [task.name for task in tasks], texts, generator, seconds)
             rows.append(row | _line(row["mib"]))
     return [row | {"fits": _fits(row)} for row in rows]
 
 
 @contextlib.contextmanager
-def _arm(kind: str, count: int) -> Iterator[tuple[Arm, list[Task]]]:
+def _growing(kind: str, count: int) -> Iterator[tuple[Arm, list[Task]]]:
+    """A server with the first of so many tasks."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         tasks = head_tasks(count)
         if "LoRA" in kind:
             tasks = [Task(t.name, adapter=a) for t, a in zip(tasks, write_adapters(Path(folder), count), strict=True)]
-        arm = stack.enter_context(per_task(tasks) if kind == "per-task" else shared(tasks))
+        arm = stack.enter_context(per_task(tasks[:1]) if kind == "per-task" else shared(tasks[:1]))
         yield arm, tasks
+
+
+def add(arm: Arm, tasks: list[Task], before: int, count: int) -> None:
+    """More tasks on a running server, up to so many; each has then answered."""
+    repository = arm.server.options.repository
+    with (
+        tempfile.TemporaryDirectory(dir=repository.parent) as folder,
+        grpcclient.InferenceServerClient(arm.url) as client,
+    ):
+        for number, task in enumerate(tasks[before:count], before):
+            write(Path(folder), arm, task, number)
+            Path(folder, task.name).rename(repository / task.name)
+            client.load_model(task.name)
+    for process in backend_processes(arm.server):
+        pin(process, *subject().apart.models)
+    ask_all(arm.server, tasks[before:count])
+
+
+def write(folder: Path, arm: Arm, task: Task, number: int) -> None:
+    """A task's directory, as the arm serves it."""
+    if arm.receipts:
+        write_task(folder, task.name, number, adapter=task.adapter)
+    else:
+        write_plain(folder, task)
 
 
 def _memory(arm: Arm) -> float:

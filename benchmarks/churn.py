@@ -66,8 +66,7 @@ class Churn:
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
     """With and without, in turn."""
-    rounds, seconds = (2, 2.0) if quick else (7, 5.0)
-    longer = 1 if quick else 4  # the rounds with changes: enough of them for REQUESTS
+    rounds, seconds = (2, 2.0) if quick else (9, 12.0)  # enough of them for REQUESTS
     texts = texts_of_length(TOKENS, 512)
     names = [f"task{number}" for number in range(TASKS)]
     with tempfile.TemporaryDirectory() as folder:
@@ -84,14 +83,14 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
             capacity = statistics.median(generator.run(full).per_second for _ in range(3))
             steps = 0
 
-            def load(number: int, length: float = seconds) -> Outcome:
-                times = poisson(LOAD * capacity, length + 1, number)
-                return generator.run(Plan(server.grpc_url, [Stream(names, texts, times=times)], length))
+            def load(number: int) -> Outcome:
+                times = poisson(LOAD * capacity, seconds + 1, number)
+                return generator.run(Plan(server.grpc_url, [Stream(names, texts, times=times)], seconds))
 
             def changing(number: int) -> Outcome:
                 nonlocal steps
                 with Churn(changer, adapters[2]) as churn:
-                    outcome = load(number, longer * seconds)
+                    outcome = load(number)
                 steps += churn.steps
                 return outcome
 

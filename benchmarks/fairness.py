@@ -145,7 +145,7 @@ class Bench:
 
     def _got(self, case: Case, outcome: Outcome) -> list[float]:
         return [
-            outcome.by_task.get(name, 0) / self.seconds * self.costs[member.tokens]
+            (outcome.tasks[name].per_second if name in outcome.tasks else 0.0) * self.costs[member.tokens]
             for name, member in self._named(case)
         ]
 

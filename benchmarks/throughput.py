@@ -71,7 +71,7 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
     """All points."""
     if quick:
         return [measure(point, rounds=2, seconds=2) for point in POINTS[2:3]]
-    return [measure(point, rounds=5, seconds=5 if point.tokens > 16 else 3) for point in POINTS]
+    return [measure(point, rounds=5, seconds=4 if point.tokens > 16 else 2) for point in POINTS]
 
 
 def show(rows: list[dict[str, Any]]) -> None:

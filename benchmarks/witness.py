@@ -1,6 +1,7 @@
 """An independent witness: NVIDIA's perf_analyzer and our load generator ask the same server the same, in turn.
 
-One head-only task, 16 tokens: closed loop with 64 clients, and an open loop, Poisson, at half of what that serves.
+One head-only task, 16 tokens: closed loop with 64 clients, and an open loop at half of what that serves: Poisson, the
+very same arrivals for both. They may differ in how they count one that is sent late: ours counts from when it was due.
 Both generators run on the same core. Before that the generator's own ceiling: against a model that does nothing, on a
 server that has core 0 to itself, what a full core of the generator could send at the cost per request seen there.
 """
@@ -15,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from benchmarks.subject import subject
 TOKENS, CLIENTS = 16, 64
 TIMES = 3.0  # the generator's ceiling against the highest rate measured
 AGREE = 0.1
+WINDOWS = 3  # perf_analyzer measures at least three in a row, and reports them together
 
 
 def ceiling(seconds: float) -> Outcome:
@@ -73,7 +76,7 @@ def perf_analyzer(url: str, texts: list[str], seconds: float, *load: str) -> dic
             str(report),
         ]
         # its windows are taken as they come: the rounds' median says what a stability test would
-        window = ["-p", str(int(seconds * 1000)), "-s", "999", "-r", "3", "--percentile", "99"]
+        window = ["-p", str(int(seconds * 1000)), "-s", "999", "-r", str(WINDOWS), "--percentile", "99"]
         line = [sys.executable, "-m", "fmplex", "perf", "--", *wanted, *window, *load]
         core = subject().apart.generator
         done = subprocess.run(
@@ -92,7 +95,7 @@ def perf_analyzer(url: str, texts: list[str], seconds: float, *load: str) -> dic
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
     """The ceiling, then both loads."""
-    rounds, seconds = (1, 1.0) if quick else (5, 2.0)
+    rounds, seconds = (1, 1.0) if quick else (5, 1.5)
     texts = texts_of_length(TOKENS, 256)
     alone = ceiling(seconds)
     rows: list[dict[str, Any]] = []
@@ -101,7 +104,7 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
         generator = stack.enter_context(Generator(subject().apart.generator))
 
         def ours(stream: Stream) -> dict[str, float]:
-            outcome = generator.run(Plan(arm.url, [stream], seconds))
+            outcome = generator.run(Plan(arm.url, [stream], WINDOWS * seconds))
             return {name: getattr(outcome, name) for name in ("per_second", "p50_ms", "p99_ms")}
 
         def theirs(*load: str) -> Any:
@@ -113,9 +116,20 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
         }
         rows.append(_row(f"closed loop, {CLIENTS} clients", interleave(saturated, rounds)))
         rate = round(rows[0]["ours"]["per_second"]["median"] / 2)
+        intervals = Path(stack.enter_context(tempfile.TemporaryDirectory()), "intervals")
+
+        def arrivals(number: int) -> list[float]:
+            return poisson(rate, WINDOWS * seconds + 1, number)
+
+        def replayed(number: int) -> dict[str, float]:
+            times = [0.0, *arrivals(number)]
+            gaps = [round(1e6 * (after - before)) for before, after in pairwise(times)]
+            intervals.write_text("".join(f"{gap}\n" for gap in gaps), encoding="utf-8")
+            return perf_analyzer(arm.url, texts, seconds, "--request-intervals", str(intervals))
+
         half = {
-            "ours": lambda number: ours(Stream(["task0"], texts, times=poisson(rate, seconds + 1, number))),
-            "perf_analyzer": theirs("--request-rate-range", str(rate), "--request-distribution", "poisson"),
+            "ours": lambda number: ours(Stream(["task0"], texts, times=arrivals(number))),
+            "perf_analyzer": replayed,
         }
         rows.append(_row(f"Poisson, {rate} requests/s", interleave(half, rounds)))
     highest = rows[0]["ours"]["per_second"]["median"]

@@ -30,6 +30,7 @@ class Record:
 
     def __init__(self, begin: float, end: float) -> None:
         self.begin, self.end = begin, end
+        self.first = self.after = 0.0  # when the first answer came in the counted time, and the first after it
         self.tasks: dict[str, TaskRecord] = {}
         self.errors: Counter[str] = Counter()
         self.late: list[float] = []
@@ -59,6 +60,10 @@ class Record:
         compute_us, items = receipt
         record = self.tasks[task]
         record.answered += self._counted(done)
+        if done >= self.end:
+            self.after = self.after or done
+        elif done >= self.begin:
+            self.first = self.first or done
         if self._counted(meant):
             record.good += 1
             record.seconds.append(done - meant)
@@ -66,15 +71,24 @@ class Record:
             self.compute_us[items].append(compute_us)
             record.within_slo += not slo_ms or (done - meant) * 1e3 <= slo_ms
 
+    @property
+    def span(self) -> float:
+        """Seconds between the two first answers.
+
+        Answers come a batch at a time. Counted between two moments of one's own choosing they are a batch more or less
+        than what was served, which is a tenth where a round holds ten; between two answers they are not.
+        """
+        return (self.after or self.end) - (self.first or self.begin)
+
 
 def summary(record: Record, plan: Plan) -> Outcome:
     """The figures of a run."""
-    whole = _tally(record.tasks.values(), plan.seconds)
+    whole = _tally(record.tasks.values(), record.span)
     answered = whole["answered"]
     per_request = record.cpu_s / answered if answered else math.inf
     return Outcome(
         **whole,
-        tasks={name: Tally(**_tally([task], plan.seconds)) for name, task in record.tasks.items()},
+        tasks={name: Tally(**_tally([task], record.span)) for name, task in record.tasks.items()},
         errors=dict(record.errors),
         compute_ms={str(items): statistics.fmean(seen) / 1e3 for items, seen in sorted(record.compute_us.items())},
         late_p99_ms=_histogram(record.late).get_value_at_percentile(99) / 1e3,

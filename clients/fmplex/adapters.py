@@ -23,8 +23,9 @@ from fmplex_backend.extensions.weights import read_safetensors
 from fmplex_backend.fingerprint import fingerprint
 
 CONFIG = "adapter_config.json"
-HEADS = ("classifier", "score")  # what PEFT saves beside an adapter for sequence classification
+HEADS = ("classifier", "score", "pre_classifier")  # what PEFT may save beside an adapter, of a sequence classifier
 PREFIX = "base_model.model."
+WEIGHT_AND_BIAS = ("weight", "bias")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,22 @@ def _listed(value: Any) -> Any:
 
 # -- adapters from elsewhere
 
+Activation = Literal["tanh", "gelu", "relu"]
+
+# Of transformers' sequence classifiers, by model type: layers on the first token's vector, the activation between them.
+# POOLER stands for the backbone's own.
+POOLER = "(pooler)"
+HEAD_LAYERS: dict[str, tuple[tuple[str, str], Activation]] = {
+    "albert": ((POOLER, "classifier"), "tanh"),
+    "bert": ((POOLER, "classifier"), "tanh"),
+    "camembert": (("classifier.dense", "classifier.out_proj"), "tanh"),
+    "distilbert": (("pre_classifier", "classifier"), "relu"),
+    "electra": (("classifier.dense", "classifier.out_proj"), "gelu"),
+    "mpnet": (("classifier.dense", "classifier.out_proj"), "tanh"),
+    "roberta": (("classifier.dense", "classifier.out_proj"), "tanh"),
+    "xlm-roberta": (("classifier.dense", "classifier.out_proj"), "tanh"),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Imported:
@@ -111,7 +128,7 @@ class Imported:
 
     adapter: AdapterState
     head: dict[str, Tensor]  # as decoder.safetensors has it
-    activation: Literal["tanh"] = "tanh"
+    activation: Activation = "tanh"
     pooling: Literal["cls"] = "cls"
 
 
@@ -148,33 +165,38 @@ def import_adapter(adapter: Pretrained, backbone: Backbone) -> Imported:
     if not head:
         return Imported(AdapterState(config, plain), {})
     tensors = {_head_part(name): each for name, each in head.items()}
-    return Imported(AdapterState(config, plain), _head(tensors, backbone, directory))
+    return Imported(AdapterState(config, plain), *_head(tensors, backbone, directory))
 
 
 def _head_part(name: str) -> str:
-    """`base_model.model.classifier.out_proj.weight` -> `out_proj.weight`; empty where it is not of the head."""
+    """`base_model.model.classifier.out_proj.weight` -> what follows the prefix; empty where it is not of the head."""
     path = name.removeprefix(PREFIX)
     for head in HEADS:
         if path.startswith(f"{head}."):
-            return path.removeprefix(f"{head}.").removeprefix("modules_to_save.default.")
+            return path.replace(".modules_to_save.default", "", 1)
     return ""
 
 
-def _head(tensors: Mapping[str, Tensor], backbone: Backbone, directory: Path) -> dict[str, Tensor]:
+def _head(tensors: Mapping[str, Tensor], backbone: Backbone, directory: Path) -> tuple[dict[str, Tensor], Activation]:
     """A score head of transformers' AutoModelForSequenceClassification as layers on the vector of the first token."""
-    if set(tensors) == {"dense.weight", "dense.bias", "out_proj.weight", "out_proj.bias"}:  # RoBERTa, MPNet
-        numbers = {"dense": 0, "out_proj": 1}
-        split = {name: name.split(".") for name in tensors}
-        return {f"{numbers[layer]}.{part}": tensors[name].float() for name, (layer, part) in split.items()}
-    dense = getattr(getattr(backbone.for_training(), "pooler", None), "dense", None)
-    if set(tensors) == {"weight", "bias"} and dense is not None and backbone.model_type == "bert":
-        layers = {f"0.{name}": each for name, each in dense.named_parameters()}
-        layers |= {f"1.{name}": each for name, each in tensors.items()}
-        return {name: each.detach().float().cpu().clone() for name, each in layers.items()}
-    raise TaskProblem(
-        f"{directory}: the score head of a {backbone.model_type} ({', '.join(sorted(tensors))}) cannot be carried "
-        "over. Fit another: take the classifier out of the adapter's files, then fit(..., parts='decoder')"
-    )
+    kind = backbone.model_type
+    unknown: tuple[tuple[str, ...], Activation] = ((), "tanh")
+    layers, activation = HEAD_LAYERS.get(kind, unknown)
+    known = dict(tensors)
+    if POOLER in layers:
+        pooler = getattr(backbone.for_training(), "pooler", None)
+        dense = getattr(pooler, "dense", pooler)
+        known |= {f"{POOLER}.{name}": each for name, each in dense.named_parameters()} if dense is not None else {}
+    wanted = {f"{layer}.{part}": f"{number}.{part}" for number, layer in enumerate(layers) for part in WEIGHT_AND_BIAS}
+    if not layers or set(known) != set(wanted):
+        whole = f"; one has {', '.join(sorted(set(wanted)))}" if layers else ""
+        raise TaskProblem(
+            f"{directory}: the score head of a {kind} ({', '.join(sorted(tensors))}) cannot be carried over{whole}. "
+            "Name all its layers in modules_to_save, or take it out of the adapter's files and fit another one: "
+            "fit(..., parts='decoder')"
+        )
+    head = {to: known[name].detach().float().cpu().clone().contiguous() for name, to in wanted.items()}
+    return head, activation
 
 
 def _check_base(directory: Path, config: Mapping[str, Any], backbone: Backbone) -> None:

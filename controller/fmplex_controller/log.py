@@ -10,6 +10,8 @@ from threading import Thread
 from typing import IO, TextIO
 
 _ERROR = re.compile(r'^E\d{4} .*?\] "(?P<text>.*)"$')
+ERRORS = 500  # that are remembered
+
 _MODEL = re.compile(r"'([^']+)'")
 
 
@@ -20,7 +22,7 @@ class ServerLog:
         self._source = source
         self._out = sys.stderr if out is None else out
         self._tail: deque[str] = deque(maxlen=lines)
-        self._errors: dict[str, str] = {}
+        self._errors: deque[tuple[str, str]] = deque(maxlen=ERRORS)  # (the first name in quotes, text)
         self._thread = Thread(target=self._drain, name="tritonserver-log", daemon=True)
         self._thread.start()
 
@@ -29,8 +31,16 @@ class ServerLog:
         return "".join(self._tail)
 
     def error_of(self, model: str) -> str:
-        """The latest error that begins by naming `model`: some never reach the repository index."""
-        return self._errors.get(model, "")
+        """The latest error about `model`: some never reach the repository index.
+
+        Triton's errors name their model first and in quotes, or further on and without: "unexpected platform type ''
+        for spam". A name in quotes further on is another model's, e.g. one that this model depends on.
+        """
+        errors = list(self._errors)[::-1]
+        plain = re.compile(rf"(?<![\w.'-]){re.escape(model)}(?![\w'-])")
+        first = (text for name, text in errors if name == model)
+        further = (text for _, text in errors if plain.search(text))
+        return next(first, "") or next(further, "")
 
     def join(self, timeout: float) -> None:
         """Wait for the end of the stream."""
@@ -49,9 +59,9 @@ class ServerLog:
 
     def _remember_error(self, line: str) -> None:
         error = _ERROR.match(line.rstrip("\n"))
-        named = error and _MODEL.search(error["text"])
-        if error and named:
-            self._errors[named.group(1)] = error["text"].replace("\\n", "\n")
+        if error:
+            named = _MODEL.search(error["text"])
+            self._errors.append((named.group(1) if named else "", error["text"].replace("\\n", "\n")))
 
 
 def one_line(reason: str) -> str:

@@ -316,6 +316,7 @@ def test_what_the_server_says_reaches_the_caller(client: Client) -> None:
 def test_the_examples(served: Serving, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "clients" / "examples"))
     import csv_classifier
+    import feature_rows
     import peft_adapter
 
     rows = "".join(f'"{text}",{label}\n' for text, label in zip(TEXTS, LABELS, strict=True))
@@ -324,6 +325,9 @@ def test_the_examples(served: Serving, backbone: Backbone, tmp_path: Path, monke
     adapter = served.repository / "reviews" / "1" / "adapter"
     shutil.copytree(adapter, tmp_path / "adapter")
     peft_adapter.main(str(tmp_path / "adapter"), name="adapted", repository=served.repository, server=served.grpc_url)
+    feature_rows.main(repository=served.repository, epochs=4, server=served.grpc_url)
     with Client(served.grpc_url) as own:
-        assert {"reviews", "adapted"} <= own.tasks().keys()
+        assert {"reviews", "adapted", "wine"} <= own.tasks().keys()
+        row = feature_rows.datasets.load_wine().data[0]  # type: ignore[attr-defined]
+        assert isinstance(own.predict("wine", [row])[0], Label)
         assert isinstance(own.predict("adapted", "x")[0], fmplex.Vector)

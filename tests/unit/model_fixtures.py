@@ -12,10 +12,14 @@ from peft import get_peft_model
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    AlbertConfig,
+    AlbertModel,
     BertConfig,
     BertModel,
     DistilBertConfig,
     DistilBertModel,
+    ElectraConfig,
+    ElectraModel,
     ModernBertConfig,
     ModernBertModel,
     MPNetConfig,
@@ -53,9 +57,11 @@ _DISTIL: dict[str, Any] = {
 }
 _MODERN: dict[str, Any] = {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
 TINY: dict[str, Callable[[], Any]] = {
+    "albert": lambda: AlbertModel(AlbertConfig(**_SIZES, embedding_size=16)),
     "bert": lambda: BertModel(BertConfig(**_SIZES)),
     "roberta": lambda: RobertaModel(RobertaConfig(**_SIZES)),
     "distilbert": lambda: DistilBertModel(DistilBertConfig(**_DISTIL)),
+    "electra": lambda: ElectraModel(ElectraConfig(**_SIZES, embedding_size=16)),
     "mpnet": lambda: MPNetModel(MPNetConfig(**_SIZES)),
     "modernbert": lambda: ModernBertModel(ModernBertConfig(**_SIZES, **_MODERN)),
 }

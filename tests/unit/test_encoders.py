@@ -187,7 +187,7 @@ def test_a_packages_encoder(backbone: Backbone) -> None:
         again.predict([""])
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "mpnet", "distilbert", "modernbert"])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "mpnet", "distilbert", "modernbert", "albert", "electra"])
 def test_a_batch_of_texts_and_numbers_gives_what_each_gives_alone(tmp_path: Path, kind: str) -> None:
     backbone = tiny_backbone(tiny_repository(tmp_path, kind=kind))
     numbers = Task("flower", backbone, encoder=Projection(2, tokens=3), decoder=Regressor())

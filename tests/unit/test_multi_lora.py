@@ -27,6 +27,8 @@ CPU = torch.device("cpu")
 
 # by model: attention, attention and feed-forward, every Linear there is
 TARGETS: dict[str, tuple[list[str], list[str], list[str] | str]] = {
+    "albert": (["query"], ["key", "value", "ffn", "ffn_output"], "all-linear"),
+    "electra": (["query", "value"], ["key", "intermediate.dense", "output.dense"], "all-linear"),
     "bert": (["query", "value"], ["query", "key", "intermediate.dense", "output.dense"], "all-linear"),
     "roberta": (["query"], ["key", "value", "intermediate.dense"], "all-linear"),
     "distilbert": (["q_lin", "v_lin"], ["k_lin", "lin1", "lin2"], "all-linear"),
@@ -34,6 +36,8 @@ TARGETS: dict[str, tuple[list[str], list[str], list[str] | str]] = {
     "modernbert": (["Wqkv"], ["Wqkv", "attn.Wo", "Wi"], "all-linear"),
 }
 FEEDFORWARD = {
+    "albert": ["ffn_output"],
+    "electra": ["output.dense"],
     "bert": ["output.dense"],
     "roberta": ["output.dense"],
     "distilbert": ["lin2"],

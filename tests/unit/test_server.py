@@ -255,6 +255,16 @@ E1123 04:49:16.2 3509 model_repository_manager.cc:703] "Invalid argument: ensemb
         assert log.error_of("topic") == "Invalid argument: ensemble 'topic' depends on 'minilm'"
         assert log.error_of("minilm") == ""
 
+    def test_the_reason_is_found_where_the_name_is_not_quoted(self) -> None:
+        log, _ = self.log_of(
+            b"""E1123 04:49:16.1 3509 model_repository_manager.cc:703] "unexpected platform type '' for spam"
+E1123 04:49:16.2 3509 model_repository_manager.cc:703] "Internal: 'ham' has no version, nor has spam-2"
+"""
+        )
+        assert log.error_of("spam") == "unexpected platform type '' for spam"
+        assert log.error_of("spam-2").startswith("Internal: 'ham'")
+        assert log.error_of("type '") == ""
+
     def test_a_closed_output_does_not_stop_the_drain(self) -> None:
         out = io.StringIO()
         out.close()

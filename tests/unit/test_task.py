@@ -29,7 +29,15 @@ from task_fixtures import (
     tiny_repository,
     weights_of,
 )
-from transformers import BertForSequenceClassification, RobertaForSequenceClassification
+from transformers import (
+    AlbertForSequenceClassification,
+    BertForSequenceClassification,
+    DistilBertForSequenceClassification,
+    ElectraForSequenceClassification,
+    ModernBertForSequenceClassification,
+    MPNetForSequenceClassification,
+    RobertaForSequenceClassification,
+)
 
 from fmplex import (
     IA3,
@@ -355,18 +363,28 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, backbone: Bac
 # -- adapters from elsewhere
 
 
-@pytest.mark.parametrize(
-    ("kind", "model"), [("bert", BertForSequenceClassification), ("roberta", RobertaForSequenceClassification)]
-)
-def test_a_peft_classifier_is_carried_over_with_its_head(tmp_path: Path, kind: str, model: Any) -> None:
+SEQUENCE_CLASSIFIERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "albert": (AlbertForSequenceClassification, {}),
+    "bert": (BertForSequenceClassification, {}),
+    "distilbert": (DistilBertForSequenceClassification, {"target_modules": ["q_lin"]}),
+    "electra": (ElectraForSequenceClassification, {}),
+    "mpnet": (MPNetForSequenceClassification, {"target_modules": ["attn.q"]}),
+    "roberta": (RobertaForSequenceClassification, {}),
+}
+
+
+@pytest.mark.parametrize("kind", SEQUENCE_CLASSIFIERS)
+def test_a_peft_classifier_is_carried_over_with_its_head(tmp_path: Path, kind: str) -> None:
     """The commonest way to train: AutoModelForSequenceClassification, task_type=SEQ_CLS."""
     root = tiny_repository(tmp_path, kind=kind)
+    model, options = SEQUENCE_CLASSIFIERS[kind]
     base = tiny_model(kind)
     base.config.num_labels = 3
     whole = model(base.config).eval()
     getattr(whole, whole.base_model_prefix).load_state_dict(base.state_dict(), strict=False)
     torch.manual_seed(5)
-    config = LoraConfig(r=3, target_modules=["query"], task_type="SEQ_CLS", init_lora_weights=False)
+    settings: dict[str, Any] = {"target_modules": ["query"], "task_type": "SEQ_CLS"} | options
+    config = LoraConfig(r=3, init_lora_weights=False, **settings)
     trained = get_peft_model(whole, config).eval()
     with torch.no_grad():
         for name, parameter in trained.named_parameters():
@@ -384,6 +402,16 @@ def test_a_peft_classifier_is_carried_over_with_its_head(tmp_path: Path, kind: s
     )
     assert Task.load(task.save(), tiny_backbone(root)).predict(texts) == task.predict(texts)
     with pytest.raises(TaskProblem, match="3 outputs, 2 labels"):
+        Task("c", tiny_backbone(root), adapter=Pretrained(tmp_path / "adapter"), decoder=Classifier(["a", "b"]))
+
+
+def test_a_head_that_cannot_be_carried_over_says_so(tmp_path: Path) -> None:
+    root = tiny_repository(tmp_path, kind="modernbert")
+    config = LoraConfig(target_modules=["Wqkv"], task_type="SEQ_CLS")
+    trained = get_peft_model(ModernBertForSequenceClassification(tiny_model("modernbert").config), config)
+    trained.peft_config["default"].base_model_name_or_path = None
+    trained.save_pretrained(str(tmp_path / "adapter"))
+    with pytest.raises(TaskProblem, match=r"score head of a modernbert \(.*\) cannot be carried over"):
         Task("c", tiny_backbone(root), adapter=Pretrained(tmp_path / "adapter"), decoder=Classifier(["a", "b"]))
 
 
