@@ -28,7 +28,7 @@ class Pace(NamedTuple):
 
 def pace(*, quick: bool) -> Pace:
     """Of most experiments: all of them together must fit into 45 minutes, 10 for a look."""
-    return Pace(2, 1.2, 0.4) if quick else Pace(5, 1.6, 0.5)
+    return Pace(2, 1.2, 0.4) if quick else Pace(5, 1.4, 0.5)
 
 
 def interleave(arms: Mapping[str, Callable[[int], Result]], rounds: int) -> dict[str, list[Result]]:

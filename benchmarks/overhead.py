@@ -111,7 +111,7 @@ def _round(arm: Arm, plan: Plan, generator: Generator, folder: Path) -> dict[str
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
     """One row, and the flame graph."""
-    rounds, seconds = (1, 3.0) if quick else (5, 6.0)
+    rounds, seconds = (1, 3.0) if quick else (5, 5.0)
     texts = texts_of_length(TOKENS, 512)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
