@@ -1,10 +1,11 @@
 """Memory and number of tasks: proportional set size of all server processes, and who fits where.
 
 Shared: a server with LoRA tasks and one with head-only tasks, from 1 to 1,000. Per-task: as many plain models as are
-measured here, the rest is extrapolated along the line through them, and says so. Each server begins with one task and
-the others are added while it runs; every task has answered twice before memory is taken. With the most tasks of its
-kind a server then gets 0.1 requests/s a task, Poisson, and must keep p99 under 500 ms; how many tasks fit into 8, 16
-and 20 GiB is read off the line of memory by tasks, and off what the load allows.
+measured here, the rest is extrapolated along the line through them, and says so. A server begins with one task and the
+others are added while it runs, up to 100; one with 1,000 starts with all of them. Every task has answered twice before
+memory is taken. With the most tasks of its kind a server then gets 0.1 requests/s a task, Poisson, and must keep p99
+under 500 ms; how many tasks fit into 8, 16 and 20 GiB is read off the line of memory by tasks, and off what the load
+allows.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from benchmarks.subject import subject
 
 TOKENS = 16
 RATE = 0.1  # requests/s a task
+GROWN = 100  # tasks that a running server is grown to
 P99_MS = 500.0
 SIZES_GIB = (8, 16, 20)
 GROWTH, TIMES_AS_MANY = 1.3, 25.0
@@ -66,23 +68,30 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
             if not counts:
                 continue
             row: dict[str, Any] = {"kind": kind.name, "mib": {}, "cores": str(subject().apart)}
-            with _growing(kind.name, counts[-1]) as (arm, tasks):
-                for before, count in pairwise((1, *counts)):
+            few, many = [n for n in counts if n <= GROWN], [n for n in counts if n > GROWN]
+            with _arm(kind.name, 1, few[-1]) as (arm, tasks):
+                for before, count in pairwise((1, *few)):
                     add(arm, tasks, before, count)
                     row["mib"][str(count)] = _memory(arm)
-                row |= _under_load(arm, [task.name for task in tasks], texts, generator, seconds)
+                if not many:
+                    row |= _under_load(arm, [task.name for task in tasks], texts, generator, seconds)
+            for count in many:
+                with _arm(kind.name, count, count) as (arm, tasks):
+                    ask_all(arm.server, tasks)
+                    row["mib"][str(count)] = _memory(arm)
+                    row |= _under_load(arm, [task.name for task in tasks], texts, generator, seconds)
             rows.append(row | _line(row["mib"]))
     return [row | {"fits": _fits(row)} for row in rows]
 
 
 @contextlib.contextmanager
-def _growing(kind: str, count: int) -> Iterator[tuple[Arm, list[Task]]]:
-    """A server with the first of so many tasks."""
+def _arm(kind: str, first: int, count: int) -> Iterator[tuple[Arm, list[Task]]]:
+    """A server with the first of so many tasks, and all of these."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         tasks = head_tasks(count)
         if "LoRA" in kind:
             tasks = [Task(t.name, adapter=a) for t, a in zip(tasks, write_adapters(Path(folder), count), strict=True)]
-        arm = stack.enter_context(per_task(tasks[:1]) if kind == "per-task" else shared(tasks[:1]))
+        arm = stack.enter_context(per_task(tasks[:first]) if kind == "per-task" else shared(tasks[:first]))
         yield arm, tasks
 
 

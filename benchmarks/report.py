@@ -24,7 +24,15 @@ What is compared: **shared** is FMplex, one backbone and one process; **per-task
 model and a copy of the backbone for each task, its adapter merged into the weights, dynamic batching on;
 **partitioned** is the same with each process on cores of its own; **bare** is the backbone's forward in a loop,
 with no server. `fifo` and `stfq` are FMplex's own queues with arrival order, and with fair order but no batches.
-All run with the same memory allocator.
+All run with the same memory allocator. Rates are counted from answer to answer: answers come a batch at a time, and
+a batch more or less at the ends of a round would be a tenth of it.
+
+Where sharing loses: on two cores that the models, Triton and the clients share (`spread` below), a process for each
+task serves more and is faster with few tasks. There a text costs FMplex 1.0 ms of core time outside the passes, the
+plain models 0.3 ms beside their own: answers go out one by one, each a round trip between two processes and a wake-up
+of the client, where a plain model answers a batch at once. The passes' two threads are at work 73% of the time each:
+they wait for the interpreter's lock, and for the cores that the rest uses. And adapters are not merged. Where models
+have cores of their own, as on a GPU, none of this is in the way of the passes.
 
 The Azure traces of `replay` are not part of the project: `python -m benchmarks replay --data DIR` reads them from a
 folder with `azure_llm_2023/` and `azure_functions_sample/` out of https://github.com/Azure/AzurePublicDataset.
