@@ -121,13 +121,13 @@ def per_task(
             yield Arm(name or ("partitioned" if partitioned else "per-task"), server, receipts=False)
 
 
-def ask_all(server: Server, tasks: Sequence[Task]) -> None:
+def ask_all(server: Server, tasks: Sequence[Task], rows: Sequence[int] = ()) -> None:
     """Every task answers a batch and a single text: what is allocated or compiled on first use is behind it."""
     with grpcclient.InferenceServerClient(server.grpc_url) as client:
         for task in tasks:
-            for rows in (subject().max_batch, 1):
-                tensor = grpcclient.InferInput("TEXT", [rows, 1], "BYTES")
-                tensor.set_data_from_numpy(np.array([["is it warm yet"]] * rows, dtype=np.object_))
+            for count in rows or (subject().max_batch, 1):
+                tensor = grpcclient.InferInput("TEXT", [count, 1], "BYTES")
+                tensor.set_data_from_numpy(np.array([["is it warm yet"]] * count, dtype=np.object_))
                 client.infer(task.name, [tensor])
 
 

@@ -2,7 +2,7 @@
 
 Shared: a server with LoRA tasks and one with head-only tasks, from 1 to 1,000. Per-task: as many plain models as are
 measured here, the rest is extrapolated along the line through them, and says so. A server begins with one task and the
-others are added while it runs, up to 100; one with 1,000 starts with all of them. Every task has answered twice before
+others are added while it runs, up to 100; one with 1,000 starts with all of them. Every task has answered before
 memory is taken. With the most tasks of its kind a server then gets 0.1 requests/s a task, Poisson, and must keep p99
 under 500 ms; how many tasks fit into 8, 16 and 20 GiB is read off the line of memory by tasks, and off what the load
 allows.
@@ -77,7 +77,7 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
                     row |= _under_load(arm, [task.name for task in tasks], texts, generator, seconds)
             for count in many:
                 with _arm(kind.name, count, count) as (arm, tasks):
-                    ask_all(arm.server, tasks)
+                    ask_all(arm.server, tasks, rows=(1,))
                     row["mib"][str(count)] = _memory(arm)
                     row |= _under_load(arm, [task.name for task in tasks], texts, generator, seconds)
             rows.append(row | _line(row["mib"]))
