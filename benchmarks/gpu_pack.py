@@ -65,9 +65,11 @@ def pack(target: Path, python: str) -> float:
             shutil.copy(file, tokenizer)
         shutil.copy(model_directory() / "vocab.txt", tokenizer)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(target, "w:xz") as archive:
+        aside = target.with_name(f"{target.name}.part")
+        with tarfile.open(aside, "w:xz") as archive:
             for each in sorted(root.iterdir()):
                 archive.add(each, each.name)
+        aside.replace(target)
     return target.stat().st_size / 1e6
 
 

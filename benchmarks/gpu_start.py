@@ -35,7 +35,8 @@ def main(archive: Path, arguments: list[str]) -> None:
     paths = [folder / "site", ROOT, ROOT / "controller", ROOT / "clients", *theirs]
     (own / "bench.pth").write_text("".join(f"{path}\n" for path in dict.fromkeys(map(str, paths))), encoding="utf-8")
     variables = dict(os.environ)
-    variables["PATH"] = os.pathsep.join([str(venv / "bin"), str(folder / "triton" / "bin"), variables["PATH"]])
+    binaries = [venv / "bin", folder / "triton" / "bin", folder / "site" / "bin"]
+    variables["PATH"] = os.pathsep.join([*map(str, binaries), variables["PATH"]])
     libraries = [str(folder / "triton" / "lib"), variables.get("LD_LIBRARY_PATH", "")]
     variables["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, libraries))
     os.chdir(ROOT)
