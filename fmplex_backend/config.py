@@ -222,7 +222,10 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 def _problem(error: ValidationError) -> tuple[str, str]:
     first = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in first["loc"]) or "(whole file)"
+    path = [str(part) for part in first["loc"]]
+    if path[:1] == ["encoder"]:
+        del path[1:2]  # the kind, which pydantic adds and the file has not there
+    field = ".".join(path) or "(whole file)"
     return field, f"{first['msg'][0].lower()}{first['msg'][1:]} (got {str(first.get('input'))[:80]!r})"
 
 

@@ -36,7 +36,7 @@ def test_every_row_is_in_one_part(cores: int, rows: int, tokens: int) -> None:
         (2, 4000, [4, 4]),
         (32, 64, [1]),
         (32, 512, [1] * 8),
-        (32, 100_000, [1] * 16),
+        (32, 100_000, [1] * 8),
     ],
 )
 def test_as_many_parts_and_threads_as_are_worth_it(rows: int, tokens: int, threads: list[int]) -> None:
