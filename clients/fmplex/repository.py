@@ -130,8 +130,8 @@ class ModelRepository:
                 raise TaskProblem(f"{name!r} has no version before {spec.version.number} to go back to")
             path = self.root / name / str(earlier[-1])
             config = load_task_config(path / "task.json")
-            (takes,) = spec.inputs
-            pipeline = Pipeline(config, _sizes_on_disk(config, path), _gives(spec, config), _nothing, takes)
+            sizes = (*_sizes_on_disk(config, path), *_features_on_disk(config))
+            pipeline = Pipeline(config, sizes, _gives(spec, config), _nothing, _takes(spec, config))
             entry = replace(self._entry(name, backbone, pipeline, spec.vfm, Terms()), version=earlier[-1])
             self._replace_config(name, merged(self._proto(name), entry, Terms()))
             return Saved(name, path, earlier[-1], spec.vfm)
@@ -262,6 +262,16 @@ def _sizes_on_disk(config: TaskConfig, path: Path) -> tuple[tuple[str, int], ...
             )
         )
     return ()
+
+
+def _features_on_disk(config: TaskConfig) -> tuple[tuple[str, int], ...]:
+    return (("FEATURES", config.encoder.features),) if config.encoder.kind == "projection" else ()
+
+
+def _takes(spec: TaskSpec, config: TaskConfig) -> str:
+    """The input of a version: a plugin's is not in its files, and taken for that of the version that is served."""
+    known = {"text": "TEXT", "projection": "FEATURES"}
+    return known.get(config.encoder.kind) or spec.inputs[0]
 
 
 def _check_name(name: str) -> None:

@@ -133,6 +133,24 @@ def test_numbers_are_learned_and_the_round_trip_is_exact(backbone: Backbone, ada
     assert again.evaluate(rows, labels).figures["accuracy"] >= 0.85
 
 
+def test_versions_may_take_different_inputs(backbone: Backbone) -> None:
+    texts = Task("mixed", backbone, decoder=Classifier())
+    texts.fit(*labelled(20), progress=False)
+    texts.save()
+    numbers = Task("mixed", backbone, encoder=Projection(2), decoder=Classifier())
+    numbers.fit(*flowers(20), epochs=1, progress=False)
+    root = numbers.save().parent
+    assert Repository(backbone.repository, backbone.name).read_task("mixed").inputs == ("FEATURES",)  # type: ignore[union-attr]
+    numbers.fit(*flowers(20), epochs=1, progress=False)
+    numbers.save()
+    numbers.rollback()
+    assert "dims: 2" in (root / "config.pbtxt").read_text()
+    assert "FEATURES" in (root / "config.pbtxt").read_text()
+    numbers.rollback()
+    assert Repository(backbone.repository, backbone.name).read_task("mixed").inputs == ("TEXT",)  # type: ignore[union-attr]
+    assert Task.load(root, backbone).predict("w1")
+
+
 def test_parts_are_fitted_one_at_a_time(backbone: Backbone) -> None:
     task = fitted(backbone)
     head, encoder = dict(task.fitted.head), dict(task.fitted.encoder)
