@@ -1,16 +1,20 @@
-"""A repository with a tiny backbone, and labelled texts that even such a one can tell apart."""
+"""A repository with a tiny backbone, texts that even such a one can tell apart, packages that seem installed."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from model_fixtures import save_tiny
 from torch import Tensor
 
 from fmplex import Backbone
+from fmplex_backend.extensions import plugins
 
 BASE = "base"
 
@@ -32,6 +36,12 @@ def tiny_repository(folder: Path, *, slots: int = 256, kind: str = "bert") -> Pa
 def tiny_backbone(root: Path) -> Backbone:
     """The repository's."""
     return Backbone(BASE, repository=root, device="cpu")
+
+
+def install(monkeypatch: pytest.MonkeyPatch, group: str, names: Mapping[str, str]) -> None:
+    """As if a package with these entry points, name to module:attribute, were there."""
+    points = EntryPoints(EntryPoint(name, value, group) for name, value in names.items())
+    monkeypatch.setattr(plugins, "entry_points", points.select)
 
 
 def sentence(rng: random.Random, low: int, high: int, words: int = 6) -> str:

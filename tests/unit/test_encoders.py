@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +12,7 @@ import pandas
 import pytest
 import torch
 from model_fixtures import save_tiny
-from task_fixtures import labelled, tiny_backbone, tiny_repository, weights_of
+from task_fixtures import install, labelled, tiny_backbone, tiny_repository, weights_of
 from torch import Tensor
 
 from fmplex import (
@@ -33,7 +32,7 @@ from fmplex import (
 )
 from fmplex_backend.config import BackboneConfig, TextEncoder
 from fmplex_backend.errors import InvalidRequest, TaskRefused
-from fmplex_backend.extensions import encoders, plugins
+from fmplex_backend.extensions import encoders
 from fmplex_backend.extensions.encoders import VectorEncoder
 from fmplex_backend.repository import Repository, TaskSpec
 from fmplex_backend.runtime.text_encoder import TextEncoderRuntime
@@ -85,12 +84,7 @@ class NoEncoder:
 @pytest.fixture(autouse=True)
 def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
     names = {"letters": "Letters", "tasteless": "Tasteless", "none": "NoEncoder"}
-    points = [EntryPoint(name, f"{__name__}:{value}", encoders.GROUP) for name, value in names.items()]
-
-    def entry_points(**wanted: str) -> EntryPoints:
-        return EntryPoints(points).select(**wanted)
-
-    monkeypatch.setattr(plugins, "entry_points", entry_points)
+    install(monkeypatch, encoders.GROUP, {name: f"{__name__}:{value}" for name, value in names.items()})
 
 
 @pytest.fixture

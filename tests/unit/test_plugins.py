@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +11,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from safetensors.torch import save_file
-from task_fixtures import labelled, tiny_backbone, tiny_repository
+from task_fixtures import install, labelled, tiny_backbone, tiny_repository
 from torch import Tensor
 
 from fmplex import Backbone, CustomDecoder, LoRA, Plugin, Raw, Task, TaskProblem
@@ -69,14 +68,8 @@ class NoDecoder:
 
 @pytest.fixture(autouse=True)
 def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if a package with these entry points were there."""
     names = {"ordinal": "Ordinal", "odd": "Odd", "none": "NoDecoder", "gone": "Nowhere"}
-    points = [EntryPoint(name, f"{__name__}:{value}", plugins.GROUP) for name, value in names.items()]
-
-    def entry_points(**wanted: str) -> EntryPoints:
-        return EntryPoints(points).select(**wanted)
-
-    monkeypatch.setattr(plugins, "entry_points", entry_points)
+    install(monkeypatch, plugins.GROUP, {name: f"{__name__}:{value}" for name, value in names.items()})
 
 
 @pytest.fixture
