@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from fmplex_backend.errors import BackboneRefused, TaskRefused
 
 Pooling = Literal["mean", "cls", "max"]
+Activation = Literal["tanh", "gelu", "relu"]
+Options = dict[str, str | int | float | bool | list[str]]
 
 
 class _Section(BaseModel):
@@ -53,6 +55,14 @@ class TextEncoder(_Section):
         return self.prefix + before, after
 
 
+class _FromPackage(_Section):
+    """What an installed package brings: `name` is its entry point."""
+
+    kind: Literal["plugin"]
+    name: str
+    options: Options = {}
+
+
 class Projection(_Section):
     """Numbers (FEATURES, [features]) become `tokens` vectors of the backbone's embedding space, read from `weights`.
 
@@ -63,16 +73,13 @@ class Projection(_Section):
     features: int = Field(ge=1)
     tokens: int = Field(default=8, ge=1)
     hidden: list[int] = []
-    activation: Literal["tanh", "gelu", "relu"] = "gelu"
+    activation: Activation = "gelu"
     weights: str = "encoder.safetensors"
 
 
-class PluginEncoder(_Section):
-    """An encoder of an installed package: `name` is its entry point in the group fmplex.encoders."""
+class PluginEncoder(_FromPackage):
+    """An encoder: an entry point in the group fmplex.encoders."""
 
-    kind: Literal["plugin"]
-    name: str
-    options: dict[str, str | int | float | bool | list[str]] = {}
     weights: str = "encoder.safetensors"
 
 
@@ -107,7 +114,7 @@ class _Head(_Section):
     """A head read from `weights`: linear layers, `weight`/`bias` or `0.weight`, `0.bias`, `1.weight`, ..."""
 
     weights: str = "decoder.safetensors"
-    activation: Literal["tanh", "gelu", "relu"] = "tanh"  # between layers, where there are several
+    activation: Activation = "tanh"  # between layers, where there are several
 
 
 class _PooledHead(_Head):
@@ -159,12 +166,9 @@ class Similarity(_Labelled):
     weights: str = "decoder.safetensors"
 
 
-class Plugin(_Section):
-    """A decoder of an installed package: `name` is its entry point in the group fmplex.decoders."""
+class Plugin(_FromPackage):
+    """A decoder: an entry point in the group fmplex.decoders."""
 
-    kind: Literal["plugin"]
-    name: str
-    options: dict[str, str | int | float | bool | list[str]] = {}
     weights: str = "decoder.safetensors"
 
 
@@ -193,7 +197,7 @@ class TaskConfig(_Section):
     metrics: dict[str, float | int | str] = {}  # what was measured when it was trained; for people
 
     @model_validator(mode="after")
-    def _windows(self) -> TaskConfig:
+    def _tokens_of_one_text(self) -> TaskConfig:
         if self.decoder.kind == "token-classification":
             if not isinstance(self.encoder, TextEncoder):
                 raise ValueError("encoder.kind: a token-classification task reads text, and needs the kind text")

@@ -18,6 +18,7 @@ from torch import Tensor
 from fmplex.backbone import Backbone
 from fmplex.errors import TaskProblem
 from fmplex.parts import IA3, LoRA, Pretrained
+from fmplex_backend.config import Activation
 from fmplex_backend.extensions.adapters import WEIGHTS
 from fmplex_backend.extensions.weights import read_safetensors
 from fmplex_backend.fingerprint import fingerprint
@@ -105,7 +106,6 @@ def _listed(value: Any) -> Any:
 
 # -- adapters from elsewhere
 
-Activation = Literal["tanh", "gelu", "relu"]
 
 # Of transformers' sequence classifiers, by model type: layers on the first token's vector, the activation between them.
 # POOLER stands for the backbone's own.

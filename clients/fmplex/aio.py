@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 from fmplex.client import UNLIMITED_S, _unreachable
 from fmplex.errors import DeadlineExceeded
 from fmplex.results import Result, results
-from fmplex.wire import DATATYPES, Address, Interface, array_of, portions, problem, waits, worth_another_try
+from fmplex.wire import Address, Interface, asked, portions, problem, waits, worth_another_try
 
 
 class AsyncClient:
@@ -82,14 +82,8 @@ class AsyncClient:
     async def _infer(
         self, about: Interface, rows: Sequence[Any], deadline: float, slo_ms: float | None
     ) -> dict[str, npt.NDArray[Any]]:
-        array = array_of(about.takes, rows)
-        tensor = self._module.InferInput(about.takes, list(array.shape), DATATYPES[about.takes])
-        tensor.set_data_from_numpy(array)
-        wanted = [self._module.InferRequestedOutput(name) for name in about.outputs]
-        options: dict[str, Any] = {"outputs": wanted, "headers": self.headers}
-        if slo_ms is not None:
-            options["parameters"] = {"slo_ms": f"{slo_ms:g}"}
-        answer = await self._tried(lambda: self._client.infer(about.name, [tensor], **options), deadline)
+        options = asked(self._module, about, rows, slo_ms) | {"headers": self.headers}
+        answer = await self._tried(lambda: self._client.infer(**options), deadline)
         return {name: answer.as_numpy(name) for name in about.outputs}
 
     async def _tried(self, send: Callable[[], Awaitable[Any]], deadline: float) -> Any:

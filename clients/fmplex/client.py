@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from fmplex.errors import DeadlineExceeded, ServerProblem, TaskProblem
 from fmplex.results import Result, results
-from fmplex.wire import DATATYPES, Address, Interface, array_of, portions, problem, waits, worth_another_try
+from fmplex.wire import Address, Interface, asked, portions, problem, waits, worth_another_try
 
 POLL_S = 0.02
 UNLIMITED_S = 24 * 3600.0
@@ -158,19 +158,13 @@ class Client:
     def _infer(
         self, about: Interface, rows: Sequence[Any], deadline: float, slo_ms: float | None
     ) -> dict[str, npt.NDArray[Any]]:
-        array = array_of(about.takes, rows)
-        tensor = self._module.InferInput(about.takes, list(array.shape), DATATYPES[about.takes])
-        tensor.set_data_from_numpy(array)
-        wanted = [self._module.InferRequestedOutput(name) for name in about.outputs]
-        options: dict[str, Any] = {"outputs": wanted, "headers": self.headers}
-        if slo_ms is not None:
-            options["parameters"] = {"slo_ms": f"{slo_ms:g}"}
+        options = asked(self._module, about, rows, slo_ms) | {"headers": self.headers}
 
         def send() -> Any:
             left = deadline - time.monotonic()
             if not self._http and left < UNLIMITED_S:
                 options["client_timeout"] = max(left, 1e-3)
-            return self._client.infer(about.name, [tensor], **options)
+            return self._client.infer(**options)
 
         answer = self._tried(send, deadline)
         return {name: answer.as_numpy(name) for name in about.outputs}

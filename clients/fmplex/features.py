@@ -35,6 +35,11 @@ class Encoded:
         return len(self.words) if self.words else 1
 
 
+def values_of_rows(encoded: Sequence[Encoded]) -> Tensor:
+    """What an encoder with weights reads, of all rows: [n, ...]."""
+    return torch.stack([each.values for each in encoded if each.values is not None])
+
+
 def first_tokens(window: Tokens, words: Sequence[tuple[int, int]]) -> list[int]:
     """For every word the position of the first token inside it, or -1."""
     places = list(zip(window.plain, window.offsets.tolist(), strict=True))
@@ -98,8 +103,8 @@ class Features:
 
     def _through(self, model: Any, encoded: Sequence[Encoded]) -> Tensor:
         if self.encoder is not None:
-            values = torch.stack([each.values for each in encoded if each.values is not None])
-            states = model(inputs_embeds=self.encoder(values.to(self.device))).last_hidden_state  # [n, t, h]
+            vectors = self.encoder(values_of_rows(encoded).to(self.device))  # [n, t, width]
+            states = model(inputs_embeds=vectors).last_hidden_state  # [n, t, h]
             return self._pooled(states, torch.ones(states.shape[:2], dtype=torch.bool, device=self.device))
         windows = [window for each in encoded for window in each.windows]
         longest = max(len(window.ids) for window in windows)

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from fmplex import parts
 from fmplex.data import IGNORED
 from fmplex_backend.config import Plugin
+from fmplex_backend.extensions.encoders import ACTIVATIONS
 from fmplex_backend.extensions.plugins import CustomDecoder, make_decoder
-
-ACTIVATIONS = {"tanh": nn.Tanh, "gelu": nn.GELU, "relu": nn.ReLU}
 
 
 class Trainable(Protocol):
@@ -133,7 +132,7 @@ def trainable(decoder: parts.Decoder, hidden: int, weights: Tensor | None = None
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """For decoder.safetensors."""
+    """For the part's safetensors file."""
     if isinstance(module, Layers):
         return module.tensors()
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in module.state_dict().items()}

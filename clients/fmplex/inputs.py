@@ -11,8 +11,9 @@ from torch import Tensor
 from fmplex import data, numeric, parts
 from fmplex.backbone import Backbone
 from fmplex.errors import TaskProblem
-from fmplex.features import Encoded, first_tokens
-from fmplex_backend.extensions.encoders import CustomEncoder, make_encoder
+from fmplex.features import Encoded, first_tokens, values_of_rows
+from fmplex.heads import tensors_of
+from fmplex_backend.extensions.encoders import CustomEncoder, Encoder, make_encoder
 from fmplex_backend.extensions.text import NO_SPANS, Tokens
 
 Columns = str | Sequence[str]  # the text's, or those of the numbers
@@ -42,21 +43,9 @@ def values_of(encoder: parts.Encoder, rows: Any) -> list[Any]:
     return data.texts_of(rows) if takes(encoder) == "TEXT" else numeric.numbers_of(rows)
 
 
-def probe(encoder: parts.Encoder) -> list[Any]:
+def probe(encoder: Encoder) -> list[Any]:
     """An input that any task of this encoder answers."""
-    if isinstance(encoder, parts.Text) or takes(encoder) == "TEXT":
-        return ["is it there yet"]
-    return [[0.0] * (_features(encoder) or 1)]
-
-
-def sizes(encoder: parts.Encoder) -> tuple[tuple[str, int], ...]:
-    """The entry's input dims that are fixed."""
-    features = None if isinstance(encoder, parts.Text) else _features(encoder)
-    return () if features is None else (("FEATURES", features),)
-
-
-def _features(encoder: parts.Projection | parts.PluginEncoder) -> int | None:
-    return module_of(encoder, 1).features
+    return ["is it there yet"] if encoder.takes == "TEXT" else [[0.0] * (encoder.features or 1)]
 
 
 class Inputs:
@@ -90,14 +79,11 @@ class Inputs:
     def observe(self, encoded: Sequence[Encoded]) -> None:
         """The training rows, before the first fitting."""
         if self.module is not None:
-            values = torch.stack([each.values for each in encoded if each.values is not None])
-            self.module.observe(values.to(self.backbone.runtime.device))
+            self.module.observe(values_of_rows(encoded).to(self.backbone.runtime.device))
 
     def tensors(self) -> dict[str, Tensor]:
         """For encoder.safetensors."""
-        if self.module is None:
-            return {}
-        return {name: each.detach().cpu().clone().contiguous() for name, each in self.module.state_dict().items()}
+        return {} if self.module is None else tensors_of(self.module)
 
     def _tokens(self, rows: data.Rows, encoder: parts.Text, by_word: bool) -> list[Encoded]:
         tokenizer, section = self.backbone.runtime.tokenizer, encoder.section()

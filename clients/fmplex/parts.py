@@ -8,13 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from fmplex.errors import TaskProblem
 from fmplex_backend import config as cfg
 
-Pooling = Literal["mean", "cls", "max"]
-Options = dict[str, str | int | float | bool | list[str]]
+
+@dataclass(frozen=True, slots=True)
+class _FromPackage:
+    """A part of an installed package, by the name of its entry point."""
+
+    name: str
+    options: cfg.Options = field(default_factory=dict)
 
 
 # -- before
@@ -62,7 +67,7 @@ class Projection:
     features: int
     tokens: int = 8
     hidden: Sequence[int] = ()
-    activation: Literal["tanh", "gelu", "relu"] = "gelu"
+    activation: cfg.Activation = "gelu"
 
     def section(self) -> cfg.Projection:
         """Of task.json."""
@@ -76,11 +81,8 @@ class Projection:
 
 
 @dataclass(frozen=True, slots=True)
-class PluginEncoder:
+class PluginEncoder(_FromPackage):
     """An encoder of an installed package, by the name of its entry point in the group fmplex.encoders."""
-
-    name: str
-    options: Options = field(default_factory=dict)
 
     def section(self) -> cfg.PluginEncoder:
         """Of task.json."""
@@ -209,8 +211,8 @@ class Classifier:
 
     labels: Sequence[str] = ()
     hidden: Sequence[int] = ()
-    activation: Literal["tanh", "gelu", "relu"] = "tanh"
-    pooling: Pooling = "mean"
+    activation: cfg.Activation = "tanh"
+    pooling: cfg.Pooling = "mean"
     normalize: bool = False
     dropout: float = 0.1
 
@@ -246,8 +248,8 @@ class Regressor:
 
     outputs: int = 1
     hidden: Sequence[int] = ()
-    activation: Literal["tanh", "gelu", "relu"] = "tanh"
-    pooling: Pooling = "mean"
+    activation: cfg.Activation = "tanh"
+    pooling: cfg.Pooling = "mean"
     normalize: bool = False
     dropout: float = 0.1
 
@@ -270,7 +272,7 @@ class TokenClassifier:
 
     labels: Sequence[str] = ()
     hidden: Sequence[int] = ()
-    activation: Literal["tanh", "gelu", "relu"] = "tanh"
+    activation: cfg.Activation = "tanh"
     dropout: float = 0.1
 
     kind: ClassVar[str] = "token-classification"
@@ -286,7 +288,7 @@ class TokenClassifier:
 class Embedder:
     """The pooled vector itself. It has nothing to fit."""
 
-    pooling: Pooling = "mean"
+    pooling: cfg.Pooling = "mean"
     normalize: bool = True
 
     kind: ClassVar[str] = "embedding"
@@ -302,7 +304,7 @@ class Similarity:
     """The nearest of the labels' mean vectors; `fit` takes the means of at most `per_label` texts each."""
 
     labels: Sequence[str] = ()
-    pooling: Pooling = "mean"
+    pooling: cfg.Pooling = "mean"
     per_label: int = 64
 
     kind: ClassVar[str] = "similarity"
@@ -314,11 +316,8 @@ class Similarity:
 
 
 @dataclass(frozen=True, slots=True)
-class Plugin:
+class Plugin(_FromPackage):
     """A decoder of an installed package, by the name of its entry point in the group fmplex.decoders."""
-
-    name: str
-    options: Options = field(default_factory=dict)
 
     kind: ClassVar[str] = "plugin"
 

@@ -188,14 +188,11 @@ class Task:
         """What the task says to each text (or row of numbers), computed in this process by the server's own code."""
         several = inputs.values_of(self.encoder, rows)
         found = self.outputs(several)
-        if not found:
-            return []
-        return [
-            results(self.decoder.kind, self.decoder.labels, [row], {name: value[None] for name, value in each.items()})[
-                0
-            ]
-            for row, each in zip(several, found, strict=True)
-        ]
+        said: list[Result] = []
+        for row, each in zip(several, found, strict=True):
+            tensors = {name: value[None] for name, value in each.items()}
+            said += results(self.decoder.kind, self.decoder.labels, [row], tensors)
+        return said
 
     def evaluate(
         self, rows: Any, labels: Any = None, *, text: inputs.Columns = "text", label: str = "label"
@@ -261,11 +258,11 @@ class Task:
     def _save(self, repository: str | Path | None) -> Saved:
         extensions = self._extensions()  # what the server would refuse is refused here
         shown = {spec.name: spec.client_name for spec in FAMILY_OUTPUTS[FAMILY]}
-        sizes = tuple((shown[name], size) for name, size in extensions.decoder.sizes().items())
+        sizes = {shown[name]: size for name, size in extensions.decoder.sizes().items()}
+        if extensions.encoder.features is not None:
+            sizes["FEATURES"] = extensions.encoder.features
         gives = extensions.decoder.gives if self.decoder.kind == "plugin" else ()
-        pipeline = Pipeline(
-            self.config(), (*sizes, *inputs.sizes(self.encoder)), gives, self.write, inputs.takes(self.encoder)
-        )
+        pipeline = Pipeline(self.config(), tuple(sizes.items()), gives, self.write, extensions.takes)
         return ModelRepository(repository or self.backbone.repository).save(
             self.name, self.backbone.name, pipeline, self.terms
         )
@@ -274,7 +271,7 @@ class Task:
         self, server: str = "localhost:8001", repository: str | Path | None = None, *, timeout: float = 60.0
     ) -> Path:
         """Save into the repository that a server runs on, load, and wait until it answers with this version."""
-        asked = inputs.probe(self.encoder)
+        asked = inputs.probe(self._extensions().encoder)
         probe = self.outputs(asked)[0]
         saved = self._save(repository)
         with Client(server) as client:

@@ -74,7 +74,8 @@ def array_of(takes: str, rows: Sequence[Any]) -> npt.NDArray[Any]:
     """Texts as TEXT is sent, [n, 1], or rows of numbers as FEATURES, [n, f]; raises TaskProblem."""
     if takes == "TEXT":
         if not all(isinstance(row, str) for row in rows):
-            raise TaskProblem(f"the task reads texts, not {_first_odd(rows)!r}. Give one text or a list of them")
+            odd = next(row for row in rows if not isinstance(row, str))
+            raise TaskProblem(f"the task reads texts, not {odd!r}. Give one text or a list of them")
         return np.array([text.encode() for text in rows], dtype=np.object_)[:, None]
     try:
         numbers = np.array(rows, dtype=np.float32)
@@ -85,8 +86,19 @@ def array_of(takes: str, rows: Sequence[Any]) -> npt.NDArray[Any]:
     return numbers
 
 
-def _first_odd(rows: Sequence[Any]) -> Any:
-    return next(row for row in rows if not isinstance(row, str))
+def asked(module: Any, about: Interface, rows: Sequence[Any], slo_ms: float | None) -> dict[str, Any]:
+    """What `infer` of tritonclient's `module` (gRPC or HTTP) is called with; raises TaskProblem."""
+    array = array_of(about.takes, rows)
+    tensor = module.InferInput(about.takes, list(array.shape), DATATYPES[about.takes])
+    tensor.set_data_from_numpy(array)
+    options: dict[str, Any] = {
+        "model_name": about.name,
+        "inputs": [tensor],
+        "outputs": [module.InferRequestedOutput(name) for name in about.outputs],
+    }
+    if slo_ms is not None:
+        options["parameters"] = {"slo_ms": f"{slo_ms:g}"}
+    return options
 
 
 def portions(rows: Sequence[Any], most: int) -> Iterator[Sequence[Any]]:

@@ -9,9 +9,9 @@ from collections import deque
 from threading import Thread
 from typing import IO, TextIO
 
-_ERROR = re.compile(r'^E\d{4} .*?\] "(?P<text>.*)"$')
 ERRORS = 500  # that are remembered
 
+_ERROR = re.compile(r'^E\d{4} .*?\] "(?P<text>.*)"$')
 _MODEL = re.compile(r"'([^']+)'")
 
 

@@ -33,6 +33,7 @@ class Encoder(Protocol):
     """What the runtime asks of a task's encoder."""
 
     takes: str  # the input it reads
+    features: int | None  # how many numbers a row has, where that is fixed
 
     def encode(self, value: Any, *, spans: bool) -> list[list[Tokens]]:
         """The input tensor -> per item its windows; raises InvalidRequest."""
@@ -126,6 +127,7 @@ class VectorEncoder:
     def __init__(self, module: CustomEncoder, most: int, standing_in: int) -> None:
         self.module, self.most, self.standing_in = module.eval(), most, standing_in
         self.takes: str = module.takes
+        self.features = module.features
 
     def encode(self, value: Any, *, spans: bool) -> list[list[Tokens]]:
         """Through the module, on the CPU."""

@@ -90,6 +90,7 @@ class TextTokens:
     """A task's own way with the backbone's tokenizer."""
 
     takes = "TEXT"
+    features: int | None = None
 
     def __init__(self, tokenizer: TextTokenizer, section: TextEncoder) -> None:
         self.tokenizer, self.section = tokenizer, section

@@ -227,14 +227,16 @@ class TextEncoderRuntime:
             table[position, : len(row)] = row
         tokens = torch.from_numpy(table).to(self.device)  # [n, t]
         mask = None
-        inputs = {"input_ids": tokens}
+        inputs: dict[str, Tensor] = {}
         if padded:  # with no mask, attention takes its faster path
             lengths = torch.tensor([len(row) for row in ids], device=self.device)
             mask = torch.arange(longest, device=self.device) < lengths[:, None]  # [n, t]
             inputs["attention_mask"] = mask.long()
         with torch.inference_mode():
             if any(row.vectors is not None for row in rows):
-                inputs["inputs_embeds"] = self._embedded(inputs.pop("input_ids"), rows)
+                inputs["inputs_embeds"] = self._embedded(tokens, rows)
+            else:
+                inputs["input_ids"] = tokens
             states = self.model(**inputs).last_hidden_state  # [n, t, h]
             return {kind: _pool(kind, states, mask) for kind in poolings}
 
