@@ -1,13 +1,12 @@
 """Memory of tritonserver and the backbone's process with more and more tasks, as proportional set size.
 
-Every count is a server of its own, measured after the same REQUESTS requests, spread over its tasks. Counts are taken
-in turn. Both run with MALLOC_ARENA_MAX=1: how much glibc keeps in its arenas per thread varies by 70 MiB from start to
-start, far more than the tasks take. Shared pages count by their share, so nothing else with torch should run meanwhile.
+Every count is a server of its own, measured once, after the same REQUESTS requests spread over its tasks. All run with
+MALLOC_ARENA_MAX=1: how much glibc keeps in its arenas per thread varies by 70 MiB from start to start, far more than
+the tasks take. Shared pages count by their share, so nothing else with torch should run meanwhile.
 """
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import psutil
 import tritonclient.grpc as grpcclient
 
+from benchmarks.compare import against
 from benchmarks.repositories import texts_of_length, write_adapters, write_backbone, write_task
 from benchmarks.serving import backbone_process, pss_mib, serving
 
@@ -46,23 +46,19 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
     """Each comparison, its two sides in turn."""
     rows = []
     for kind, few, many, target in COMPARISONS[-1:] if quick else COMPARISONS:
-        sides: dict[int, list[float]] = {few: [], many: []}
-        for _ in range(1):
-            for count, seen in sides.items():
-                with tempfile.TemporaryDirectory() as folder:
-                    seen.append(memory(kind, count, FEWER if quick else REQUESTS, Path(folder)))
-        ratios = [b / a for a, b in zip(sides[few], sides[many], strict=True)]
+        mib = {}
+        for count in (few, many):
+            with tempfile.TemporaryDirectory() as folder:
+                mib[count] = memory(kind, count, FEWER if quick else REQUESTS, Path(folder))
         rows.append(
             {
                 "kind": kind,
                 "few": few,
                 "many": many,
                 "target": target,
-                "ratio": statistics.median(ratios),
-                "ratio_max": max(ratios),
-                "few_mib": statistics.median(sides[few]),
-                "many_mib": statistics.median(sides[many]),
-                "rounds": len(ratios),
+                "ratio": mib[many] / mib[few],
+                "few_mib": mib[few],
+                "many_mib": mib[many],
             }
         )
     return rows
@@ -73,7 +69,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         print(
             f"{row['many']} {row['kind']} tasks take {row['ratio']:.3f} of the memory of {row['few']} "
-            f"(target {row['target']}; at most {row['ratio_max']:.3f} in {row['rounds']} rounds): "
+            f"({against(row['ratio'], row['target'], at_most=True)}): "
             f"{row['many_mib']:.0f} against {row['few_mib']:.0f} MiB"
         )
 

@@ -5,7 +5,8 @@ layouts, the same cores in total for every arm within one: `apart` has the model
 generator on core 1; `spread` lets everything use both, so that partitioned can give each process a core of its own
 (several share one, in turn, where tasks outnumber cores). The threads of the shared arm and of the per-task
 one are those that serve most in a sweep. Merged adapters make a per-task model as fast as it
-gets. `saturated` compares throughput, closed loop, 32 clients a task.
+gets. Every number of tasks is measured on the same servers, where the tasks beyond it idle. `saturated` compares
+throughput, closed loop, 32 clients a task.
 """
 
 from __future__ import annotations
@@ -119,12 +120,13 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
             core = layout.cores.generator if layout.name == "apart" else None
             with Generator(core) as generator:
                 best = chosen(layout, every[:MAIN], texts, generator, seconds, quick=quick)
-                for count in (MAIN,) if quick else layout.counts:
-                    with contextlib.ExitStack() as stack:
-                        arms = {
-                            kind: stack.enter_context(_arm(kind, every[:count], layout.cores, best[kind]))
-                            for kind in layout.arms
-                        }
+                counts = (MAIN,) if quick else layout.counts
+                with contextlib.ExitStack() as stack:
+                    arms = {
+                        kind: stack.enter_context(_arm(kind, every[: max(counts)], layout.cores, best[kind]))
+                        for kind in layout.arms
+                    }
+                    for count in counts:
                         bench = Bench(layout, every[:count], texts, generator, arms, seconds, warmup)
                         rows += _rows(bench, rounds, quick, best)
     return rows
