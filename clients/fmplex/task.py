@@ -205,6 +205,15 @@ class Task:
         self.metrics |= {"test_rows": len(found), **self.evaluation.figures}
         return self.evaluation
 
+    def check(self) -> None:
+        """Load it and run it once, as a server does; raises what a server would refuse it for."""
+        self._probed()
+
+    def _probed(self) -> tuple[list[Any], dict[str, Any]]:
+        """An input that it answers, and the answer."""
+        asked = inputs.probe(self._extensions().encoder)
+        return asked, self.outputs(asked)[0]
+
     def _extensions(self) -> Extensions:
         if self._loaded is None:
             with tempfile.TemporaryDirectory() as folder:
@@ -271,12 +280,11 @@ class Task:
         self, server: str = "localhost:8001", repository: str | Path | None = None, *, timeout: float = 60.0
     ) -> Path:
         """Save into the repository that a server runs on, load, and wait until it answers with this version."""
-        asked = inputs.probe(self._extensions().encoder)
-        probe = self.outputs(asked)[0]
+        asked, answer = self._probed()
         saved = self._save(repository)
         with Client(server) as client:
             client.load(self.name)
-            client.wait_for(self.name, lambda: _agree(client.outputs(self.name, asked), probe), timeout)
+            client.wait_for(self.name, lambda: _agree(client.outputs(self.name, asked), answer), timeout)
         return saved.path
 
     def rollback(self, repository: str | Path | None = None, *, server: str = "") -> int:

@@ -64,6 +64,10 @@ def train(
     backbone: Annotated[str, typer.Option(help="Of the repository.")] = "minilm",
     repository: Repo = DEFAULT,
     text: Annotated[str, typer.Option(help="The column of texts.")] = "text",
+    numbers: Annotated[
+        str,
+        typer.Option(help="Columns of numbers, with commas, in the place of a text; all: every one but the label's."),
+    ] = "",
     label: Annotated[str, typer.Option(help="The column of labels.")] = "label",
     test: Annotated[Path | None, typer.Option(help="Held-out rows, for the figures.", dir_okay=False)] = None,
     validation: Annotated[float, typer.Option(help="Part of the rows that early stopping looks at.")] = 0.1,
@@ -87,18 +91,19 @@ def train(
     server: Server = "",
     as_json: AsJson = False,
 ) -> None:
-    """Fit a task on labelled texts and save it: a new one, or the next version of the one that is there."""
+    """Fit a task on labelled texts or rows of numbers and save it: a new one, or the next version of one."""
     with errors_shown(as_json):
         from fmplex.backbone import Backbone
-        from fmplex.parts import Text
+        from fmplex.parts import Projection, Text
         from fmplex.task import Task
 
+        columns = _columns(numbers, data, label)
         task = Task(
             name,
             Backbone(backbone, repository=repository),
             adapter=_adapter(adapter, source, rank, targets),
             decoder=_decoder(decoder, labels),
-            encoder=Text(prefix=prefix, max_length=max_length),
+            encoder=Projection(len(columns)) if columns else Text(prefix=prefix, max_length=max_length),
             weight=weight,
             slo_ms=slo_ms,
             max_queue=max_queue,
@@ -107,7 +112,7 @@ def train(
             data,
             validation=validation or None,
             class_weights="balanced" if balanced else None,
-            text=text,
+            text=columns or text,
             label=label,
             checkpoint=checkpoint,
             progress=not as_json,
@@ -117,7 +122,7 @@ def train(
             seed=seed,
         )
         if test is not None:
-            task.evaluate(test, text=text, label=label)
+            task.evaluate(test, text=columns or text, label=label)
         path = task.deploy(server, repository) if server else task.save(repository)
         _say({"task": name, "path": str(path), "metrics": task.metrics}, _trained(task, path), as_json)
 
@@ -235,7 +240,7 @@ def check(
         from fmplex.task import Task
 
         task = Task.load(directory, Backbone(backbone, repository=directory.resolve().parent) if backbone else None)
-        task.predict(["does it run"])
+        task.check()
         _say({"directory": str(directory), "ok": True}, f"{directory}: ok", as_json)
 
 
@@ -299,8 +304,16 @@ def _row(text: str) -> list[float]:
         raise TaskProblem(f"{text!r} is no row of numbers, and the task reads these. Say e.g. 0.5,12,3") from None
 
 
-def _split(labels: str) -> list[str]:
-    return [label.strip() for label in labels.split(",") if label.strip()]
+def _columns(numbers: str, data: Path, label: str) -> list[str]:
+    from fmplex.data import columns_in, read_file
+
+    if numbers != "all":
+        return _split(numbers)
+    return [name for name in columns_in(read_file(data), str(data)) if name != label]
+
+
+def _split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def _adapter(kind: AdapterKind, source: str, rank: int, targets: str) -> Any:

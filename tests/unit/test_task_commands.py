@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,23 @@ def test_a_tasks_life(root: Path, rows: Path) -> None:
     assert document("task", "rollback", "spam", "-r", root)["version"] == 1
     assert document("task", "remove", "spam", "-r", root)["removed"]
     assert document("task", "list", "-r", root, "--metrics-url", NOBODY) == []
+
+
+@pytest.mark.parametrize("numbers", ["all", "high, low"])
+def test_columns_of_numbers_in_the_place_of_a_text(root: Path, tmp_path: Path, numbers: str) -> None:
+    rng = random.Random(0)
+    cells = [(rng.random(), rng.random()) for _ in range(80)]
+    file = tmp_path / "numbers.csv"
+    file.write_text("high,low,kind\n" + "".join(f"{a},{b},{'up' if a > b else 'down'}\n" for a, b in cells))
+    made = train(root, file, "slope", "--numbers", numbers, "--label", "kind", "--adapter", "none", "--epochs", 20)
+    assert made["metrics"]["test_rows"] == 80
+    assert made["metrics"]["accuracy"] > 0.8
+    shown = document("task", "show", "slope", "-r", root)
+    assert (shown["task.json"]["encoder"]["kind"], shown["task.json"]["encoder"]["features"]) == ("projection", 2)
+    assert document("task", "check", root / "slope")["ok"]
+    missing = ["task", "train", "slope", "--backbone", "base", "-r", root, "--data", file, "--label", "kind"]
+    missing += ["--numbers", "depth"]
+    assert "has no column 'depth', but high, low, kind" in document(*missing, code=1)["error"]
 
 
 def test_an_adapter_becomes_a_task(root: Path, rows: Path) -> None:
