@@ -105,9 +105,9 @@ def _run(batch: Sequence[Request], cost: CostModel, scheduler: Scheduler, learni
         longest = max(lengths[position] for position in group)
         shape = PassShape(len(group) * longest, longest, 0)
         elapsed = cost.predict(shape)
-        scheduler.measure([(batch[position], batch[position].work) for position in group], elapsed)
         learning.observe(shape, len(group), elapsed)
         total += elapsed
+    scheduler.measure([(request, request.work) for request in batch], total)
     return total
 
 

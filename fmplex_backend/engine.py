@@ -13,7 +13,7 @@ from queue import Empty, SimpleQueue
 
 from fmplex_backend.errors import Cancelled, ExecutionFailed, FmplexError, ShuttingDown
 from fmplex_backend.scheduling import CostModel, Scheduler
-from fmplex_backend.types import Failed, Finished, Outcome, Pass, Request, Running, Runtime
+from fmplex_backend.types import Failed, Finished, Outcome, Pass, Request, Running, Runtime, Work
 from fmplex_backend.vfm import Vfm
 
 Command = Callable[[], None]
@@ -54,6 +54,7 @@ class Engine:
         self.stopping = False
         self._inbox: SimpleQueue[Request | Command] = SimpleQueue()
         self._in_flight: dict[Request, None] = {}
+        self._running: list[Request] = []  # of the batch at hand: those that need another step
 
     # -- any thread
 
@@ -77,8 +78,13 @@ class Engine:
         self._in_flight = dict.fromkeys(batch)
         self.counts.batches += 1
         self.counts.items += batch[0].batch_items
-        for done in self._timed(self._run(batch)):
-            self._settle(done)
+        portions: list[tuple[Request, Work]] = []
+        elapsed = 0.0
+        for done, seconds in self._timed(self._run(batch)):
+            self._answer(done)
+            portions += done.portions
+            elapsed += seconds
+        self._settle(batch, portions, elapsed)
         return True
 
     def _admit(self, *, wait: bool) -> None:
@@ -130,32 +136,41 @@ class Engine:
                 for request in left:
                     yield from self._run([request])
 
-    def _timed(self, passes: Iterator[Pass]) -> Iterator[Pass]:
-        """Account for a pass's time as it ends: who took part, and what the cost model learns."""
+    def _timed(self, passes: Iterator[Pass]) -> Iterator[tuple[Pass, float]]:
+        """Each pass and its seconds, which the cost model learns from."""
         start = self.clock()
         for done in passes:
-            end = self.clock()
+            seconds = self.clock() - start
             self.counts.passes += 1
-            self.counts.busy_s += end - start
-            self.scheduler.measure(done.portions, end - start)
+            self.counts.busy_s += seconds
             if done.shape is not None:
-                self.cost.observe(done.shape, len(done.portions), end - start)
-            yield done
+                self.cost.observe(done.shape, len(done.portions), seconds)
+            yield done, seconds
             start = self.clock()
 
-    def _settle(self, done: Pass) -> None:
-        """Correct the tags of those that are through with this batch, and hand them over."""
+    def _answer(self, done: Pass) -> None:
+        """Hand over what a pass has finished; the rest of the batch may go on."""
         now = self.clock()
         for request, outcome in done.outcomes:
             self._count(request, outcome, now)
-        self.scheduler.settle([request for request, _ in done.outcomes])
-        for request, outcome in done.outcomes:
             self._in_flight.pop(request, None)
             if isinstance(outcome, Running):
                 request.work = outcome.next_work
-                self.scheduler.requeue(request)
+                self._running.append(request)
             else:
                 self.hand_over(request, outcome)
+
+    def _settle(self, batch: list[Request], portions: list[tuple[Request, Work]], elapsed: float) -> None:
+        """Correct the tags by what the batch took, as a whole, and queue those again that need another step.
+
+        That short and long texts need passes of their own, and that answering the short ones slows the pass of the
+        long ones, is due to their being together: all bear it in proportion, not whoever is last.
+        """
+        self.scheduler.measure(portions, elapsed)
+        self.scheduler.settle(batch)
+        for request in self._running:
+            self.scheduler.requeue(request)
+        self._running = []
 
     def _count(self, request: Request, outcome: Outcome, now: float) -> None:
         counts = request.vfm.engine
@@ -216,8 +231,8 @@ class Engine:
 
     def abandon(self, error: FmplexError) -> None:
         """Fail everything queued, posted or in flight: the last act of an engine that cannot go on."""
-        left = [*self._in_flight, *(request for vfm in self.vfms for request in vfm.queue)]
-        self._in_flight = {}
+        left = [*self._in_flight, *self._running, *(request for vfm in self.vfms for request in vfm.queue)]
+        self._in_flight, self._running = {}, []
         while not self._inbox.empty():
             message = self._inbox.get_nowait()
             if isinstance(message, Request):

@@ -118,7 +118,7 @@ class Scheduler:
     # -- the account
 
     def measure(self, portions: Sequence[tuple[Request, Work]], elapsed: float) -> None:
-        """Share a pass's seconds among those who took part, in proportion to their estimates."""
+        """Share the seconds of a batch's passes among those who took part, in proportion to their estimates."""
         estimates = [self.cost.portion(work) for _, work in portions]
         scale = elapsed / sum(estimates) if estimates else 0.0
         for (request, _), estimate in zip(portions, estimates, strict=True):

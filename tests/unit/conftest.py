@@ -82,20 +82,18 @@ class Rig:
         *,
         portions: Sequence[Work] | None = None,
         failed: Collection[Request] = (),
-        passes: int = 1,
     ) -> float:
-        """Run what has not failed, in one pass or in several, each settled by itself. Returns its seconds."""
+        """Run what has not failed. Returns its seconds."""
         works = portions or [request.work for request in batch]
         ran = [(r, work) for r, work in zip(batch, works, strict=True) if r not in failed]
         if elapsed is None:
             elapsed = sum(self.cost.portion(work) for _, work in ran)
         self._settle([request for request in batch if request in failed], Failed(ExecutionFailed("broken")))
-        parts = [ran[i::passes] for i in range(min(passes, len(ran)))]
-        for part in parts:
-            self.now += elapsed / len(parts)
-            self.measured += elapsed / len(parts)
-            self.scheduler.measure(part, elapsed / len(parts))
-            self._settle([request for request, _ in part], Answer({}, Usage(0, 0, 0)))
+        if ran:
+            self.now += elapsed
+            self.measured += elapsed
+            self.scheduler.measure(ran, elapsed)
+            self._settle([request for request, _ in ran], Answer({}, Usage(0, 0, 0)))
         return elapsed
 
     def _settle(self, requests: Sequence[Request], reply: Reply) -> None:

@@ -138,6 +138,20 @@ def test_every_pass_is_handed_over_before_the_next_one_runs(version: Path) -> No
     check(rig)
 
 
+def test_a_batch_is_charged_as_a_whole(version: Path) -> None:
+    rig = EngineRig(rows_per_pass=1)
+    one, two, wide = rig.vfm(version), rig.vfm(version), rig.vfm(version)
+    rig.send(one, "a")
+    rig.send(two, "a")
+    rig.send(wide, "a", "a")
+    seconds, sleep = iter((0.1, 0.3, 0.3, 0.1)), rig.runtime.sleep
+    rig.runtime.sleep = lambda _: sleep(next(seconds))
+    rig.step()
+    assert rig.engine.counts.passes == 4
+    assert [vfm.service for vfm in (one, two, wide)] == pytest.approx([0.2, 0.2, 0.4], rel=0.05)
+    check(rig)
+
+
 def test_a_request_whose_rows_lie_in_several_passes_has_one_outcome(version: Path) -> None:
     rig = EngineRig(rows_per_pass=2)
     one, two = rig.vfm(version), rig.vfm(version)

@@ -44,7 +44,6 @@ class Scenario:
     max_tokens: int | None
     error: float  # spread of the estimates' errors: of a batch, and of each request in it
     steps: int  # a request takes up to so many
-    passes: int  # a batch takes up to so many
     trouble: float  # how often requests are discarded, or fail before they run
     slo: float | None
     learns: bool  # the cost model, meanwhile
@@ -59,7 +58,6 @@ SCENARIOS = st.builds(
     max_tokens=st.none() | st.integers(64, 4096),
     error=st.sampled_from([0.0, 0.1, 0.5, 1.5]),
     steps=st.integers(1, 4),
-    passes=st.integers(1, 3),
     trouble=st.sampled_from([0.0, 0.05]),
     slo=st.none() | st.floats(1e-3, 0.3),
     learns=st.booleans(),
@@ -207,7 +205,7 @@ class World:
         failed = [request for request in batch if self.random.random() < self.scenario.trouble]
         elapsed = sum(rig.cost.portion(w) for r, w in zip(batch, works, strict=True) if r not in failed)
         elapsed *= self.random.lognormvariate(0, error)
-        rig.run(batch, elapsed, portions=works, failed=failed, passes=self.random.randint(1, self.scenario.passes))
+        rig.run(batch, elapsed, portions=works, failed=failed)
         if self.scenario.learns and elapsed:
             tokens = sum(work.tokens for work in works)
             rig.cost.observe(PassShape(tokens, 128, 0), len(batch), elapsed)
@@ -348,7 +346,7 @@ class Youngest(Bfq):
 def test_a_mutant_is_caught(rigs: type[Rig], mutant: type[Scheduler]) -> None:
     caught = 0
     for seed in range(20):
-        scenario = Scenario(seed, (1.0, 4.0, 0.5, 2.0), 3, 8, None, 1.0, 1, 1, 0.0, None, False)
+        scenario = Scenario(seed, (1.0, 4.0, 0.5, 2.0), 3, 8, None, 1.0, 1, 0.0, None, False)
         try:
             World(make(rigs, scenario, mutant), scenario, tags=False).play()
         except AssertionError:
