@@ -83,18 +83,21 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
             capacity = statistics.median(generator.run(full).per_second for _ in range(3))
             steps = 0
 
-            def load(number: int) -> Outcome:
+            def load(number: int, seconds: float) -> Outcome:
                 times = poisson(LOAD * capacity, seconds + 1, number)
                 return generator.run(Plan(server.grpc_url, [Stream(names, texts, times=times)], seconds))
+
+            def quiet(number: int) -> Outcome:
+                return load(number, seconds / 2)
 
             def changing(number: int) -> Outcome:
                 nonlocal steps
                 with Churn(changer, adapters[2]) as churn:
-                    outcome = load(number)
+                    outcome = load(number, seconds)
                 steps += churn.steps
                 return outcome
 
-            seen = interleave({"quiet": load, "changing": changing}, rounds)
+            seen = interleave({"quiet": quiet, "changing": changing}, rounds)
     return [_row(seen, capacity, steps)]
 
 

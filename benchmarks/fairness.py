@@ -3,7 +3,8 @@
 A case is a set of tasks that run together, backlogged (64 clients each, closed loop) or at a rate of their own
 (Poisson, a share of the capacity). The score is 1.0 where every task reaches 95% of its offered load, else
 min(r)/max(r) with r = throughput over the task's weighted max-min share, at most 1. It is taken from the clients'
-counts: a text counts as the time it takes when its length runs alone. Jain's index is over the backlogged tasks'
+counts of all rounds together (a round holds as few as 20 texts of a task: one more is 5%), those of single rounds in
+brackets: a text counts as the time it takes when its length runs alone. Jain's index is over the backlogged tasks'
 service by weight, as the backbone accounts for it. bfq, fifo (batched, arrival order) and stfq (fair, unbatched) take
 turns. No more than what the bare backbone gains from batches of 32 can be won over stfq: it is measured here too.
 """
@@ -14,6 +15,7 @@ import contextlib
 import math
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +31,7 @@ from benchmarks.serving import service_seconds
 from benchmarks.subject import subject
 
 CLIENTS = 64
+ACCOUNT_S = 4.0  # that the backbone's account is looked at
 WEIGHTS = (1, 1, 1, 1, 1, 1, 1, 1, 2, 3, 4, 8)
 SCORE, OF_FIFO = 0.99, 0.97
 OF_STFQ = {16: 2.5, 8: 4.0}
@@ -72,6 +75,15 @@ CASES = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What the tasks of a case got and wanted, in seconds of service per second."""
+
+    outcome: Outcome
+    got: list[float]
+    demands: list[float]
+
+
 @dataclass
 class Bench:
     """The servers, the generator, the texts, and what a text of each length takes alone (seconds)."""
@@ -100,18 +112,12 @@ class Bench:
             seen = interleave({"many": lambda _: many.per_second(1.5), "one": lambda _: one.per_second(1.5)}, rounds)
         self.gains[tokens] = ratio(seen["many"], seen["one"])
 
-    def measure(self, case: Case, arm: Arm, number: int) -> dict[str, float]:
+    def measure(self, case: Case, arm: Arm, number: int) -> Round:
         """One round of one arm."""
         streams = [self._stream(case, name, member, number) for name, member in self._named(case)]
         plan = Plan(arm.url, streams, self.seconds, self.warmup)
         outcome = self.generator.run(plan)
-        return {
-            "score": self._score(case, outcome),
-            "work": math.fsum(self._got(case, outcome)),
-            "per_second": outcome.per_second,
-            "failures": outcome.failures,
-            "ceiling": outcome.ceiling,
-        }
+        return Round(outcome, self._got(case, outcome), self._demands(case, outcome))
 
     def account(self, case: Case) -> float | None:
         """Jain's index of what the backbone says it gave to the backlogged, by weight, while all of them were."""
@@ -121,12 +127,12 @@ class Bench:
         seen: list[dict[str, float]] = []
 
         def watch() -> None:
-            for wait in (1.5, self.seconds):  # /metrics is up to a second old, and of one moment for all tasks
+            for wait in (1.5, ACCOUNT_S):  # /metrics is up to a second old, and of one moment for all tasks
                 time.sleep(wait)
                 seen.append(service_seconds(server))
 
         streams = [self._stream(case, name, member, 0) for name, member in self._named(case)]
-        self.generator.run(Plan(self.arms["bfq"].url, streams, self.seconds + 2, self.warmup), beside=watch)
+        self.generator.run(Plan(self.arms["bfq"].url, streams, ACCOUNT_S + 2, self.warmup), beside=watch)
         before, after = seen
         return jain([(after[name] - before[name]) / m.weight for name, m in self._named(case) if not m.load])
 
@@ -149,12 +155,20 @@ class Bench:
             for name, member in self._named(case)
         ]
 
-    def _score(self, case: Case, outcome: Outcome) -> float:
-        demands = [
+    def _demands(self, case: Case, outcome: Outcome) -> list[float]:
+        return [
             math.inf if member.load is None else outcome.tasks[name].offered / self.seconds * self.costs[member.tokens]
             for name, member in self._named(case)
         ]
-        return fairness(self._got(case, outcome), [member.weight for member in case.members], demands)
+
+
+def score(case: Case, rounds: Sequence[Round]) -> float:
+    """Of some rounds together."""
+    got, demands = (
+        [statistics.fmean(column) for column in zip(*table, strict=True)]
+        for table in ([each.got for each in rounds], [each.demands for each in rounds])
+    )
+    return fairness(got, [member.weight for member in case.members], demands)
 
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
@@ -176,12 +190,16 @@ def _row(bench: Bench, case: Case, rounds: int) -> dict[str, Any]:
         return lambda number: bench.measure(case, bench.arms[name], number)
 
     seen = interleave({name: measure(name) for name in case.arms}, rounds)
-    work = {name: [each["work"] for each in results] for name, results in seen.items()}
+    work = {name: [math.fsum(each.got) for each in results] for name, results in seen.items()}
     tokens = case.members[0].tokens
     return {
         "case": case.name,
         "arms": {
-            name: {key: spread([each[key] for each in results]) for key in ("score", "per_second")}
+            name: {
+                "score": score(case, results),
+                "of_rounds": spread([score(case, [each]) for each in results]),
+                "per_second": spread([each.outcome.per_second for each in results]),
+            }
             for name, results in seen.items()
         },
         "jain": bench.account(case),
@@ -189,8 +207,8 @@ def _row(bench: Bench, case: Case, rounds: int) -> dict[str, Any]:
         "of_stfq": ratio(work["bfq"], work["stfq"]) if "stfq" in work else None,
         "gain": bench.gains.get(tokens),
         "targets": {"score": SCORE, "of_fifo": OF_FIFO, "of_stfq": OF_STFQ.get(tokens)},
-        "failures": sum(each["failures"] for results in seen.values() for each in results),
-        "ceiling": statistics.median(each["ceiling"] for results in seen.values() for each in results),
+        "failures": sum(each.outcome.failures for results in seen.values() for each in results),
+        "ceiling": statistics.median(each.outcome.ceiling for results in seen.values() for each in results),
         "rounds": rounds,
         "cores": str(subject().apart),
     }
@@ -201,10 +219,10 @@ def show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         arms, targets = row["arms"], row["targets"]
         bfq = arms["bfq"]
-        others = ", ".join(f"{name} {arm['score']['median']:.3f}" for name, arm in arms.items() if name != "bfq")
+        others = ", ".join(f"{name} {arm['score']:.3f}" for name, arm in arms.items() if name != "bfq")
         print(
-            f"{row['case']}: score {text(bfq['score'])} "
-            f"({against(bfq['score']['median'], targets['score'])}; {others}), "
+            f"{row['case']}: score {bfq['score']:.3f} (rounds {text(bfq['of_rounds'])}; "
+            f"{against(bfq['score'], targets['score'])}; {others}), "
             f"Jain by the account {'-' if row['jain'] is None else format(row['jain'], '.4f')}"
         )
         print(
@@ -225,11 +243,11 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
     def bars(axes: Any) -> None:
         for place, name in enumerate(ALL):
-            points = [(at, row["arms"][name]["score"]) for at, row in enumerate(rows) if name in row["arms"]]
-            low = [score["median"] - score["low"] for _, score in points]
-            high = [score["high"] - score["median"] for _, score in points]
+            points = [(at, row["arms"][name]) for at, row in enumerate(rows) if name in row["arms"]]
+            heights = [arm["score"] for _, arm in points]
+            low = [max(0.0, arm["score"] - arm["of_rounds"]["low"]) for _, arm in points]
+            high = [max(0.0, arm["of_rounds"]["high"] - arm["score"]) for _, arm in points]
             at = [at + 0.27 * (place - 1) for at, _ in points]
-            heights = [score["median"] for _, score in points]
             axes.bar(at, heights, 0.25, yerr=[low, high], color=COLOURS[name], label=name)
         target_line(axes, SCORE, f"target {SCORE}")
         axes.set_xticks(range(len(rows)), [row["case"].replace(", ", "\n") for row in rows], fontsize=6)

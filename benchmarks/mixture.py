@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load import Outcome, closed, run_load
+from benchmarks.load import Generator, Outcome, closed
 from benchmarks.repositories import texts_of_length, write_backbone, write_task
 from benchmarks.serving import pin_apart, serving
 
@@ -29,11 +29,11 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
         write_task(repository, "short", 0)
         write_task(repository, "long", 1)
         kept, rates = [], []
-        with serving(repository) as server:
+        with serving(repository) as server, Generator(1) as generator:
             pin_apart(server)
 
             def load(tasks: list[str], texts: list[str]) -> Outcome:
-                return run_load(closed(server.grpc_url, tasks, texts, seconds=seconds, warmup=1), core=1)
+                return generator.run(closed(server.grpc_url, tasks, texts, seconds=seconds))
 
             for _ in range(rounds):
                 fast, slow = load(["short"], short), load(["long"], long)

@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md from benchmarks/results/*.json: `python -m benchmarks.report`."""
+"""Writes docs/benchmarks.md and the README's table from benchmarks/results/*.json: `python -m benchmarks.report`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import contextlib
 import importlib
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks import summary
 from benchmarks.__main__ import EXPERIMENTS, RESULTS
 
-PAGE = Path("docs/benchmarks.md")
+PAGE, README = Path("docs/benchmarks.md"), Path("README.md")
+TABLE = re.compile(r"^\| what \| measured .*?(?=\n\n)", re.MULTILINE | re.DOTALL)
 INTRODUCTION = """# Benchmarks
 
 `make bench` measures all of this anew (`make bench QUICK=1` for a look, `make bench ONLY=throughput` for one), and
@@ -63,10 +66,14 @@ def section(document: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Write the page."""
+    """Write both."""
     files = [RESULTS / f"{name}.json" for name in EXPERIMENTS]
     sections = [section(json.loads(file.read_text(encoding="utf-8"))) for file in files if file.is_file()]
     PAGE.write_text("\n".join([INTRODUCTION, *sections]), encoding="utf-8")
+    page, found = TABLE.subn(lambda _: summary.table(RESULTS), README.read_text(encoding="utf-8"))
+    if found != 1:
+        raise RuntimeError(f"{README} has {found} tables of what was measured, one was expected")
+    README.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

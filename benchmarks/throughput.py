@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bare import Bare
-from benchmarks.load import closed, run_load
+from benchmarks.load import Generator, closed
 from benchmarks.repositories import texts_of_length, write_adapters, write_backbone, write_task
 from benchmarks.serving import pin_apart, serving
 
@@ -42,11 +42,11 @@ def measure(point: Point, rounds: int, seconds: float) -> dict[str, Any]:
         names = [f"task{number}" for number in range(TASKS)]
         for number, name in enumerate(names):
             write_task(repository, name, number, adapter=adapters[number])
-        with serving(repository) as server, Bare(texts, 32, core=0) as bare:
+        with serving(repository) as server, Bare(texts, 32, core=0) as bare, Generator(1) as generator:
             pin_apart(server)
             served, limit, batches = [], [], []
             for _ in range(rounds):
-                outcome = run_load(closed(server.grpc_url, names, texts, seconds=seconds), core=1)
+                outcome = generator.run(closed(server.grpc_url, names, texts, seconds=seconds))
                 if outcome.failures:
                     raise RuntimeError(f"{outcome.failures} requests failed")
                 served.append(outcome.per_second)
