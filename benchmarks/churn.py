@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.changes import Changer, set_weight
 from benchmarks.compare import against, interleave, ratio, spread, text
+from benchmarks.drawing import COLOURS, picture
 from benchmarks.load import Generator, Outcome, Plan, Stream
 from benchmarks.load.arrivals import poisson
 from benchmarks.repositories import texts_of_length, write_adapters, write_backbone, write_task
@@ -128,6 +129,20 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"the others' p99 {text(p99['changing'], '.0f')} ms with changes, {text(p99['quiet'], '.0f')} without: "
             f"{text(row['ratio'], '.2f')} ({against(row['ratio']['median'], P99, at_most=True)})"
         )
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    """The others' p99 with and without changes."""
+    (row,) = rows
+
+    def bars(axes: Any) -> None:
+        for place, p99 in enumerate(row["p99_ms"].values()):
+            error = [[p99["median"] - p99["low"]], [p99["high"] - p99["median"]]]
+            axes.bar(place, p99["median"], 0.6, yerr=error, color=COLOURS["bfq"])
+        axes.set_xticks(range(len(row["p99_ms"])), [f"{name} ({row['rounds']} rounds)" for name in row["p99_ms"]])
+        axes.set_ylabel("p99 of the other tasks, ms")
+
+    picture("churn", bars)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ texts are equally long; the head is the same numpy as in the shared arm.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -44,6 +45,8 @@ class TritonPythonModel:
         self.weight, self.bias = head["weight"].float().numpy().T.copy(), head["bias"].float().numpy()
         self.labels = np.array(parameters["labels"].split(","), dtype=np.object_)
         self._pooled(["warm up"])
+        gc.collect()
+        gc.freeze()  # as the shared arm's
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One batch of all requests."""

@@ -5,6 +5,7 @@ The real server is asked in tests/triton.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import logging
@@ -323,12 +324,17 @@ def model(triton: Any, repository: Path) -> Iterator[Any]:
     )
     yield model
     model.finalize()
+    gc.unfreeze()
     logger.handlers, logger.propagate = before[:2]
     logger.setLevel(before[2])
 
 
 def text(*rows: str) -> list[Tensor]:
     return [Tensor("TEXT", bytes_of(*rows))]
+
+
+def test_what_was_loaded_is_never_looked_through_again(model: Any) -> None:
+    assert gc.get_freeze_count() > 100_000
 
 
 def test_requests_are_answered_later_each_once(model: Any) -> None:
