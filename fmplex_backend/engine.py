@@ -144,7 +144,7 @@ class Engine:
             self.counts.passes += 1
             self.counts.busy_s += seconds
             if done.shape is not None:
-                self.cost.observe(done.shape, len(done.portions), seconds)
+                self.cost.observe(done.shape, len(done.portions), seconds, done.worked)
             yield done, seconds
             start = self.clock()
 

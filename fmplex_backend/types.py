@@ -136,6 +136,7 @@ class Pass:
     shape: PassShape | None  # None where it broke off: nothing to learn from
     portions: Sequence[tuple[Request, Work]]
     outcomes: Sequence[tuple[Request, Outcome]]
+    worked: float | None = None  # seconds at work on it, where the runtime can tell them from the pass's
 
 
 class Runtime(Protocol):

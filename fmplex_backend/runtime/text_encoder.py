@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any
 
 import numpy as np
@@ -194,7 +194,9 @@ class TextEncoderRuntime:
         rows.sort(key=lambda row: self.bank.order(row.request.extensions.adapter))
         adapters = [row.request.extensions.adapter for row in rows]
         poolings = {row.request.extensions.decoder.pooling for row in rows}
+        start = thread_time()
         hidden = self._forward([row.tokens for row in rows], adapters, poolings)
+        worked = thread_time() - start if self.device.type == "cpu" else None
         work: dict[Request, Work] = {}
         outcomes: list[tuple[Request, Outcome]] = []
         for index, row in enumerate(rows):
@@ -207,7 +209,7 @@ class TextEncoderRuntime:
                 outcomes.append((request, Finished(payload.results)))
         longest = max(len(row.tokens.ids) for row in rows)
         groups = len({id(adapter) for adapter in adapters if adapter is not None})
-        return Pass(PassShape(len(rows) * longest, longest, groups), list(work.items()), outcomes)
+        return Pass(PassShape(len(rows) * longest, longest, groups), list(work.items()), outcomes, worked)
 
     def _forward(self, rows: list[Tokens], adapters: list[Adapter | None], poolings: set[str]) -> _Hidden:
         """One pass of n rows of up to t tokens -> states on the CPU."""

@@ -4,6 +4,10 @@ Fitted online by least squares with exponential forgetting, never negative: each
 equations, and a few sweeps of projected coordinate descent from the last solution solve them. A pass counts
 by its relative error, so that a short pass teaches as much as a long one. What the error is relative to is
 the longer of measured and predicted: neither a stalled pass nor one that ended at once teaches much.
+
+Where a runtime knows how long a pass was really at work, that is what is learned, and how much longer passes
+take is one factor for all of them: what holds a pass up (answers that go out meanwhile, other processes) is not
+its own cost.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ class CostModel:
         self._gram = [[0.0] * 4 for _ in range(4)]
         self._moment = [0.0] * 4
         self._sharers = 1.0  # requests per pass, smoothed: who the fixed part is shared with
+        self._delay = 1.0  # how many times as long as they are at work passes take, smoothed
         self._publish()
 
     def batch(self, total: Work, adapter_groups: int) -> float:
@@ -48,10 +53,13 @@ class CostModel:
         area = shape.tokens * shape.longest
         return self.fixed + self.per_token * shape.tokens + self.per_area * area + self.per_group * shape.adapter_groups
 
-    def observe(self, shape: PassShape, sharers: int, elapsed: float) -> None:
-        """Learn from a measured pass that `sharers` requests took part in."""
+    def observe(self, shape: PassShape, sharers: int, elapsed: float, worked: float | None = None) -> None:
+        """Learn from a measured pass that `sharers` requests took part in; `worked` is all of it by default."""
+        worked = elapsed if worked is None else min(worked, elapsed)
         self._sharers += 0.1 * (sharers - self._sharers)
-        self._add(shape, elapsed, max(elapsed, self.predict(shape)))
+        self._add(shape, worked, max(worked, self.predict(shape) / self._delay))
+        if worked > 0:  # of a pass that stalls no more than twice the usual counts
+            self._delay += (1 - FORGETTING) * (min(elapsed / worked, 2 * self._delay) - self._delay)
         self._solve(SWEEPS)
 
     def seed(self, profile: Iterable[tuple[PassShape, float]]) -> None:
@@ -83,5 +91,5 @@ class CostModel:
 
     def _publish(self) -> None:
         self.fixed, self.per_token, self.per_area, self.per_group = (
-            value / scale for value, scale in zip(self._solution, SCALE, strict=True)
+            self._delay * value / scale for value, scale in zip(self._solution, SCALE, strict=True)
         )

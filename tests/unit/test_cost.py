@@ -49,6 +49,27 @@ def coefficients(model: CostModel) -> Machine:
     return model.fixed, model.per_token, model.per_area, model.per_group
 
 
+def test_what_holds_passes_up_is_one_factor_for_all(rng: random.Random) -> None:
+    model = CostModel()
+    for number in range(400):  # the long passes alone are held up
+        seen = PassShape(256, 64, 0) if number % 2 else PassShape(256, 8, 0)
+        elapsed = seconds(seen) * (1.5 if number % 2 else 1.0)
+        model.observe(seen, 8, elapsed, seconds(seen))
+    short, long = PassShape(256, 8, 0), PassShape(256, 64, 0)
+    assert model.predict(long) / model.predict(short) == pytest.approx(seconds(long) / seconds(short), rel=0.01)
+    assert model.predict(long) / seconds(long) == pytest.approx(1.25, rel=0.02)
+
+
+def test_a_stall_that_was_no_work_changes_little(rng: random.Random) -> None:
+    model = CostModel()
+    for _ in range(200):
+        seen = shape(rng)
+        model.observe(seen, 8, 1.1 * seconds(seen), seconds(seen))
+    before = model.predict(PassShape(256, 8, 0))
+    model.observe(PassShape(256, 8, 0), 8, 1.0, seconds(PassShape(256, 8, 0)))
+    assert model.predict(PassShape(256, 8, 0)) == pytest.approx(before, rel=0.04)
+
+
 @pytest.mark.parametrize("machine", [MACHINE, (5e-3, 0.0, 2e-9, 0.0), (1e-4, 3e-5, 0.0, 1e-3), (1e-2, 1e-6, 1e-8, 0.0)])
 def test_it_finds_the_coefficients(rng: random.Random, machine: Machine) -> None:
     model = CostModel()

@@ -207,7 +207,7 @@ def test_the_cost_model_learns_nothing_from_a_broken_pass(
     rig: EngineRig, version: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[PassShape] = []
-    monkeypatch.setattr(rig.cost, "observe", lambda shape, sharers, elapsed: seen.append(shape))
+    monkeypatch.setattr(rig.cost, "observe", lambda shape, *_: seen.append(shape))
     rig.send(rig.vfm(version), "poison")
     rig.step()
     assert seen == []
