@@ -26,7 +26,7 @@ from peft import PeftModel
 from transformers import AutoModel, AutoTokenizer
 
 from benchmarks.repositories import LABELS, model_directory, write_adapters, write_backbone, write_task
-from benchmarks.serving import backend_processes, pin, serving
+from benchmarks.serving import backend_processes, model_process, pin, serving
 from benchmarks.subject import Cores, subject
 from fmplex_controller.server import Server
 
@@ -102,7 +102,7 @@ def per_task(
     partitioned: bool = False,
     name: str = "",
 ) -> Iterator[Arm]:
-    """A backbone for each. Partitioned: process k on the k-th share of the model cores (in turn, if they are fewer)."""
+    """A backbone for each. Partitioned: task k on the k-th share of the model cores (in turn, if they are fewer)."""
     cores = cores or subject().apart
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder)
@@ -111,12 +111,9 @@ def per_task(
             write_plain(repository, task, threads, delay_us, part if subject().gpu else 0)
         with serving(repository) as server:
             pin(psutil.Process(server.pid), *cores.others)
-            processes = backend_processes(server)
-            if len(processes) != len(tasks):
-                raise RuntimeError(f"{len(processes)} model processes for {len(tasks)} tasks")
-            for number, process in enumerate(processes):
-                own = _share(cores.models, number, len(processes)) if partitioned else cores.models
-                pin(process, *own)
+            for number, task in enumerate(tasks):
+                own = _share(cores.models, number, len(tasks)) if partitioned else cores.models
+                pin(model_process(server, task.name), *own)
             ask_all(server, tasks[:WARMED])
             yield Arm(name or ("partitioned" if partitioned else "per-task"), server, receipts=False)
 

@@ -108,7 +108,7 @@ def add(arm: Arm, tasks: list[Task], before: int, count: int) -> None:
             client.load_model(task.name)
     for process in backend_processes(arm.server):
         pin(process, *subject().apart.models)
-    ask_all(arm.server, tasks[before:count])
+    ask_all(arm.server, tasks[before:count], rows=(1,))
 
 
 def write(folder: Path, arm: Arm, task: Task, number: int) -> None:

@@ -19,7 +19,7 @@ from benchmarks.compare import against
 from benchmarks.repositories import texts_of_length, write_adapters, write_backbone, write_task
 from benchmarks.serving import backbone_process, pss_mib, serving
 
-REQUESTS, FEWER = 120, 40  # the second in a quick run
+REQUESTS, FEWER = 80, 40  # the second in a quick run
 COMPARISONS = (("lora", 1, 10, 1.03), ("head", 1, 100, 1.10))
 
 

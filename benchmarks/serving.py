@@ -39,6 +39,14 @@ def backbone_process(server: Server) -> psutil.Process:
     return stubs[0]
 
 
+def model_process(server: Server, model: str) -> psutil.Process:
+    """The stub of a model; it is started with the path of the model's code."""
+    found = [p for p in backend_processes(server) if any(f"/{model}/" in part for part in p.cmdline())]
+    if len(found) != 1:
+        raise RuntimeError(f"{len(found)} processes for the model {model!r}, one was expected")
+    return found[0]
+
+
 def backend_processes(server: Server) -> list[psutil.Process]:
     """Every stub, oldest first."""
     stubs = [p for p in psutil.Process(server.pid).children(recursive=True) if "stub" in p.name()]

@@ -27,9 +27,7 @@ from benchmarks.subject import Cores, subject
 TOKENS = 16
 MAIN = 4  # tasks of the load sweep
 AT = 0.7
-LONGER = (
-    3  # rounds at saturation: eight processes on a core answer a batch each once a second, all at about the same time
-)
+LONGER = 2  # rounds at saturation: eight processes on a core answer a batch each once a second, all at about one time
 OF_PER_TASK, OF_PARTITIONED = 0.5, 0.2
 FIGURES = ("mean_ms", "p50_ms", "p95_ms", "p99_ms")
 
