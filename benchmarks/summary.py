@@ -144,13 +144,19 @@ LINES = (
         "",
     ),
     Line(
-        "throughput of that, of fair queueing without batches",
+        "fairness score of two equal tasks, one of 8 tokens and one of 64, in seconds of service",
+        "fairness",
+        lambda results: f"{results.row('fairness', case='1:1, 8 and 64 tokens')['arms']['bfq']['score']:.2f}",
+        "0.99",
+    ),
+    Line(
+        "throughput at weights 3:1, 16 tokens, of that of fair queueing without batches",
         "fairness",
         _fair(lambda row: row["of_stfq"]["median"]),
         "2.5",
     ),
     Line(
-        "what batches bring the bare backbone",
+        "what batches bring the bare backbone there",
         "fairness",
         _fair(lambda row: row["gain"]["median"]),
         "",
