@@ -119,7 +119,11 @@ def per_task(
 
 
 def ask_all(server: Server, tasks: Sequence[Task], rows: Sequence[int] = ()) -> None:
-    """Every task answers a batch and a single text: what is allocated or compiled on first use is behind it."""
+    """Every task answers requests of so many rows: what is allocated or compiled on first use is behind it.
+
+    Args:
+        rows: of each request; a whole batch and a single text by default.
+    """
     with grpcclient.InferenceServerClient(server.grpc_url) as client:
         for task in tasks:
             for count in rows or (subject().max_batch, 1):

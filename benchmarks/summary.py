@@ -57,8 +57,12 @@ def _saturated(results: Results) -> str:
     return "; ".join(f"{row['rate_ratio']['per-task']['median']:.2f}" for row in rows)
 
 
-def _fair(figure: Callable[[Row], float]) -> Callable[[Results], str]:
-    return lambda results: f"{figure(results.row('fairness', case='3:1, 16 tokens')):.2f}"
+def _fair(figure: Callable[[Row], float], case: str = "3:1, 16 tokens") -> Callable[[Results], str]:
+    return lambda results: f"{figure(results.row('fairness', case=case)):.2f}"
+
+
+def _score(row: Row) -> float:
+    return float(row["arms"]["bfq"]["score"])
 
 
 def _isolated(results: Results) -> str:
@@ -134,7 +138,7 @@ LINES = (
     Line(
         "fairness score at weights 3:1, 16 tokens, both backlogged",
         "fairness",
-        _fair(lambda row: row["arms"]["bfq"]["score"]),
+        _fair(_score),
         "0.99",
     ),
     Line(
@@ -146,7 +150,7 @@ LINES = (
     Line(
         "fairness score of two equal tasks, one of 8 tokens and one of 64, in seconds of service",
         "fairness",
-        lambda results: f"{results.row('fairness', case='1:1, 8 and 64 tokens')['arms']['bfq']['score']:.2f}",
+        _fair(_score, "1:1, 8 and 64 tokens"),
         "0.99",
     ),
     Line(

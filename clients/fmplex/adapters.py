@@ -106,7 +106,6 @@ def _listed(value: Any) -> Any:
 
 # -- adapters from elsewhere
 
-
 # Of transformers' sequence classifiers, by model type: layers on the first token's vector, the activation between them.
 # POOLER stands for the backbone's own.
 POOLER = "(pooler)"

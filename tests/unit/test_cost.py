@@ -49,7 +49,7 @@ def coefficients(model: CostModel) -> Machine:
     return model.fixed, model.per_token, model.per_area, model.per_group
 
 
-def test_what_holds_passes_up_is_one_factor_for_all(rng: random.Random) -> None:
+def test_what_holds_passes_up_is_one_factor_for_all() -> None:
     model = CostModel()
     for number in range(400):  # the long passes alone are held up
         seen = PassShape(256, 64, 0) if number % 2 else PassShape(256, 8, 0)
