@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -225,8 +226,23 @@ def test_it_publishes_on_a_thread_of_its_own(service: Service, monkeypatch: pyte
     publisher.start()
     assert published.wait(20)
     publisher.stop()
-    assert publisher._metrics == {}
     assert families.metrics
+
+
+def test_nothing_of_tritons_outlives_the_publisher(service: Service) -> None:
+    families = Families()
+    gone: list[str] = []
+    publisher = Publisher(service, families)
+    publisher.publish()
+    told = [weakref.finalize(family, gone.append, name) for name, family in publisher._families.items()]
+    told += [weakref.finalize(metric, gone.append, "a metric") for metric in families.metrics.values()]
+    families.metrics.clear()
+    publisher.start()
+    publisher.stop()
+    metrics_gone = gone.count("a metric")
+    assert not any(each.alive for each in told)
+    assert set(gone[:metrics_gone]) == {"a metric"}  # Triton wants them gone before their families
+    assert set(gone[metrics_gone:]) == FAMILIES.keys()
 
 
 def test_a_round_that_fails_is_not_the_last(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
