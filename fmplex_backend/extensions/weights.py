@@ -5,18 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load
 
 from fmplex_backend.errors import TaskRefused
 
 
 def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a file, on the CPU, as they are stored; raises TaskRefused."""
+    """All tensors of a file, on the CPU, as they are stored; raises TaskRefused.
+
+    Copies, where safetensors' own way maps the file: were it cut short in place then (as `cp` does before it writes),
+    the next look at a weight would end the process with a bus error.
+    """
     if not file.is_file():
         raise TaskRefused(file, "(whole file)", "there is no such file", "Copy it into the version directory")
     try:
-        with safe_open(file, framework="pt") as stream:
-            tensors = {name: stream.get_tensor(name) for name in list(stream.keys())}
+        tensors = dict(sorted(load(file.read_bytes()).items()))
     except (SafetensorError, OSError) as error:
         raise TaskRefused(
             file,

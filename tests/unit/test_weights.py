@@ -30,6 +30,15 @@ def test_all_tensors_as_they_are_stored(tmp_path: Path) -> None:
         assert torch.equal(read[name], tensor)
 
 
+def test_what_was_read_stays_when_the_file_is_written_over(tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    save_file({"a": torch.ones(5000)}, file)
+    read = read_safetensors(file)["a"]
+    with file.open("r+b") as stream:  # in place; cut short, a mapped file would end this process
+        stream.write(bytes(file.stat().st_size))
+    assert torch.equal(read, torch.ones(5000))
+
+
 def test_missing(tmp_path: Path) -> None:
     assert refused(tmp_path / "none.safetensors").problem == "there is no such file"
     assert refused(tmp_path).problem == "there is no such file"
