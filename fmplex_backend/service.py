@@ -103,8 +103,10 @@ class Service:
 
     def start(self) -> None:
         """Load the tasks that are there, then serve."""
+        engine, *others = self._threads.values()
+        engine.start()  # takes each adapter as it is read: held until all are, they would be in memory twice
         self.loader.refresh()
-        for thread in self._threads.values():
+        for thread in others:
             thread.start()
 
     def stop(self, timeout: float = 20.0) -> None:

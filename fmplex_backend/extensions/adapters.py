@@ -35,15 +35,15 @@ CHANGES_BASE = (
 
 @dataclass(frozen=True, slots=True)
 class LoraWeights:
-    """One module's pair, the scale folded into B: y += x @ a @ b."""
+    """One module's pair, the scale folded into B: y += x @ a.T @ b. So lie the rows of both one behind the other."""
 
-    a: Tensor  # [in, r]
+    a: Tensor  # [r, in]
     b: Tensor  # [r, out]
 
     @property
     def rank(self) -> int:
         """The rank."""
-        return self.a.shape[1]
+        return self.a.shape[0]
 
 
 SAME_FUNCTION = {"use_dora", "velora_config"}  # of PEFT's variants of LoRA: one is supported, one is for training
@@ -55,7 +55,7 @@ RowTransform = Callable[[nn.Linear, Tensor, Tensor], Tensor]  # base, x [n, t, i
 class Adapter:
     """A checked adapter. `slot` and `bucket` are the bank's (see multi_lora), on the engine thread.
 
-    `lora` holds the weights until the bank has copied them into its stacks, which are then the only copy.
+    `lora` holds the weights until the bank has them, which is then the only one.
     """
 
     kind: str
@@ -143,7 +143,7 @@ class _Reader:
         alpha = alphas.get(get_pattern_key(list(alphas), _trained_path(name_a)), float(self.config.lora_alpha))
         scale = alpha / (math.sqrt(rank) if self.config.use_rslora else rank)
         return LoraWeights(
-            a=a.float().T.to(self.device, self.dtype).contiguous(),
+            a=a.to(self.device, self.dtype).contiguous(),
             b=(b.float().T * scale).to(self.device, self.dtype).contiguous(),
         )
 
@@ -151,7 +151,7 @@ class _Reader:
         linear, pair = self._linear(path), self._pair(path)
         name, magnitude = self.tensors[path, "lora_magnitude_vector"]
         expect_shape(self.weights, name, magnitude, (linear.out_features,), f"the backbone's {path}")
-        merged = linear.weight.detach().float() + (pair.a.float() @ pair.b.float()).T
+        merged = linear.weight.detach().float() + pair.b.float().T @ pair.a.float()
         ratio = (magnitude.to(merged) / merged.norm(dim=1)).to(self.dtype)  # [out]
         if not bool(torch.isfinite(ratio).all()):
             raise TaskRefused(
@@ -160,7 +160,7 @@ class _Reader:
 
         def transform(base: nn.Linear, x: Tensor, y: Tensor) -> Tensor:
             plain = y if base.bias is None else y - base.bias
-            turned: Tensor = ratio * (plain + x @ pair.a @ pair.b)
+            turned: Tensor = ratio * (plain + x @ pair.a.T @ pair.b)
             return turned if base.bias is None else turned + base.bias
 
         return transform

@@ -1,10 +1,11 @@
 """Many adapters in one pass over the backbone, picked row by row.
 
 Every Linear that any adapter targets is wrapped once. LoRA weights of similar rank (a bucket: the next power of two)
-lie stacked, slot 0 all zeros, so a pass gathers its rows' slots and adds x @ a[slots] @ b[slots] with two batched
+lie stacked, slot 0 all zeros, so a pass gathers its rows' slots and adds x @ a[slots].T @ b[slots] with two batched
 products per module, whatever the mix (Punica and S-LoRA do the same with kernels of their own). A CPU, which starts a
-product at no cost, multiplies slot by slot instead and gathers nothing. Rows are sorted so that each bucket, each slot
-in it, and each adapter that cannot be stacked, is one slice of the batch; rows with no adapter pay nothing.
+product at no cost, multiplies slot by slot instead: nothing is stacked, padded or gathered. Rows are sorted so that
+each bucket, each slot in it, and each adapter that cannot be stacked, is one slice of the batch; rows with no adapter
+pay nothing.
 
 Threads may run passes side by side, each over rows of its own; nothing is attached meanwhile.
 """
@@ -46,7 +47,7 @@ class _SoloPart:
 
 
 class _Stack:
-    """One module's LoRA weights of one bucket, by slot."""
+    """One module's LoRA weights of one bucket, by slot: for devices that take all rows in one product."""
 
     def __init__(self, linear: nn.Linear, rank: int, slots: int) -> None:
         self.targets: set[int] = set()
@@ -61,7 +62,7 @@ class _Stack:
 
     def put(self, slot: int, weights: LoraWeights) -> None:
         """Fill a slot; the rest of a smaller rank stays zero."""
-        self.a[slot, : weights.rank] = weights.a.T
+        self.a[slot, : weights.rank] = weights.a
         self.b[slot, : weights.rank] = weights.b
         self.targets.add(slot)
 
@@ -72,6 +73,39 @@ class _Stack:
             self.b[slot].zero_()
             self.targets.discard(slot)
 
+    def add(self, part: _LoraPart, x: Tensor, y: Tensor) -> None:
+        """x: [n, t, in], y: [n, t, out] of the part's rows; y changes."""
+        if any(slot in self.targets for slot, _, _ in part.runs):
+            low = torch.bmm(x, self.a[part.slots].mT)  # [n, t, r]
+            y.baddbmm_(low, self.b[part.slots])
+
+
+class _Pairs:
+    """The same for a CPU: every slot's weights as they are, multiplied with the slot's rows."""
+
+    def __init__(self) -> None:
+        self.of: dict[int, LoraWeights] = {}
+
+    def grow(self, slots: int) -> None:
+        """There is always room."""
+
+    def put(self, slot: int, weights: LoraWeights) -> None:
+        """Fill a slot."""
+        self.of[slot] = weights
+
+    def clear(self, slot: int) -> None:
+        """Empty a slot."""
+        self.of.pop(slot, None)
+
+    def add(self, part: _LoraPart, x: Tensor, y: Tensor) -> None:
+        """x: [n, t, in], y: [n, t, out] of the part's rows; y changes."""
+        for slot, start, end in part.runs:
+            if weights := self.of.get(slot):
+                flat = x[start - part.start : end - part.start].flatten(0, 1)  # [rows * t, in]
+                low = nn.functional.linear(flat, weights.a)  # [rows * t, r]
+                rows = y[start - part.start : end - part.start]
+                rows.view(-1, y.shape[-1]).addmm_(low, weights.b)  # never a copy
+
 
 class AdaptedLinear(nn.Module):
     """A shared Linear plus whatever the rows of the pass at hand bring along."""
@@ -80,7 +114,7 @@ class AdaptedLinear(nn.Module):
         super().__init__()
         self.base = base
         self.path = path
-        self.stacks: dict[int, _Stack] = {}
+        self.stacks: dict[int, _Stack | _Pairs] = {}  # by bucket
         object.__setattr__(self, "bank", bank)
 
     @property
@@ -102,20 +136,9 @@ class AdaptedLinear(nn.Module):
                 if transform := part.adapter.solo.get(self.path):
                     ours, theirs = self._rows(x, part.start, part.end), self._rows(y, part.start, part.end)
                     theirs.copy_(transform(self.base, ours, theirs))
-            elif (stack := self.stacks.get(part.bucket)) and any(slot in stack.targets for slot, _, _ in part.runs):
-                self._add(stack, part, x, y)
+            elif stack := self.stacks.get(part.bucket):
+                stack.add(part, self._rows(x, part.start, part.end), self._rows(y, part.start, part.end))
         return y
-
-    def _add(self, stack: _Stack, part: _LoraPart, x: Tensor, y: Tensor) -> None:
-        if x.device.type != "cpu":
-            low = torch.bmm(self._rows(x, part.start, part.end), stack.a[part.slots].mT)  # [n, t, r]
-            self._rows(y, part.start, part.end).baddbmm_(low, stack.b[part.slots])
-            return
-        for slot, start, end in part.runs:
-            if slot in stack.targets:
-                flat = self._rows(x, start, end).flatten(0, 1)  # [n * t, in]
-                low = nn.functional.linear(flat, stack.a[slot])  # [n * t, r]
-                self._rows(y, start, end).view(-1, y.shape[-1]).addmm_(low, stack.b[slot])  # never a copy
 
     def _rows(self, x: Tensor, start: int, end: int) -> Tensor:
         """Those rows of x as [n, t, width]: a view, so that what is written to it is written to x."""
@@ -136,11 +159,17 @@ class _Here(threading.local):
 
 
 class AdapterBank:
-    """The adapters of a backbone. Everything but the constructor and `applied` runs on the engine thread."""
+    """The adapters of a backbone. Everything but the constructor and `applied` runs on the engine thread.
 
-    def __init__(self, backbone: nn.Module, device: torch.device) -> None:
+    Args:
+        stacked: one product for the rows of all adapters of a bucket; else one for each adapter's. As suits the device
+            by default.
+    """
+
+    def __init__(self, backbone: nn.Module, device: torch.device, *, stacked: bool | None = None) -> None:
         self.backbone = backbone
         self.device = device
+        self.stacked = device.type != "cpu" if stacked is None else stacked
         self.here = _Here()
         self.attached = 0
         self._wrapped: dict[str, AdaptedLinear] = {}
@@ -148,7 +177,7 @@ class AdapterBank:
         self._slots: dict[int, int] = {}  # by bucket: how many there are
 
     def attach(self, adapter: Adapter) -> None:
-        """Give an adapter a slot and copy its weights there."""
+        """Give an adapter a slot and put its weights there."""
         for path in adapter.solo:
             self._wrap(path)
         if adapter.batched:
@@ -175,10 +204,10 @@ class AdapterBank:
             free.extend(reversed(range(have, grown)))
         return free.pop()
 
-    def _stack(self, path: str, bucket: int) -> _Stack:
+    def _stack(self, path: str, bucket: int) -> _Stack | _Pairs:
         linear = self._wrap(path)
         if bucket not in linear.stacks:
-            linear.stacks[bucket] = _Stack(linear.base, bucket, self._slots[bucket])
+            linear.stacks[bucket] = _Stack(linear.base, bucket, self._slots[bucket]) if self.stacked else _Pairs()
         return linear.stacks[bucket]
 
     def detach(self, adapter: Adapter) -> None:

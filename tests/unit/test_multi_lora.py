@@ -61,6 +61,12 @@ def reference(kind: str, directory: Path | None, ids: Tensor, *, merged: bool = 
     return states
 
 
+@pytest.fixture(autouse=True, params=[False, True], ids=["slot by slot", "stacked"])
+def _both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU, and as on a GPU."""
+    monkeypatch.setattr(Bench, "stacked", request.param)
+
+
 def ids_of(rows: int, tokens: int = 7, seed: int = 0) -> Tensor:
     return torch.randint(4, 60, (rows, tokens), generator=torch.Generator().manual_seed(seed))
 
@@ -68,10 +74,12 @@ def ids_of(rows: int, tokens: int = 7, seed: int = 0) -> Tensor:
 class Bench:
     """A backbone with a bank, and PEFT beside it."""
 
+    stacked = False
+
     def __init__(self, kind: str = "bert") -> None:
         self.kind = kind
         self.model = tiny_model(kind)
-        self.bank = AdapterBank(self.model, CPU)
+        self.bank = AdapterBank(self.model, CPU, stacked=self.stacked)
 
     def load(self, directory: Path) -> Adapter:
         return load_adapter(directory, self.model, torch.float32, CPU)
@@ -271,7 +279,8 @@ def test_an_adapter_that_cannot_be_attached_leaves_no_trace(paths: list[Path], m
     bench = Bench()
     first = bench.attach(paths[0])
     with monkeypatch.context() as patch:
-        patch.setattr("fmplex_backend.extensions.multi_lora._Stack.put", _no_memory)
+        for kind in ("_Stack", "_Pairs"):
+            patch.setattr(f"fmplex_backend.extensions.multi_lora.{kind}.put", _no_memory)
         with pytest.raises(MemoryError):
             bench.attach(paths[1])
     second = bench.attach(paths[1])
