@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -78,17 +78,19 @@ def write_task(
 def write_adapters(folder: Path, count: int, *, ranks: Sequence[int] = (8,), targets: Sequence[str] = ()) -> list[Path]:
     """PEFT directories with random LoRA weights, ranks taken in turn."""
     shape = AutoConfig.from_pretrained(model_directory())
+    models: dict[int, PeftModel] = {}  # by rank
     adapters = []
     for number in range(count):
         rank = ranks[number % len(ranks)]
-        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(targets or subject().targets))
-        with torch.device("meta"):  # names and shapes are all that is wanted of the model
-            model = get_peft_model(AutoModel.from_config(shape), config)
+        if rank not in models:
+            config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(targets or subject().targets))
+            with torch.device("meta"):  # names and shapes are all that is wanted of the model
+                models[rank] = get_peft_model(AutoModel.from_config(shape), config)
         target = folder / f"adapter{number}"
         target.mkdir(parents=True)
-        empty = get_peft_model_state_dict(model)
+        empty = get_peft_model_state_dict(models[rank])
         save_file({name: torch.randn(each.shape) / 50 for name, each in empty.items()}, target / WEIGHTS)
-        model.peft_config["default"].save_pretrained(str(target))
+        models[rank].peft_config["default"].save_pretrained(str(target))
         adapters.append(target)
     return adapters
 

@@ -1,77 +1,70 @@
 """What sharing costs: ten tasks through the server against the bare backbone on the same texts.
 
-Closed loop, 64 clients, batch size 32; the backbone's process on one core, Triton and the clients on the other. The
-bare loop runs on the backbone's core, the server idle meanwhile, in turn with the served arm.
+Ten LoRA tasks and ten of a head alone are on one server, and called in turn. Closed loop, 64 clients, batch size 32;
+the backbone's process on one core, Triton and the clients on the other. The bare loop runs on the backbone's core, the
+server idle meanwhile, in turn with the served arms.
 """
 
 from __future__ import annotations
 
 import statistics
-import tempfile
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from benchmarks.arms import Arm, Task, lora_tasks, shared
 from benchmarks.bare import Bare
-from benchmarks.load import Generator, closed
-from benchmarks.repositories import texts_of_length, write_adapters, write_backbone, write_task
-from benchmarks.serving import pin_apart, serving
+from benchmarks.compare import interleave
+from benchmarks.load import Generator, Outcome, closed
+from benchmarks.repositories import texts_of_length
+from benchmarks.subject import subject
 
 TASKS = 10
+TARGETS = {("lora", 64): 0.93, ("head", 64): 0.97, ("lora", 16): 0.82, ("head", 16): 0.87}
+SECONDS = {64: 4.0, 16: 2.0}
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    """A kind of tasks, a length and the ratio to reach."""
+def measure(arm: Arm, kinds: dict[str, list[str]], tokens: int, generator: Generator, rounds: int) -> list[Any]:
+    """Interleaved rounds of one length: a row a kind of tasks."""
+    texts, seconds = texts_of_length(tokens, 512), SECONDS[tokens]
 
-    kind: str
-    tokens: int
-    target: float
+    def served(names: list[str]) -> Any:
+        return lambda _: generator.run(closed(arm.url, names, texts, seconds=seconds))
+
+    with Bare(texts, 32, subject().apart.models[0]) as bare:
+        arms = {kind: served(names) for kind, names in kinds.items()}
+        seen = interleave(arms | {"bare": lambda _: bare.per_second(seconds)}, rounds)
+    limit = seen.pop("bare")
+    return [_row(kind, tokens, outcomes, limit) for kind, outcomes in seen.items()]
 
 
-POINTS = (Point("lora", 64, 0.93), Point("head", 64, 0.97), Point("lora", 16, 0.82), Point("head", 16, 0.87))
-
-
-def measure(point: Point, rounds: int, seconds: float) -> dict[str, Any]:
-    """Interleaved rounds of one point."""
-    texts = texts_of_length(point.tokens, 512)
-    with tempfile.TemporaryDirectory() as folder:
-        repository = Path(folder, "repository")
-        write_backbone(repository)
-        adapters = write_adapters(Path(folder), TASKS) if point.kind == "lora" else [None] * TASKS
-        names = [f"task{number}" for number in range(TASKS)]
-        for number, name in enumerate(names):
-            write_task(repository, name, number, adapter=adapters[number])
-        with serving(repository) as server, Bare(texts, 32, core=0) as bare, Generator(1) as generator:
-            pin_apart(server)
-            served, limit, batches = [], [], []
-            for _ in range(rounds):
-                outcome = generator.run(closed(server.grpc_url, names, texts, seconds=seconds))
-                if outcome.failures:
-                    raise RuntimeError(f"{outcome.failures} requests failed")
-                served.append(outcome.per_second)
-                batches.append(outcome.batch_items)
-                limit.append(bare.per_second(seconds))
-    ratios = [a / b for a, b in zip(served, limit, strict=True)]
+def _row(kind: str, tokens: int, outcomes: list[Outcome], limit: list[float]) -> dict[str, Any]:
+    if failures := sum(each.failures for each in outcomes):
+        raise RuntimeError(f"{failures} requests failed")
+    rates = [each.per_second for each in outcomes]
+    ratios = [a / b for a, b in zip(rates, limit, strict=True)]
     return {
-        "kind": point.kind,
-        "tokens": point.tokens,
-        "target": point.target,
+        "kind": kind,
+        "tokens": tokens,
+        "target": TARGETS[kind, tokens],
         "ratio": statistics.median(ratios),
         "ratio_min": min(ratios),
         "ratio_max": max(ratios),
-        "served_per_s": statistics.median(served),
+        "served_per_s": statistics.median(rates),
         "bare_per_s": statistics.median(limit),
-        "batch_items": statistics.mean(batches),
-        "rounds": rounds,
+        "batch_items": statistics.mean(each.batch_items for each in outcomes),
+        "rounds": len(limit),
     }
 
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
-    """All points."""
-    if quick:
-        return [measure(point, rounds=2, seconds=2) for point in POINTS[2:3]]
-    return [measure(point, rounds=5, seconds=4 if point.tokens > 16 else 2) for point in POINTS]
+    """Both kinds at each length."""
+    with lora_tasks(TASKS) as adapted:
+        plain = [Task(f"plain{number}") for number in range(TASKS)]
+        kinds = {"lora": [task.name for task in adapted], "head": [task.name for task in plain]}
+        with shared([*adapted, *plain]) as arm, Generator(subject().apart.generator) as generator:
+            rows = []
+            for tokens in (16,) if quick else SECONDS:
+                rows += measure(arm, kinds, tokens, generator, 2 if quick else 5)
+    return rows
 
 
 def show(rows: list[dict[str, Any]]) -> None:

@@ -56,15 +56,15 @@ class Sender:
 
     def __init__(self, plan: Plan, call: Callable[[bytes], Any]) -> None:
         self.plan, self.call = plan, call
-        self.start = time.perf_counter() + 0.05
-        self.begin = self.start + plan.warmup
-        self.end = self.begin + plan.seconds
-        self.record = Record(self.begin, self.end)
         self._messages: dict[tuple[str, str], bytes] = {}
         self._running: set[asyncio.Task[None]] = set()
         for stream in plan.streams:  # none is built while the clock runs
             for number in range(min(len(stream.texts) * len(stream.tasks), 4096)):
                 self._message(stream, number)
+        self.start = time.perf_counter() + 0.05
+        self.begin = self.start + plan.warmup
+        self.end = self.begin + plan.seconds
+        self.record = Record(self.begin, self.end)
 
     async def run(self) -> None:
         """All streams until the end, then whatever is still on its way."""

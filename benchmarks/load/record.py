@@ -111,7 +111,8 @@ def percentile_ms(seconds: Iterable[float], percentile: float) -> float:
 
 def _tally(records: Iterable[TaskRecord], seconds: float) -> dict[str, Any]:
     records = list(records)
-    histogram = _histogram(each for record in records for each in record.seconds)
+    seconds_each = [each for record in records for each in record.seconds]
+    histogram = _histogram(seconds_each)
     good, offered = sum(record.good for record in records), sum(record.offered for record in records)
     answered = sum(record.answered for record in records)
 
@@ -124,7 +125,7 @@ def _tally(records: Iterable[TaskRecord], seconds: float) -> dict[str, Any]:
         "failures": offered - good,
         "within_slo": sum(record.within_slo for record in records),
         "per_second": answered / seconds,
-        "mean_ms": late(histogram.get_mean_value() / 1e3 if good else 0.0),
+        "mean_ms": late(1e3 * statistics.fmean(seconds_each) if good else 0.0),  # the histogram's takes 40 ms
         "p50_ms": late(histogram.get_value_at_percentile(50) / 1e3),
         "p95_ms": late(histogram.get_value_at_percentile(95) / 1e3),
         "p99_ms": late(histogram.get_value_at_percentile(99) / 1e3),
