@@ -60,7 +60,7 @@ KINDS = (
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
     """A row a kind."""
     texts = texts_of_length(TOKENS, 256)
-    seconds = 3.0 if quick else 12.0
+    seconds = 3.0 if quick else 10.0
     rows = []
     with Generator(subject().apart.generator) as generator:
         for kind in KINDS:

@@ -31,7 +31,7 @@ from benchmarks.serving import service_seconds
 from benchmarks.subject import subject
 
 CLIENTS = 64
-ACCOUNT_S = 4.0  # that the backbone's account is looked at
+ACCOUNT_S = 4.0  # that the backbone's account is looked at; more than a round
 WEIGHTS = (1, 1, 1, 1, 1, 1, 1, 1, 2, 3, 4, 8)
 SCORE, OF_FIFO = 0.99, 0.97
 OF_STFQ = {16: 2.5, 8: 4.0}
@@ -55,6 +55,7 @@ class Case:
     arms: tuple[str, ...] = ("bfq", "fifo")
     quick: bool = True  # part of a quick run
     clients: int = CLIENTS  # of each backlogged task: few enough that all are answered once in the warm-up
+    longer: float = 1.0  # rounds: where a batch, which a round may hold one more of, is much of a task's part
 
     def tasks(self) -> list[str]:
         """Their names, each weight's tasks in turn."""
@@ -68,9 +69,9 @@ CASES = (
     Case("3:1, 8 tokens", (Member(3, 8), Member(1, 8)), ALL, quick=False),
     Case("8:4:2:1, 16 tokens", (Member(8), Member(4), Member(2), Member(1)), quick=False),
     Case("eight tasks, 16 tokens", (Member(),) * 8, quick=False, clients=16),
-    Case("1:1, 8 and 64 tokens", (Member(1, 8), Member(1, 64))),
-    Case("3:1, 64 and 16 tokens", (Member(3, 64), Member(1, 16)), quick=False),
-    Case("3:1:1, the 3 at 20% load", (Member(3, 16, 0.2), Member(), Member()), quick=False),
+    Case("1:1, 8 and 64 tokens", (Member(1, 8), Member(1, 64)), longer=2.0),
+    Case("3:1, 64 and 16 tokens", (Member(3, 64), Member(1, 16)), quick=False, longer=2.0),
+    Case("3:1:1, the 3 at 20% load", (Member(3, 16, 0.2), Member(), Member()), quick=False, longer=2.0),
     Case("3:1, each at 80% load", (Member(3, 16, 0.8), Member(1, 16, 0.8)), quick=False),
 )
 
@@ -115,7 +116,7 @@ class Bench:
     def measure(self, case: Case, arm: Arm, number: int) -> Round:
         """One round of one arm."""
         streams = [self._stream(case, name, member, number) for name, member in self._named(case)]
-        plan = Plan(arm.url, streams, self.seconds, self.warmup)
+        plan = Plan(arm.url, streams, self.seconds * case.longer, self.warmup)
         outcome = self.generator.run(plan)
         return Round(outcome, self._got(case, outcome), self._demands(case, outcome))
 
@@ -144,7 +145,7 @@ class Bench:
         if member.load is None:
             return Stream([name], texts, case.clients)
         seed = 1000 * number + int(name.removeprefix("task"))
-        return Stream([name], texts, times=poisson(self._rate(member), self.seconds + self.warmup + 2, seed))
+        return Stream([name], texts, times=poisson(self._rate(member), self.warmup + ACCOUNT_S + 2, seed))
 
     def _rate(self, member: Member) -> float:
         return (member.load or 0.0) / self.costs[member.tokens]
@@ -156,8 +157,9 @@ class Bench:
         ]
 
     def _demands(self, case: Case, outcome: Outcome) -> list[float]:
+        seconds = self.seconds * case.longer
         return [
-            math.inf if member.load is None else outcome.tasks[name].offered / self.seconds * self.costs[member.tokens]
+            math.inf if member.load is None else outcome.tasks[name].offered / seconds * self.costs[member.tokens]
             for name, member in self._named(case)
         ]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,8 @@ LENGTHS = (8, 16, 32, 64, 128)
 SHRINK, PLAIN, LOAD = 32, 16, 0.7  # PLAIN: tokens where the trace does not say
 
 
-def run(*, quick: bool = False, data: Path | None = None) -> list[dict[str, Any]]:
-    """The traces and Poisson, each on all arms in turn; nothing without data."""
-    if data is None:
-        return []
+def run(*, quick: bool = False, data: Path) -> list[dict[str, Any]]:
+    """The traces and Poisson, each on all arms in turn."""
     rounds, seconds = (2, 4.0) if quick else (5, 8.0)
     texts = {tokens: texts_of_length(tokens, 128) for tokens in LENGTHS}
     traces = {name: read_trace(data / file) for name, file in FILES.items()}
@@ -94,8 +93,6 @@ def _row(kind: str, capacity: float, seen: dict[str, list[Outcome]]) -> dict[str
 
 def show(rows: list[dict[str, Any]]) -> None:
     """A line each."""
-    if not rows:
-        print("left out: no --data")
     for row in rows:
         parts = [f"{name} {text(mean, '.0f')}/{row['p99_ms'][name]:.0f}" for name, mean in row["mean_ms"].items()]
         ratios = ", ".join(f"{text(value, '.2f')} of {name}'s" for name, value in row["mean_ratio"].items())
@@ -118,4 +115,4 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    show(run())
+    show(run(data=Path(sys.argv[1])))

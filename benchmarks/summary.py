@@ -71,7 +71,7 @@ def _isolated(results: Results) -> str:
 
 
 def _memory(results: Results) -> str:
-    return "; ".join(f"{results.row('memory', kind=kind)['ratio']:.2f}" for kind in ("lora", "head"))
+    return "; ".join(f"{results.row('memory', kind=kind)['ratio']['median']:.2f}" for kind in ("lora", "head"))
 
 
 def _thousand(kind: str) -> Callable[[Results], str]:

@@ -331,7 +331,32 @@ def until(condition: Callable[[], bool]) -> None:
     raise AssertionError("it never came")
 
 
-# -- the end
+# -- the beginning and the end
+
+
+def test_what_is_read_at_the_start_is_attached_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adapters would be in memory twice if they were kept until the last one is read."""
+    for number in range(3):
+        write_task(tmp_path, f"task{number}", number)
+    rig = ServiceRig(tmp_path)
+    runtime = rig.service.runtime
+    load, attach, attached = runtime.load, runtime.attach, threading.Semaphore(1)
+
+    def load_after_the_former(version: Path) -> Any:
+        assert attached.acquire(timeout=20)
+        return load(version)
+
+    def attach_and_tell(extensions: Any) -> None:
+        attach(extensions)
+        attached.release()
+
+    monkeypatch.setattr(runtime, "load", load_after_the_former)
+    monkeypatch.setattr(runtime, "attach", attach_and_tell)
+    rig.service.start()
+    for number in range(3):
+        rig.ask(number)
+    rig.stop()
+    assert rig.codes() == [""] * 3
 
 
 def test_stopping_answers_what_waits(tmp_path: Path, gate: Gate) -> None:
