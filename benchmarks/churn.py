@@ -89,7 +89,7 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
                 return generator.run(Plan(server.grpc_url, [Stream(names, texts, times=times)], seconds))
 
             def quiet(number: int) -> Outcome:
-                return load(number, seconds / 2)
+                return load(number, seconds / 3)
 
             def changing(number: int) -> Outcome:
                 nonlocal steps

@@ -20,7 +20,7 @@ SHORT, LONG = 8, 256
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
     """One point: a task for the short texts, one for the long."""
-    rounds, seconds = (1, 2.5) if quick else (5, 2.5)
+    rounds, seconds = (1, 3.0) if quick else (5, 3.0)
     short, long = texts_of_length(SHORT, 256), texts_of_length(LONG, 256)
     mixed = [text for pair in zip(short, long, strict=True) for text in pair]
     with tempfile.TemporaryDirectory() as folder:

@@ -48,9 +48,8 @@ def model_process(server: Server, model: str) -> psutil.Process:
 
 
 def backend_processes(server: Server) -> list[psutil.Process]:
-    """Every stub, oldest first."""
-    stubs = [p for p in psutil.Process(server.pid).children(recursive=True) if "stub" in p.name()]
-    return sorted(stubs, key=lambda process: float(process.create_time()))
+    """Every stub."""
+    return [p for p in psutil.Process(server.pid).children(recursive=True) if "stub" in p.name()]
 
 
 def pin(process: psutil.Process, *cores: int) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,30 +87,36 @@ def saturate(generator: Generator, arm: Arm, tasks: list[Task], texts: list[str]
     return generator.run(Plan(arm.url, [Stream([task.name], texts, 32) for task in tasks], seconds))
 
 
-def chosen(
-    layout: Layout, tasks: list[Task], texts: list[str], generator: Generator, seconds: float, *, quick: bool
-) -> dict[str, Any]:
-    """The number of threads that serves most. Partitioned processes have a core."""
-    best: dict[str, Any] = {"partitioned": {"threads": 1}}
-    count = len(layout.cores.models)
+def options(layout: Layout, kind: str, *, quick: bool) -> tuple[int, ...]:
+    """The numbers of threads that are tried. Partitioned processes have a core."""
+    cores = len(layout.cores.models)
+    if kind == "partitioned" or cores == 1:
+        return (1,)
     if quick:
-        return best | {"shared": {"threads": count}, "per-task": {"threads": 1}}
-    threads = (1,) if count == 1 else (1, count)
-    for kind in ("shared", "per-task"):
-        options = [{"threads": n} for n in threads]
-        rates = []
-        for option in options if len(options) > 1 else []:
-            with _arm(kind, tasks, layout.cores, option) as arm:
-                rates.append(saturate(generator, arm, tasks, texts, seconds).per_second)
-        best[kind] = options[rates.index(max(rates))] if rates else options[0]
-        best[f"{kind}_swept"] = [option | {"per_second": rate} for option, rate in zip(options, rates, strict=False)]
-    return best
+        return (cores,) if kind == "shared" else (1,)
+    return (1, cores)
 
 
-def _arm(kind: str, tasks: list[Task], cores: Cores, option: dict[str, int]) -> contextlib.AbstractContextManager[Arm]:
+def started(
+    stack: contextlib.ExitStack, kind: str, tasks: list[Task], layout: Layout, rate: Callable[[Arm], float], quick: bool
+) -> tuple[Arm, dict[str, Any]]:
+    """The arm with the number of threads that serves most (those with others are stopped), and what was chosen."""
+    tried: dict[int, tuple[Arm, contextlib.ExitStack]] = {}
+    wanted = options(layout, kind, quick=quick)
+    for threads in wanted:
+        own = stack.enter_context(contextlib.ExitStack())
+        tried[threads] = own.enter_context(_arm(kind, tasks, layout.cores, threads)), own
+    rates = {threads: rate(arm) for threads, (arm, _) in tried.items()} if len(wanted) > 1 else {}
+    best = max(rates, key=lambda threads: rates[threads], default=wanted[0])
+    for threads in tried.keys() - {best}:
+        tried[threads][1].close()
+    return tried[best][0], {"threads": best, "swept": rates}
+
+
+def _arm(kind: str, tasks: list[Task], cores: Cores, threads: int) -> contextlib.AbstractContextManager[Arm]:
     if kind == "shared":
-        return shared(tasks, cores=cores, threads=option["threads"])
-    return per_task(tasks, cores=cores, partitioned=kind == "partitioned", threads=option["threads"])
+        return shared(tasks, cores=cores, threads=threads)
+    return per_task(tasks, cores=cores, partitioned=kind == "partitioned", threads=threads)
 
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
@@ -120,17 +127,21 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
     with lora_tasks(MAIN if quick else 8) as every:
         for layout in LAYOUTS:
             core = layout.cores.generator if layout.name == "apart" else None
-            with Generator(core) as generator:
-                best = chosen(layout, every[:MAIN], texts, generator, seconds, quick=quick)
-                counts = (MAIN,) if quick else layout.counts
-                with contextlib.ExitStack() as stack:
-                    arms = {
-                        kind: stack.enter_context(_arm(kind, every[: max(counts)], layout.cores, best[kind]))
-                        for kind in layout.arms
-                    }
-                    for count in counts:
-                        bench = Bench(layout, every[:count], texts, generator, arms, seconds, warmup)
-                        rows += _rows(bench, rounds, quick, best)
+            counts = (MAIN,) if quick else layout.counts
+            tasks = every[: max(counts)]
+            with contextlib.ExitStack() as stack:
+                generator = stack.enter_context(Generator(core))
+
+                def rate(arm: Arm, generator: Generator = generator) -> float:
+                    return saturate(generator, arm, every[:MAIN], texts, seconds).per_second
+
+                arms: dict[str, Arm] = {}
+                best: dict[str, Any] = {}
+                for kind in layout.arms[:2] if quick else layout.arms:
+                    arms[kind], best[kind] = started(stack, kind, tasks, layout, rate, quick)
+                for count in counts:
+                    bench = Bench(layout, every[:count], texts, generator, arms, seconds, warmup)
+                    rows += _rows(bench, rounds, quick, best)
     return rows
 
 
@@ -187,8 +198,8 @@ def show(rows: list[dict[str, Any]]) -> None:
         where = f"{row['layout']}, {row['tasks']} tasks"
         if row["layout"] not in said:
             said.add(row["layout"])
-            picks = {name: row["chosen"][name] for name in row["arms"]}
-            print(f"{row['layout']}: {row['cores']}; chosen by the sweep: {picks}")
+            picks = ", ".join(f"{name} {row['chosen'][name]['threads']}" for name in row["arms"])
+            print(f"{row['layout']}: {row['cores']}; threads chosen by the sweep: {picks}")
         if row["load"] == "saturated":
             rates = ", ".join(f"{name} {arm['per_second']['median']:.0f}" for name, arm in row["arms"].items())
             won = ", ".join(
@@ -214,7 +225,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
     def panels(every: Any) -> None:
         for axes, layout in zip(every, LAYOUTS, strict=True):
             own = [r for r in rows if (r["layout"], r["tasks"]) == (layout.name, MAIN) and r["load"] != "saturated"]
-            for name in layout.arms:
+            for name in own[0]["arms"]:
                 means = [row["arms"][name]["mean_ms"] for row in own]
                 colour = COLOURS["bfq" if name == "shared" else name]
                 axes.plot([row["load"] for row in own], means, "o-", color=colour, label=name)
