@@ -1,6 +1,6 @@
 """Isolation: what a victim feels of an aggressor on the same backbone. Equal weights; the victim sends half its share.
 
-* rate: 64 tokens, the aggressor at 0 to 20 times its share (half the capacity), Poisson; its queue holds 128.
+* rate: 64 tokens, the aggressor at 0 to 20 times its share (half the capacity), Poisson; its queue holds 64.
 * length: a victim of 16 tokens, the aggressor backlogged with texts of 16 to 512 tokens.
 * adapter: both 16 tokens, the aggressor backlogged with LoRA of rank 64 on every linear layer.
 * slo: as length with 16 tokens, and the victim asks for an SLO of one and a half full batches.
@@ -30,7 +30,7 @@ from benchmarks.repositories import texts_of_length, write_adapters
 from benchmarks.subject import subject
 
 CLIENTS = 64
-QUEUE = 128
+QUEUE = 64
 SLO_BATCHES = 1.5
 ALL = ("bfq", "fifo", "per-task")
 
@@ -107,8 +107,9 @@ class Bench:
         return outcome.tasks["victim"]
 
     def _warmup(self, point: Point) -> float:
-        """Until answers come at the pace they then keep: some batches."""
-        return max(self.warmup, 2 * self.full[point.aggressor, point.tokens])
+        """Until answers come at the pace they then keep: some batches, more where an open loop has to fill a queue."""
+        batches = 2 if point.times is None else 4
+        return max(self.warmup, batches * self.full[point.aggressor, point.tokens])
 
     def _length(self, point: Point) -> float:
         return self._warmup(point) + self.seconds * point.longer
