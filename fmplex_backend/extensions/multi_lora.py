@@ -50,7 +50,7 @@ class _Stack:
     """One module's LoRA weights of one bucket, by slot: for devices that take all rows in one product."""
 
     def __init__(self, linear: nn.Linear, rank: int, slots: int) -> None:
-        self.targets: set[int] = set()
+        self.filled: set[int] = set()
         self.a = linear.weight.new_zeros(slots, rank, linear.in_features)  # [slots, r, in]
         self.b = linear.weight.new_zeros(slots, rank, linear.out_features)  # [slots, r, out]
 
@@ -64,43 +64,42 @@ class _Stack:
         """Fill a slot; the rest of a smaller rank stays zero."""
         self.a[slot, : weights.rank] = weights.a
         self.b[slot, : weights.rank] = weights.b
-        self.targets.add(slot)
+        self.filled.add(slot)
 
     def clear(self, slot: int) -> None:
         """Zero a slot."""
-        if slot in self.targets:
+        if slot in self.filled:
             self.a[slot].zero_()
             self.b[slot].zero_()
-            self.targets.discard(slot)
+            self.filled.discard(slot)
 
     def add(self, part: _LoraPart, x: Tensor, y: Tensor) -> None:
         """x: [n, t, in], y: [n, t, out] of the part's rows; y changes."""
-        if any(slot in self.targets for slot, _, _ in part.runs):
-            low = torch.bmm(x, self.a[part.slots].mT)  # [n, t, r]
-            y.baddbmm_(low, self.b[part.slots])
+        low = torch.bmm(x, self.a[part.slots].mT)  # [n, t, r]
+        y.baddbmm_(low, self.b[part.slots])
 
 
 class _Pairs:
     """The same for a CPU: every slot's weights as they are, multiplied with the slot's rows."""
 
     def __init__(self) -> None:
-        self.of: dict[int, LoraWeights] = {}
+        self.filled: dict[int, LoraWeights] = {}
 
     def grow(self, slots: int) -> None:
         """There is always room."""
 
     def put(self, slot: int, weights: LoraWeights) -> None:
         """Fill a slot."""
-        self.of[slot] = weights
+        self.filled[slot] = weights
 
     def clear(self, slot: int) -> None:
         """Empty a slot."""
-        self.of.pop(slot, None)
+        self.filled.pop(slot, None)
 
     def add(self, part: _LoraPart, x: Tensor, y: Tensor) -> None:
         """x: [n, t, in], y: [n, t, out] of the part's rows; y changes."""
         for slot, start, end in part.runs:
-            if weights := self.of.get(slot):
+            if weights := self.filled.get(slot):
                 flat = x[start - part.start : end - part.start].flatten(0, 1)  # [rows * t, in]
                 low = nn.functional.linear(flat, weights.a)  # [rows * t, r]
                 rows = y[start - part.start : end - part.start]
@@ -136,7 +135,7 @@ class AdaptedLinear(nn.Module):
                 if transform := part.adapter.solo.get(self.path):
                     ours, theirs = self._rows(x, part.start, part.end), self._rows(y, part.start, part.end)
                     theirs.copy_(transform(self.base, ours, theirs))
-            elif stack := self.stacks.get(part.bucket):
+            elif (stack := self.stacks.get(part.bucket)) and any(slot in stack.filled for slot, _, _ in part.runs):
                 stack.add(part, self._rows(x, part.start, part.end), self._rows(y, part.start, part.end))
         return y
 

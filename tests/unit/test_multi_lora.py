@@ -349,3 +349,16 @@ def test_an_adapter_that_was_refused_leaves_the_bank_alone(tmp_path: Path) -> No
     with pytest.raises(TaskRefused):
         bench.attach(tmp_path)
     assert bench.bank.attached == 0
+
+
+def test_a_module_whose_rows_cannot_be_told_apart_is_no_matter_to_who_leaves_it_alone(tmp_path: Path) -> None:
+    bench = Bench()
+    here = save_adapter(tmp_path / "here", lora(4, ["query"]))
+    there = save_adapter(tmp_path / "there", lora(4, ["value"]), seed=1)
+    odd, plain = bench.attach(here), bench.attach(there)
+    query = bench.model.get_submodule("encoder.layer.0.attention.self.query")
+    base = query.forward
+    query.forward = lambda x: base(x.reshape(1, -1, x.shape[-1])).view(*x.shape[:2], -1)
+    with pytest.raises(RuntimeError, match="cannot be told apart by row"):
+        bench.run([odd, plain], ids_of(2))
+    bench.check([(plain, there), (None, None)])
