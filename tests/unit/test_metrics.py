@@ -226,6 +226,7 @@ def test_it_publishes_on_a_thread_of_its_own(service: Service, monkeypatch: pyte
     publisher.start()
     assert published.wait(20)
     publisher.stop()
+    assert publisher._metrics == {}
     assert families.metrics
 
 
