@@ -18,7 +18,7 @@ PIP := $(PY) -m pip install -qq --disable-pip-version-check
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint bench bench-gpu bench-gpu-pack clean
+.PHONY: help setup demo test test-all lint bench bench-gpu bench-gpu-pack bench-gpu-passes test-gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -42,21 +42,31 @@ lint: setup ## ruff and mypy
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 
+# Two processes, which take whole files (tests/conftest.py), those with servers first.
+PYTEST := $(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+
 test: lint ## lint, then every test that is not slow
-	@$(PY) -m pytest -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 test-all: lint ## lint, then every test
-	@$(PY) -m pytest
+	@$(PYTEST)
 
-bench: setup ## run the benchmarks; QUICK=1 for a look, ONLY=throughput for one
-	@$(PY) -m benchmarks $(ONLY) $(if $(QUICK),--quick)
+bench: setup ## run the benchmarks; QUICK=1 for a look, ONLY=throughput for one, DTYPE=bfloat16
+	@$(PY) -m benchmarks $(ONLY) $(if $(QUICK),--quick) $(if $(DTYPE),--dtype $(DTYPE))
 
 bench-gpu-pack: setup ## pack what bench-gpu needs into one archive, for Python GPU_VERSION
-	@$(PY) -m benchmarks.gpu_pack $(GPU_PACK) --python $(GPU_VERSION)
+	@$(PY) -m benchmarks.gpu.pack $(GPU_PACK) --python $(GPU_VERSION)
 
 bench-gpu: ## the benchmarks that a GPU changes, out of that archive; ONLY=, QUICK=1, SHAPE=bert-large
-	@$(GPU_PYTHON) benchmarks/gpu_start.py $(GPU_PACK) $(ONLY) $(if $(QUICK),--quick) $(if $(SHAPE),--shape $(SHAPE)) \
+	@$(GPU_PYTHON) benchmarks/gpu/start.py $(GPU_PACK) run $(ONLY) $(if $(QUICK),--quick) $(if $(SHAPE),--shape $(SHAPE)) \
 		$(if $(CPU),--cpu)
+
+bench-gpu-passes: ## passes on the GPU without a server, out of that archive; QUICK=1, SHAPE=bert-large
+	@$(GPU_PYTHON) benchmarks/gpu/start.py $(GPU_PACK) passes $(if $(QUICK),--quick) $(if $(SHAPE),--shape $(SHAPE)) \
+		$(if $(CPU),--cpu)
+
+test-gpu: ## the tests that need a GPU, out of that archive
+	@$(GPU_PYTHON) benchmarks/gpu/start.py $(GPU_PACK) tests -p no:cacheprovider -W ignore tests/gpu
 
 clean: ## remove .venv and every cache
 	@rm -rf $(VENV) .build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,5 @@
+"""Measurements of FMplex: `python -m benchmarks`."""
+
+import warnings
+
+warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by deprecated names

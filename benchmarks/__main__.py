@@ -1,6 +1,6 @@
-"""Runs the experiments and keeps what they measured: `python -m benchmarks [NAME ...] [--quick]`.
+"""Runs the experiments and keeps what they measured: `python -m benchmarks [NAME ...] [--quick] [--dtype bfloat16]`.
 
-Each experiment is a module here with `run(quick=...)` -> rows of figures and `show(rows)`.
+Each experiment is a module of `experiments` with `run(quick=...)` -> rows of figures and `show(rows)`.
 """
 
 from __future__ import annotations
@@ -10,24 +10,30 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
-import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from transformers.utils import logging
 
+from benchmarks.harness.subject import subject_in
+
 EXPERIMENTS = (
     "scheduling",
     "throughput",
+    "groups",
+    "dtypes",
     "mixture",
     "memory",
     "changes",
     "witness",
     "fairness",
     "isolation",
+    "efficiency",
+    "hostile",
     "sharing",
     "adapters",
     "deadlines",
@@ -38,20 +44,23 @@ EXPERIMENTS = (
     "replay",
 )
 RESULTS = Path("benchmarks/results")
+MAIN_DTYPE = "float32"  # results in another lie in a folder of its name
 
 
 def machine() -> dict[str, Any]:
-    """Where and with what it was measured."""
-    versions = {
-        name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy", "nvidia-pytriton")
-    }
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    """The machine, the versions of the libraries, the commit and the day."""
+    installed = {each.name: each.version for each in importlib.metadata.distributions()}
+    versions = {name: installed.get(name, "") for name in ("torch", "transformers", "numpy", "nvidia-pytriton")}
+    commit = ""
+    if shutil.which("git"):
+        line = ["git", "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(line, capture_output=True, text=True, check=False).stdout.strip()
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
         "cpu": names[0].split(":", 1)[1].strip() if names else platform.processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "commit": commit.stdout.strip(),
+        "commit": commit,
         "day": time.strftime("%Y-%m-%d"),
         **versions,
     }
@@ -61,13 +70,13 @@ def main(
     names: Annotated[
         list[str] | None, typer.Argument(help=f"Some of {', '.join(EXPERIMENTS)}; all by default.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds: a look, not a figure to quote.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds: a look, no figure to quote.")] = False,
     data: Annotated[
         Path | None, typer.Option("--data", help="A folder with the Azure traces; without, replay is left out.")
     ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the backbone, the baselines' too.")] = MAIN_DTYPE,
 ) -> None:
     """Measure, print a line per figure, write benchmarks/results/NAME.json."""
-    warnings.simplefilter("ignore", FutureWarning)  # transformers' own, at import
     logging.disable_progress_bar()
     unknown = set(names or ()) - set(EXPERIMENTS)
     if unknown:
@@ -76,21 +85,29 @@ def main(
         )
     if data is None and "replay" in (names or ()):
         raise typer.BadParameter("replay needs --data, a folder with the Azure traces")
-    RESULTS.mkdir(exist_ok=True)
-    for name in names or EXPERIMENTS:
-        if name == "replay" and data is None:
-            print("== replay: left out, no --data", flush=True)
-            continue
-        module = importlib.import_module(f"benchmarks.{name}")
-        print(f"== {name}: {(module.__doc__ or '').splitlines()[0]}", flush=True)
-        start = time.monotonic()
-        rows = module.run(quick=quick, data=data) if name == "replay" else module.run(quick=quick)
-        document = {"experiment": name, "quick": quick, "machine": machine(), "rows": rows}
-        (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        module.show(rows)
-        if hasattr(module, "draw"):
-            module.draw(rows)
-        print(f"   ({time.monotonic() - start:.0f} s)", flush=True)
+    results = RESULTS if dtype == MAIN_DTYPE else RESULTS / dtype
+    results.mkdir(parents=True, exist_ok=True)
+    with subject_in(dtype):
+        for name in names or EXPERIMENTS:
+            if name == "replay" and data is None:
+                print("== replay: left out, no --data", flush=True)
+                continue
+            _run(name, results, data, quick=quick)
+
+
+def _run(name: str, results: Path, data: Path | None, *, quick: bool) -> None:
+    module = importlib.import_module(f"benchmarks.experiments.{name}")
+    print(f"== {name}: {(module.__doc__ or '').splitlines()[0]}", flush=True)
+    start = time.monotonic()
+    rows = module.run(quick=quick, data=data) if name == "replay" else module.run(quick=quick)
+    document = {"experiment": name, "quick": quick, "machine": machine(), "rows": rows}
+    if results != RESULTS:
+        document["dtype"] = results.name
+    (results / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    module.show(rows)
+    if hasattr(module, "draw") and results == RESULTS:
+        module.draw(rows)
+    print(f"   ({time.monotonic() - start:.0f} s)", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""Which weights a directory holds, in one short string, without reading all of them."""
+"""A short digest that tells a model's weights from others, without reading all of them."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import struct
 from pathlib import Path
 
+from fmplex_backend.safetensors_header import parse_header
+
+MAX_HEADER = 100 << 20  # bytes; the format's own bound
 SAMPLE_BYTES = 256  # of the front of each tensor: enough to tell two trainings of one shape apart
 
 
@@ -17,15 +18,12 @@ def fingerprint(directory: Path) -> str | None:
     """
     tensors: dict[str, bytes] = {}
     for file in sorted(directory.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
+        with file.open("rb") as stream:  # the operator's: no task names it
+            length, header = parse_header(stream, MAX_HEADER)
             for name, tensor in header.items():
-                start, end = tensor["data_offsets"]
-                stream.seek(8 + length + start)
-                front = stream.read(min(SAMPLE_BYTES, end - start))
-                tensors[name] = f"{tensor['dtype']}{tensor['shape']}".encode() + front
+                stream.seek(length + tensor.start)
+                front = stream.read(min(SAMPLE_BYTES, tensor.end - tensor.start))
+                tensors[name] = f"{tensor.dtype}{list(tensor.shape)}".encode() + front
     if not tensors:
         return None
     digest = hashlib.sha256()

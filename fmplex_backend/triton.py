@@ -10,6 +10,7 @@ import gc
 import json
 import logging
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +18,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from fmplex_backend.config import load_backbone_config
+from fmplex_backend.error_status import STATUS_IN_ERRORS, with_status
 from fmplex_backend.errors import BackboneRefused, ExecutionFailed, FmplexError, InvalidRequest
-from fmplex_backend.interface import FAMILY_INPUTS, FAMILY_OUTPUTS, USAGE_DIMS, tag_name, tag_of
-from fmplex_backend.metrics import Publisher
-from fmplex_backend.service import Call, Service
-from fmplex_backend.types import Failed, Reply
+from fmplex_backend.families import family
+from fmplex_backend.files import native
+from fmplex_backend.interface import STATUS, TASK, USAGE_DIMS, tag_name, tag_of
+from fmplex_backend.printable import printable
+from fmplex_backend.repository.config import load_backbone_config
+from fmplex_backend.serving.intake import Call
+from fmplex_backend.serving.metrics import Publisher
+from fmplex_backend.serving.server_models import ServerModels
+from fmplex_backend.serving.service import Service
+from fmplex_backend.shared_memory import unlink_region
+from fmplex_backend.types import Answer, Failed, Reply
 
 if TYPE_CHECKING:
     from fmplex_backend.scheduling import CostModel
@@ -37,17 +45,21 @@ class TritonPythonModel:
 
     service: Service
     publisher: Publisher
+    models: ServerModels
+    decoupled: bool  # whether the config's transaction policy lets a request have several responses
 
     @staticmethod
     def auto_complete_config(auto_complete_model_config: Any) -> Any:
         """Add the family's tensors and the tags, so that a backbone's config stays ten lines."""
         document = auto_complete_model_config.as_dict()
-        config = load_backbone_config(Path(document["name"], "config.pbtxt"), _parameters(document))
-        for spec in FAMILY_INPUTS[config.family]:
+        file = Path(document["name"], "config.pbtxt")
+        config = load_backbone_config(file, _parameters(document))
+        served = family(config.family)
+        for spec in (*(each.tensor for each in served.inputs), TASK):
             auto_complete_model_config.add_input(
                 {"name": spec.name, "data_type": spec.data_type, "dims": list(spec.dims), "optional": True}
             )
-        for spec in FAMILY_OUTPUTS[config.family]:
+        for spec in (*served.outputs, STATUS):
             auto_complete_model_config.add_output(
                 {"name": spec.name, "data_type": spec.data_type, "dims": list(spec.dims)}
             )
@@ -57,98 +69,162 @@ class TritonPythonModel:
             )
         if document["max_batch_size"] == 0:
             auto_complete_model_config.set_max_batch_size(32)
-        auto_complete_model_config.set_dynamic_batching()  # requests that wait cross over to this process together
+        if served.streams:
+            _check_decoupled(file, document)
+            auto_complete_model_config.set_model_transaction_policy({"decoupled": True})
+        auto_complete_model_config.set_dynamic_batching()  # waiting requests then share one call of `execute`
         return auto_complete_model_config
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the backbone and the tasks that are there."""
         _log_to_triton()
+        unlink_region()
         _check_numpy()
         document = json.loads(args["model_config"])
-        directory = Path(args["model_repository"])
+        directory = Path(native(args["model_repository"]))
         file = directory / "config.pbtxt"
         config = load_backbone_config(file, _parameters(document))
+        self.decoupled = _is_decoupled(document)
         _check_instances(file, document)
 
-        import torch
-
-        from fmplex_backend.runtime.text_encoder import TextEncoderRuntime
-
-        gpu = args["model_instance_kind"] == "GPU"
-        device = torch.device(f"cuda:{args['model_instance_device_id']}" if gpu else "cpu")
+        device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
         max_items = document["max_batch_size"]
 
         def make_runtime(cost: CostModel) -> Runtime:
-            return TextEncoderRuntime(config, file, device, max_items, cost.predict)
+            return family(config.family).make_runtime(config, file, device, max_items, cost.predict)
 
-        self.service = Service(directory.parent, args["model_name"], config, max_items, make_runtime)
+        self.models = ServerModels(
+            directory,
+            is_ready=getattr(pb_utils, "is_model_ready", None),  # None: a server before 23.07
+            unload=getattr(pb_utils, "unload_model", None),
+        )
+        self.service = Service(
+            directory.parent, args["model_name"], config, max_items, make_runtime, models=self.models
+        )
         self.service.start()
         self.publisher = Publisher(self.service, pb_utils.MetricFamily)
         self.publisher.start()
-        # Of 400,000 objects that torch and transformers made none goes away. Looking through them would stop every
-        # thread for 160 ms, now and then, and charge it to whoever is in the batch.
+        # The 400,000 objects of torch and transformers live as long as the process. A garbage collection that scans
+        # them stops every thread for 160 ms, which the tasks of the current batch would be charged for.
         gc.collect()
         gc.freeze()
 
     def execute(self, requests: list[Any]) -> None:
         """Take requests in and return: they are answered later, from the reply thread."""
+        self.models.is_serving = True
         for request in requests:
             sender = request.get_response_sender()
             names = request.requested_output_names()
+            to = Destination(sender, names, self.decoupled)
             try:
                 inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-                wishes = json.loads(request.parameters() or "{}")
+                parameters = json.loads(request.parameters() or "{}")
             except Exception as error:  # pb_utils raises whatever numpy and json raise
-                _send((sender, names), Failed(ExecutionFailed(f"the request cannot be read: {error}")))
+                _send(to, Failed(ExecutionFailed(f"the request cannot be read: {error}")), True)
                 continue
-            self.service.submit(Call(inputs, names, wishes, partial(_send, (sender, names)), sender.is_cancelled))
+            to = replace(to, status_in_errors=STATUS_IN_ERRORS in parameters)
+            if TASK.name in inputs:  # `generate` requests every output there is
+                to = replace(to, names=[STATUS.name])
+            self.service.submit(Call(inputs, names, parameters, partial(_send, to), sender.is_cancelled))
 
     def finalize(self) -> None:
-        """Answer what is left, end the threads."""
+        """Answer the requests that are left, and end the threads."""
         self.publisher.stop()
         self.service.stop()
 
 
-def _send(where: tuple[Any, list[str]], reply: Reply) -> None:
-    """Exactly one final response, whatever the reply is."""
-    sender, names = where
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a request's responses go."""
+
+    sender: Any
+    names: list[str]  # the requested outputs, the tag among them
+    decoupled: bool  # several responses may be sent
+    status_in_errors: bool = False  # the client sees no other
+
+
+def _send(to: Destination, reply: Reply, final: bool) -> None:
+    """Send a part of a reply, or the last one: exactly one final response, whatever the reply is.
+
+    Raises ExecutionFailed where a part cannot be sent; the request then fails.
+    """
+    if isinstance(reply, Answer) and not final:
+        _send_part(to, reply)
+        return
+    response = _final_response(reply, to)
     try:
-        response = _response(reply, names)
-    except Exception as error:  # a decoder's tensors that Triton does not take
-        response = _error_response(ExecutionFailed(f"the answer's tensors cannot be sent: {error}"))
-    try:
-        sender.send(response, flags=FINAL)
-    except Exception as error:  # no shared memory left for this answer: the next one's may be smaller
+        to.sender.send(response, flags=FINAL)
+    except Exception as error:  # e.g. too little shared memory for these tensors: an error needs less
         log.exception("sending an answer")
-        with suppress(Exception):  # where the sender has closed itself, the server has answered
-            sender.send(_error_response(ExecutionFailed(f"the answer cannot be sent: {error}")), flags=FINAL)
+        with suppress(Exception):  # a sender that is closed has sent its final response
+            to.sender.send(_error_response(ExecutionFailed(f"the answer cannot be sent: {error}"), to), flags=FINAL)
 
 
-def _response(reply: Reply, names: list[str]) -> Any:
+def _send_part(to: Destination, part: Answer) -> None:
+    """A part has some of the requested outputs, and the receipt."""
+    if not to.decoupled:
+        raise ExecutionFailed(
+            "its family answers in parts, but the backbone's config.pbtxt does not let a request have several "
+            "responses: model_transaction_policy { decoupled: true }"
+        )
+    names = [name for name in to.names if name in part.tensors or tag_of(name) is not None]
+    try:
+        to.sender.send(_response(part, names))
+    except Exception as error:
+        raise ExecutionFailed(f"a part of the answer cannot be sent: {error}") from error
+
+
+def _final_response(reply: Reply, to: Destination) -> Any:
+    """The answer's tensors, or an error: also where a requested output is missing or Triton does not take a tensor."""
     if isinstance(reply, Failed):
-        return _error_response(reply.error)
-    missing = [name for name in names if tag_of(name) is None and name not in reply.tensors]
+        return _error_response(reply.error, to)
+    missing = [name for name in to.names if tag_of(name) is None and name not in reply.tensors]
     if missing:  # of a request to the backbone itself: a task's entry is checked when it is read
         gives = ", ".join(reply.tensors)
-        return _error_response(InvalidRequest(f"this task does not make {', '.join(missing)}, but {gives}"))
+        return _error_response(InvalidRequest(f"this task does not make {', '.join(missing)}, but {gives}"), to)
+    try:
+        return _response(reply, to.names)
+    except Exception as error:
+        return _error_response(ExecutionFailed(f"the answer's tensors cannot be sent: {error}"), to)
+
+
+def _response(answer: Answer, names: list[str]) -> Any:
+    """Tensors [n, ...] in the order of `names`; the tag's is the receipt, the same for each of the n items."""
     tensors = []
     for name in names:
         if tag_of(name) is None:
-            tensors.append(pb_utils.Tensor(name, np.ascontiguousarray(reply.tensors[name])))
+            tensors.append(pb_utils.Tensor(name, np.ascontiguousarray(answer.tensors[name])))
         else:
-            items = len(next(iter(reply.tensors.values())))
-            receipt = np.tile(np.array(reply.usage, dtype=np.int64), (items, 1))
+            items = len(next(iter(answer.tensors.values())))
+            receipt = np.tile(np.array(answer.usage, dtype=np.int64), (items, 1))
             tensors.append(pb_utils.Tensor(name, receipt))
     return pb_utils.InferenceResponse(output_tensors=tensors)
 
 
-def _error_response(error: FmplexError) -> Any:
-    code = getattr(pb_utils.TritonError, error.code)
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+def _error_response(error: FmplexError, to: Destination) -> Any:
+    code, message = getattr(pb_utils.TritonError, error.code), printable(str(error))
+    if to.status_in_errors:
+        message = with_status(error.code, message)
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
 
 
 def _parameters(document: dict[str, Any]) -> dict[str, str]:
     return {key: value["string_value"] for key, value in document.get("parameters", {}).items()}
+
+
+def _is_decoupled(document: dict[str, Any]) -> bool:
+    return bool(document.get("model_transaction_policy", {}).get("decoupled"))
+
+
+def _check_decoupled(file: Path, document: dict[str, Any]) -> None:
+    """A family that answers in parts needs it; where the config says nothing of it, it is set."""
+    if "model_transaction_policy" in document and not _is_decoupled(document):
+        raise BackboneRefused(
+            file,
+            "model_transaction_policy.decoupled",
+            "it is false, but the backbone's family answers in parts",
+            "Say true, or leave the field out",
+        )
 
 
 def _check_instances(file: Path, document: dict[str, Any]) -> None:
@@ -159,14 +235,14 @@ def _check_instances(file: Path, document: dict[str, Any]) -> None:
             file,
             "instance_group",
             f"it makes {count} instances, each with a copy of the weights and queues of its own",
-            "Say count: 1, and one GPU",
+            "Set count: 1, and one GPU",
         )
 
 
 def _check_numpy() -> None:
-    """Send an array through the stub: an old stub copies nothing of an array of numpy 2, and says nothing.
+    """Send an array through the stub: an old stub silently copies nothing of a numpy 2 array.
 
-    The array that a tensor was made of comes back as it is; only one made of memory, as inputs are, shows it.
+    A tensor made of an array returns that array itself; only one made of foreign memory, as inputs are, shows it.
     """
     sent = np.arange(1, 65, dtype=np.int64)
     try:
@@ -187,13 +263,19 @@ class _TritonLog(logging.Handler):
     """Python's log records, in Triton's log."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._write(record.levelno, printable(self.format(record)))
+        except Exception:
+            self.handleError(record)
+
+    def _write(self, level: int, text: str) -> None:
         logger = pb_utils.Logger
-        if record.levelno >= logging.ERROR:
-            logger.log_error(self.format(record))
-        elif record.levelno >= logging.WARNING:
-            logger.log_warn(self.format(record))
+        if level >= logging.ERROR:
+            logger.log_error(text)
+        elif level >= logging.WARNING:
+            logger.log_warn(text)
         else:
-            logger.log_info(self.format(record))
+            logger.log_info(text)
 
 
 def _log_to_triton() -> None:

@@ -1,36 +1,48 @@
 """The vocabulary of the backbone. Standard library only: the scheduler stands on it.
 
-A `Request` goes Triton -> engine -> runtime -> reply. A `Runtime` is a family: it prepares requests off the
-engine thread and runs batches on it, pass by pass.
+A `Request` of a `Vfm` goes boundary -> engine -> runtime -> reply. A `Runtime` executes a family's model: it prepares
+requests off the engine thread and runs batches on it, pass by pass.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    from fmplex_backend.errors import FmplexError
-    from fmplex_backend.vfm import Vfm
+from fmplex_backend.errors import FmplexError
+
+# -- what a request asks, and what becomes of it
 
 
 class Work(NamedTuple):
     """What a request (or its part in a pass) asks of the backbone: the cost model's features."""
 
     items: int  # rows
-    tokens: int  # sum of the rows' lengths
-    area: int  # sum of the squares of the rows' lengths: attention
+    tokens: float  # sum of the rows' lengths
+    area: float  # sum of the squares of the rows' lengths: attention
 
     def __add__(self, other: object) -> Work:
         if not isinstance(other, Work):
             return NotImplemented
         return Work(self.items + other.items, self.tokens + other.tokens, self.area + other.area)
 
+    @classmethod
+    def of_row(cls, length: int) -> Work:
+        """Of one row of so many tokens."""
+        return cls(1, length, length * length)
+
+    def divided(self, sharers: int) -> Work:
+        """The part of each of those who share a row: they all have the row, and each an equal part of its tokens."""
+        return self if sharers == 1 else Work(self.items, self.tokens / sharers, self.area / sharers)
+
 
 NO_WORK = Work(0, 0, 0)
+# Rows by their keys: of a batch's rows with equal keys one runs, for all who asked (see families.shared_rows).
+RowWork = Mapping[Hashable, Work]
 
 
 class Usage(NamedTuple):
@@ -43,16 +55,22 @@ class Usage(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The request is answered; `value` is what the decoder takes."""
+    """The request is answered; `Runtime.decode` turns `value` into output tensors."""
 
     value: Any
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """The request needs another step of this much work: it goes back to its vFM (language models)."""
+    """The request needs another step of `next_work` and goes back to its vFM.
+
+    `value`, where there is one, is a part of the reply (a token of a language model), sent to the client at once. Like
+    the last one it has a row for each of the request's items.
+    """
 
     next_work: Work
+    value: Any = None
+    next_rows: RowWork = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,57 +85,186 @@ Outcome = Finished | Running | Failed
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Output tensors by their names on the wire, and the receipt."""
+    """Output tensors by their names on the wire, and the receipt: a whole reply, or a part of one."""
 
     tensors: Mapping[str, Any]
     usage: Usage
 
 
 Reply = Answer | Failed
+MAX_QUEUE_BYTES = 256 << 20  # of a vFM's requests, by default
+Send = Callable[[Reply, bool], None]  # a reply or a part of one, and whether it is the last
 
 
 @dataclass(slots=True, eq=False)
 class Request:
     """One inference request of one vFM, and its account while it is here.
 
-    Times are seconds of the engine's clock. `reply` is called exactly once, by `resolve`.
+    Times are seconds of the engine's clock. `send` is called by `send_part` any number of times and by `resolve` once.
     """
 
     vfm: Vfm
     inputs: Mapping[str, Any]
-    outputs: tuple[str, ...]  # requested, tag left out
-    arrival: float
-    reply: Callable[[Request, Reply], None]
-    slo: float | None = None  # seconds; overrides the vFM's
-    handle: Any = None  # the boundary's own
+    requested_outputs: tuple[str, ...]  # the tag left out
+    arrived_at: float
+    send: Send
+    slo_s: float | None = None  # overrides the vFM's
+    is_cancelled: Callable[[], bool] | None = None  # asks the server: a round trip
+    input_bytes: int = 0
+    # set when it is prepared
+    extensions: Any = None  # those of the vFM at that time: they run all its steps, and their decoder answers
+    preparation_s: float = 0.0  # measured; 0 once its vFM is charged for them
     # set by Runtime.prepare
-    work: Work = NO_WORK
-    payload: Any = None
+    work: Work = NO_WORK  # of the next step
+    rows: RowWork = field(default_factory=dict)  # of the next step; empty: it shares no rows with others
+    items: int = 0  # rows of all steps
+    prepared: Any = None  # the runtime's own: rows as tokens, the state of a sequence
+    prepared_bytes: int = 0  # about what `prepared` and the results kept until the reply take
     # set by the engine and the scheduler
-    order: int = 0  # of admission
+    admission_number: int = 0
     deadline: float = math.inf
-    extensions: Any = None  # those of the vFM when it was taken; its decoder answers
-    charge: float = 0.0  # virtual seconds (estimate / weight) that its vFM's tag moved on when it was taken
-    share: float = 0.0  # measured service
-    taken_at: float = 0.0  # seconds of the engine's clock; the receipt's times are seconds too
+    charge: float = 0.0  # virtual seconds (estimate / weight) that its vFM's tag moved on when it was scheduled
+    service_s: float = 0.0  # measured, of the step at hand; 0 once the tags are settled
+    scheduled_at: float = 0.0
     queue_s: float = 0.0
     compute_s: float = 0.0
     batch_items: int = 0
     _unanswered: list[bool] = field(default_factory=lambda: [True], init=False)
 
     @property
+    def bytes(self) -> int:
+        """What it takes of its vFM's `max_queue_bytes`."""
+        return self.input_bytes + self.prepared_bytes
+
+    @property
     def resolved(self) -> bool:
-        """Whether it has been answered."""
+        """Whether its last reply has been sent."""
         return not self._unanswered
 
+    def send_part(self, part: Answer) -> None:
+        """Send a part of a reply that goes on; nothing once the request is resolved. The reply thread."""
+        if self._unanswered:
+            self.send(part, False)
+
     def resolve(self, reply: Reply) -> bool:
-        """Answer; False (and nothing sent) where it was answered before. Any thread."""
+        """Send the last (mostly the only) reply; False, and nothing sent, where one was sent before. Any thread."""
         try:
-            self._unanswered.pop()  # at once, so that of two threads one answers
+            self._unanswered.pop()  # atomic, so that of two threads only one answers
         except IndexError:
             return False
-        self.reply(self, reply)
+        self.send(reply, True)
         return True
+
+
+# -- what the backbone keeps per task
+
+# Shares beyond these are no shares: a task of weight 1e-18 would move virtual time so far that the others' tags mean
+# nothing beside it.
+LEAST_WEIGHT, MOST_WEIGHT = 1e-3, 1e3
+
+
+def weight_problem(weight: float) -> str:
+    """What is wrong with a weight, or ""; the end of a sentence that names it."""
+    if LEAST_WEIGHT <= weight <= MOST_WEIGHT:
+        return ""
+    return f"not a number from {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}"
+
+
+class Counts:
+    """Plain numbers, each written by one thread only; the metrics thread reads them."""
+
+    __slots__ = ("compute_s", "failures", "items", "misses", "queue_s", "requests", "shared")
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.items = 0
+        self.shared = 0  # rows that ran once for several who asked
+        self.queue_s = 0.0
+        self.compute_s = 0.0
+        self.misses = 0
+        self.failures: dict[str, int] = {}  # by reason
+
+    def fail(self, reason: str) -> None:
+        """Count a failure."""
+        self.failures[reason] = self.failures.get(reason, 0) + 1
+
+
+class Vfm:
+    """A virtual foundation model: the queue, the extensions and the account of one task on a backbone.
+
+    The engine thread owns all of it but `intake` and `replied` and what is said to be another's.
+    """
+
+    def __init__(
+        self,
+        vfm: int,
+        name: str,
+        *,
+        weight: float = 1.0,
+        slo: float | None = None,
+        max_queue: int = 1024,
+        max_queue_bytes: int = MAX_QUEUE_BYTES,
+    ) -> None:
+        self.id = vfm
+        self.name = name
+        self.set_weight(weight)
+        self.slo = slo  # seconds
+        self.max_queue = max_queue
+        self.max_queue_bytes = max_queue_bytes
+        # under the lock of `Preparation`
+        self.preparing: deque[Request] = deque()  # wait to be prepared
+        self.small_s = math.inf  # seconds of preparing a small request (exponential moving average)
+        self.taken_bytes = 0  # of all requests that were taken in
+        self.prepared = Counts()
+        # the engine's
+        self.given_bytes = 0  # of those of them that have their outcome
+        self.arriving: deque[Request] = deque()  # posted to the engine, not received by it yet
+        self.queue: deque[Request] = deque()
+        self.start = 0.0  # virtual seconds: start tag of the head request, or finish tag of the last one scheduled
+        self.entry = 0  # the id of its valid entry in the scheduler's heap; 0: none, nothing is queued
+        self.adapted = False  # an adapter of its own takes part in a pass
+        self.service = 0.0  # seconds of backbone time received
+        self.preparation_s = 0.0  # seconds of preparing its requests that it was charged for
+        self.waiting_preparation_s = 0.0  # seconds of preparing the requests in its queue: not charged yet
+        self.extensions: Any = None
+        self.refused: FmplexError | None = None  # its extensions could not be attached
+        self.engine = Counts()
+        self.intake = Counts()
+        self.replied = Counts()
+
+    def set_weight(self, weight: float) -> None:
+        """Set the share; raises ValueError beyond the limits."""
+        if problem := weight_problem(weight):
+            raise ValueError(f"the weight of {self.name!r} is {weight}, {problem}")
+        self.weight = weight
+
+    @property
+    def depth(self) -> int:
+        """Requests waiting, those on their way to the engine included. Any thread may ask.
+
+        One that is just being prepared, or moved from `arriving` to `queue`, may be left out, but none is counted
+        twice: a queue that is not full never appears to be.
+        """
+        return len(self.queue) + len(self.arriving) + len(self.preparing)
+
+    @property
+    def queue_bytes(self) -> int:
+        """Bytes of the requests that have no outcome yet. Any thread may ask."""
+        return self.taken_bytes - self.given_bytes
+
+    def failures(self) -> dict[str, int]:
+        """Requests that failed, by reason. Any thread may ask."""
+        total: dict[str, int] = {}
+        for part in (self.engine, self.intake, self.prepared, self.replied):
+            for reason, count in list(part.failures.items()):
+                total[reason] = total.get(reason, 0) + count
+        return total
+
+    def __repr__(self) -> str:
+        return f"Vfm({self.id}, {self.name!r}, weight={self.weight:g}, queued={len(self.queue)})"
+
+
+# -- a pass over the backbone
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,25 +276,67 @@ class PassShape:
     adapter_groups: int
 
 
+Predict = Callable[[PassShape], float]  # seconds a pass of a shape will take
+
+
+class Sharing(NamedTuple):
+    """The rows of a pass that ran once for several who asked."""
+
+    rows: Mapping[Request, int]  # how many of each request's
+    saved: int  # rows that did not run, since one with an equal key did
+
+
+NOTHING_SHARED = Sharing({}, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Pass:
     """What one pass did: who took part with how much work, and what came out."""
 
     shape: PassShape | None  # None where it broke off: nothing to learn from
-    portions: Sequence[tuple[Request, Work]]
+    portions: Sequence[tuple[Request, Work]]  # the work of a row that several share is divided among them
     outcomes: Sequence[tuple[Request, Outcome]]
     worked: float | None = None  # seconds at work on it, where the runtime can tell them from the pass's
+    sharing: Sharing = NOTHING_SHARED
+
+
+# -- what a family implements
+
+
+class Extensions(Protocol):
+    """A task's version, read and checked: its encoder, adapter and decoder, ready to be attached."""
+
+    @property
+    def takes(self) -> str:
+        """The input tensor that its encoder reads."""
+
+    @property
+    def adapted(self) -> bool:
+        """Whether an adapter of its own takes part in a pass."""
+
+    @property
+    def outputs(self) -> Mapping[str, int | None]:
+        """Every tensor it answers with -> its last dim, None where that varies."""
 
 
 class Runtime(Protocol):
     """A family on an executor. What says nothing else runs on the engine thread."""
 
     max_batch_tokens: int
+    dtype: str  # of the weights in memory, as a backbone's parameter `dtype` names it
+    fingerprint: str | None  # of the model's files, see `fmplex_backend.fingerprint`; None where it has none
+    # Whether `run` queues a batch's passes on a device and returns, so that the next batch can be queued behind it;
+    # else each pass is run when it is asked for.
+    queues_passes: bool
 
     def prepare(self, request: Request) -> None:
-        """Validate and tokenise: sets `work` and `payload`; raises InvalidRequest. Any thread."""
+        """Validate and tokenise for `request.extensions`; raises InvalidRequest. Any thread.
 
-    def load(self, version: Path) -> Any:
+        Sets `work`, `items`, `prepared` and `prepared_bytes`, and `rows` where its rows may be shared. A request of
+        more than `max_batch_tokens` or Bmax rows is cut into steps that are not: others' requests run between them.
+        """
+
+    def load(self, version: Path) -> Extensions:
         """Read and check a version directory's extensions; raises TaskRefused. Not the engine thread."""
 
     def attach(self, extensions: Any) -> None:
@@ -157,13 +346,13 @@ class Runtime(Protocol):
         """Free what `attach` took; nothing that uses them is queued any more."""
 
     def run(self, batch: Sequence[Request]) -> Iterator[Pass]:
-        """Run a batch; yields after every pass, so that replies need not wait for the rest."""
+        """Run a batch; yields after every pass, so that replies need not wait for the rest. See `queues_passes`."""
 
     def decode(self, request: Request, value: Any) -> Mapping[str, Any]:
-        """Output tensors of a finished request. The reply thread."""
+        """Output tensors of a `Finished`'s or a `Running`'s value. The reply thread."""
 
     def is_fatal(self, error: Exception) -> bool:
         """Whether nothing can run after this error of a pass: a device that is gone. The process then ends."""
 
     def profile(self) -> Iterator[tuple[PassShape, float]]:
-        """A few measured passes at load: seeds of the cost model."""
+        """A few measured passes at load, of few and of many rows: the cost model starts from them."""

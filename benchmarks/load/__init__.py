@@ -1,10 +1,10 @@
-"""The load generator: one asyncio gRPC client in a process of its own, on a core that is stated.
+"""The load generator: one asyncio gRPC client in a process of its own, pinned to a core.
 
-* closed loop: a stream's clients send their next request when they have the answer to the last one;
-* open loop: a stream's requests go out at times fixed beforehand (`arrivals`, `traces`), whatever the server does.
+* closed loop: each of a stream's clients sends its next request when the last one has been answered;
+* open loop: a stream's requests are sent at times fixed beforehand (`arrivals`, `traces`), whatever the server does.
 
-Latency counts from the time a request was meant to be sent, so that a server that stalls cannot hide the requests
-that should have come meanwhile (coordinated omission). Nothing of the warm-up is counted.
+Latency is measured from the time at which a request was due, so that a server that stalls cannot hide the requests
+that were due meanwhile (coordinated omission). Requests that are due during the warm-up are not counted.
 """
 
 from benchmarks.load.generator import Generator, run_load

@@ -1,7 +1,7 @@
 """The generator's own process: `python -m benchmarks.load.client` reads plans from stdin, a JSON line each.
 
-It speaks gRPC with messages built beforehand: what a client library does for each request (arrays, copies, checks)
-would make the generator, and not the server, the limit on a small machine.
+It sends gRPC messages that are serialised beforehand: what a client library does for each request (arrays, copies,
+checks) would make the generator, and not the server, the bottleneck on a small machine.
 """
 
 from __future__ import annotations
@@ -14,27 +14,26 @@ import os
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import grpc
 from tritonclient.grpc import service_pb2
 
-from benchmarks.load.plan import Outcome, Plan, Stream
+from benchmarks.load.plan import OUTPUTS, Outcome, Plan, Stream
 from benchmarks.load.record import Record, summary
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
-OUTPUTS = ("SCORES", "LABEL")
 
 
-def message(task: str, text: str, *, usage: bool, slo_ms: float = 0.0) -> bytes:
-    """A request for one text, as it goes over the wire."""
+def message(task: str, text: str, *, usage: bool, slo_ms: float = 0.0, outputs: Sequence[str] = OUTPUTS) -> bytes:
+    """A serialised ModelInferRequest of one text."""
     request = service_pb2.ModelInferRequest(model_name=task)
     request.inputs.add(name="TEXT", datatype="BYTES", shape=[1, 1])
     data = text.encode()
     request.raw_input_contents.append(struct.pack("<I", len(data)) + data)
-    for output in (*OUTPUTS, "usage") if usage else OUTPUTS:
+    for output in (*outputs, "usage") if usage else outputs:
         request.outputs.add(name=output)
     if slo_ms:
         request.parameters["slo_ms"].string_param = f"{slo_ms:g}"
@@ -42,7 +41,7 @@ def message(task: str, text: str, *, usage: bool, slo_ms: float = 0.0) -> bytes:
 
 
 def _receipt(answer: bytes) -> tuple[int, int]:
-    """Microseconds in the backbone and how many rows ran together; zeros where the answer has no receipt."""
+    """compute_us and batch_items of the usage receipt; zeros where the answer has none."""
     response = service_pb2.ModelInferResponse.FromString(answer)
     for output, content in zip(response.outputs, response.raw_output_contents, strict=True):
         if output.name == "usage":
@@ -51,23 +50,30 @@ def _receipt(answer: bytes) -> tuple[int, int]:
     return 0, 0
 
 
+def _asked(stream: Stream, number: int) -> list[tuple[str, str]]:
+    """Tasks and texts of a stream's next request, or of those that go out together."""
+    text = stream.texts[number % len(stream.texts)]
+    return [(task, text) for task in (stream.tasks if stream.together else [stream.tasks[number % len(stream.tasks)]])]
+
+
 class Sender:
-    """Sends a plan's requests over one channel and notes what comes back."""
+    """Sends a plan's requests over one channel and records the answers."""
 
     def __init__(self, plan: Plan, call: Callable[[bytes], Any]) -> None:
         self.plan, self.call = plan, call
         self._messages: dict[tuple[str, str], bytes] = {}
         self._running: set[asyncio.Task[None]] = set()
-        for stream in plan.streams:  # none is built while the clock runs
+        for stream in plan.streams:  # serialise before the clock starts
             for number in range(min(len(stream.texts) * len(stream.tasks), 4096)):
-                self._message(stream, number)
+                for task, text in _asked(stream, number):
+                    self._message(stream, task, text)
         self.start = time.perf_counter() + 0.05
         self.begin = self.start + plan.warmup
         self.end = self.begin + plan.seconds
         self.record = Record(self.begin, self.end)
 
     async def run(self) -> None:
-        """All streams until the end, then whatever is still on its way."""
+        """Run all streams until the end, then wait for what is in flight, at most `drain` seconds."""
         clients = [self._client(stream, turns) for stream, turns, count in self._closed() for _ in range(count)]
         opens = [self._open(stream) for stream in self.plan.streams if stream.times is not None]
         cpu = asyncio.create_task(self._watch_cpu())
@@ -82,38 +88,45 @@ class Sender:
 
     async def _client(self, stream: Stream, turns: itertools.count[int]) -> None:
         while (now := time.perf_counter()) < self.end:
-            await self._one(stream, next(turns), now)
+            await self._all(stream, next(turns), now)
 
     async def _open(self, stream: Stream) -> None:
         for number, at in enumerate(stream.times or ()):
-            meant = self.start + at
-            if meant >= self.end:
+            due = self.start + at
+            if due >= self.end:
                 break
-            if (wait := meant - time.perf_counter()) > 0:
+            if (wait := due - time.perf_counter()) > 0:
                 await asyncio.sleep(wait)
-            self.record.sent(meant, time.perf_counter())
-            task = asyncio.create_task(self._one(stream, number, meant))
+            self.record.sent(due, time.perf_counter())
+            task = asyncio.create_task(self._all(stream, number, due))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
-    async def _one(self, stream: Stream, number: int, meant: float) -> None:
-        task, data = self._message(stream, number)
-        self.record.offer(task, meant)
+    async def _all(self, stream: Stream, number: int, due: float) -> None:
+        asked = _asked(stream, number)
+        if len(asked) == 1:
+            await self._one(stream, *asked[0], due)
+        else:
+            await asyncio.gather(*(self._one(stream, task, text, due) for task, text in asked))
+
+    async def _one(self, stream: Stream, task: str, text: str, due: float) -> None:
+        data = self._message(stream, task, text)
+        self.record.offer(task, due)
         try:
             answer = await self.call(data)
         except grpc.RpcError as error:
-            self.record.fail(task, meant, f"{error.code().name}: {error.details()}"[:120])
+            self.record.fail(task, due, f"{error.code().name}: {error.details()}"[:120])
             return
         done = time.perf_counter()
-        self.record.answer(task, meant, done, stream.slo_ms, _receipt(answer) if self.plan.usage else (0, 0))
+        self.record.answer(task, due, done, stream.slo_ms, _receipt(answer) if self.plan.usage else (0, 0))
 
-    def _message(self, stream: Stream, number: int) -> tuple[str, bytes]:
-        task, text = stream.tasks[number % len(stream.tasks)], stream.texts[number % len(stream.texts)]
+    def _message(self, stream: Stream, task: str, text: str) -> bytes:
         found = self._messages.get((task, text))
         if found is None:
             slo_ms = stream.slo_ms if stream.ask_slo else 0.0
-            found = self._messages[task, text] = message(task, text, usage=self.plan.usage, slo_ms=slo_ms)
-        return task, found
+            found = message(task, text, usage=self.plan.usage, slo_ms=slo_ms, outputs=stream.outputs)
+            self._messages[task, text] = found
+        return found
 
     async def _watch_cpu(self) -> None:
         await asyncio.sleep(self.begin - time.perf_counter())
@@ -132,7 +145,7 @@ async def generate(plan: Plan) -> Outcome:
 
 
 def main() -> None:
-    """The first line says where to live, every other is a plan to answer with an outcome."""
+    """The first line of stdin names the core to run on, every other one is a plan to answer with an outcome."""
     setup = json.loads(sys.stdin.readline())
     if setup["core"] is not None:
         os.sched_setaffinity(0, {setup["core"]})
@@ -140,7 +153,7 @@ def main() -> None:
     for line in sys.stdin:
         plan = Plan.from_json(json.loads(line))
         gc.collect()
-        gc.disable()  # a collection would be a pause of the generator's, seen as the server's
+        gc.disable()  # a collection would stop the generator, and look like a pause of the server
         outcome = asyncio.run(generate(plan))
         gc.enable()
         print(json.dumps(asdict(outcome)), flush=True)

@@ -1,4 +1,4 @@
-"""The generator's process, seen from the experiment."""
+"""Starts the generator's process and hands it plans."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.load.plan import Outcome, Plan
 
 
 class Generator:
-    """A client process that stands by on its core and runs one plan after another."""
+    """The generator's process, pinned to a core, idle between plans."""
 
     def __init__(self, core: int | None = None) -> None:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in __exit__
@@ -36,7 +36,7 @@ class Generator:
         self._errors.close()
 
     def run(self, plan: Plan, *, beside: Callable[[], None] | None = None) -> Outcome:
-        """Generate the load; returns when the last answer is in. `beside` runs from about the end of the warm-up on."""
+        """Generate the load; returns after the last answer. `beside` is called at about the end of the warm-up."""
         if beside is None:
             return Outcome.from_json(self._exchange(plan.to_json()))
         with ThreadPoolExecutor(1) as pool:
@@ -59,6 +59,6 @@ class Generator:
 
 
 def run_load(plan: Plan, core: int | None = None) -> Outcome:
-    """One plan from a fresh process."""
+    """Run one plan in a new process."""
     with Generator(core) as generator:
         return generator.run(plan)

@@ -1,4 +1,7 @@
-"""What to send, and what came back: plain data that crosses to the generator's process as JSON."""
+"""What to send, and what was measured: plain data, which crosses to the generator's process as JSON.
+
+A plan's measurement window is the time after its warm-up. A request belongs to it if it is due in it.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,25 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+OUTPUTS = ("SCORES", "LABEL")
+
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Requests of one kind: request k goes to task k with text k, both in turn.
+    """Requests that go to `tasks` in turn, with `texts` in turn.
 
-    `times` makes it an open loop: seconds from the start of the warm-up. Without, `clients` make a closed one.
+    With `together` each text goes to all tasks at once, and a client goes on when all have answered. With `times`
+    (seconds from the start of the warm-up) it is an open loop, else a closed one of `clients`.
     """
 
     tasks: Sequence[str]
     texts: Sequence[str]
     clients: int = 0
     times: Sequence[float] | None = None
-    slo_ms: float = 0.0  # for counting who kept it; 0: none
-    ask_slo: bool = False  # say it in each request, too
+    slo_ms: float = 0.0  # answers within it are counted; 0: none
+    ask_slo: bool = False  # send it with each request, too
+    together: bool = False
+    outputs: Sequence[str] = OUTPUTS  # that are asked for
 
     @property
     def name(self) -> str:
@@ -29,9 +37,9 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Streams that run together for `warmup` seconds that are not counted and `seconds` that are.
+    """Streams that run together for `warmup` seconds and a measurement window of `seconds`.
 
-    `usage` asks for the receipts too, which only the tasks of a backbone can give.
+    `usage` asks for the usage receipts too, which only tasks on a backbone have.
     """
 
     url: str
@@ -39,26 +47,29 @@ class Plan:
     seconds: float = 5.0
     warmup: float = 1.0
     usage: bool = False
-    drain: float = 60.0  # how long answers are waited for after the end
+    drain: float = 60.0  # seconds that answers are waited for after the window
 
     def to_json(self) -> dict[str, Any]:
-        """For the other process."""
+        """What `from_json` reads."""
         return asdict(self)
 
     @staticmethod
     def from_json(document: dict[str, Any]) -> Plan:
-        """In the other process."""
-        streams = [Stream(**stream) for stream in document.pop("streams")]
+        """What `to_json` has written."""
+        streams = [Stream(**stream | {"outputs": tuple(stream["outputs"])}) for stream in document.pop("streams")]
         return Plan(streams=streams, **document)
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What came back of a task, or of all of them. Latencies are of good answers, in ms, from the intended sending."""
+    """Counts and latencies of a task, or of all of them.
 
-    offered: int  # meant to be sent in the counted time
-    answered: int  # good answers that arrived in the counted time
-    failures: int  # of those offered: refused, broken, or not answered when the drain ended
+    Latencies are in ms, from the time a request was due, of requests of the window that were answered without error.
+    """
+
+    offered: int  # requests due in the window
+    answered: int  # answers without error that arrived in the window
+    failures: int  # of those offered: answered with an error, or not before the end of the drain
     within_slo: int  # of those offered
     per_second: float
     mean_ms: float
@@ -66,33 +77,23 @@ class Tally:
     p95_ms: float
     p99_ms: float
     max_ms: float
-    batch_items: float  # mean over requests; 0 without receipts
+    batch_items: float  # mean over requests of their batch's rows; 0 without receipts
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome(Tally):
-    """All tasks together, and each; and how the generator itself fared."""
+    """All tasks together, each task, and how busy the generator was."""
 
     tasks: dict[str, Tally] = field(default_factory=dict)
     errors: dict[str, int] = field(default_factory=dict)
-    late_p99_ms: float = 0.0  # sent after the time it was meant for, open loop
-    cpu: float = 0.0  # share of a core that the generator took
-    compute_ms: dict[str, float] = field(default_factory=dict)  # mean time in the backbone by batch size, of receipts
-    ceiling: float = 0.0  # requests per second its core would allow at this cost per request
-
-    @property
-    def requests(self) -> int:
-        """Good answers in the counted time."""
-        return self.answered
-
-    @property
-    def by_task(self) -> dict[str, int]:
-        """Good answers in the counted time, by task."""
-        return {task: tally.answered for task, tally in self.tasks.items()}
+    late_p99_ms: float = 0.0  # open loop: how long after they were due requests were sent
+    cpu: float = 0.0  # share of a core that the generator used
+    compute_ms: dict[str, float] = field(default_factory=dict)  # mean compute_us of the receipts, by batch_items
+    ceiling: float = 0.0  # requests per second at which the generator would use its whole core
 
     @staticmethod
     def from_json(document: dict[str, Any]) -> Outcome:
-        """Back from the other process."""
+        """What the generator's process has written."""
         tasks = {name: Tally(**tally) for name, tally in document.pop("tasks").items()}
         return Outcome(tasks=tasks, **document)
 
@@ -106,5 +107,5 @@ def closed(
     seconds: float = 5.0,
     warmup: float = 1.0,
 ) -> Plan:
-    """The simple load: so many clients over all tasks in turn."""
+    """A closed loop of `clients` over all tasks in turn, with receipts."""
     return Plan(url, [Stream(tasks, texts, clients)], seconds, warmup, usage=True)

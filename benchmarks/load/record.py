@@ -1,4 +1,4 @@
-"""What a run noted, and its figures: HDR histograms, microseconds, three digits."""
+"""What a run records, and its summary: HDR histograms of microseconds, three significant digits."""
 
 from __future__ import annotations
 
@@ -16,73 +16,75 @@ LONGEST_US = 10 * 60 * 1_000_000
 
 
 class TaskRecord:
-    """One task's."""
+    """Counts and latencies of one task."""
 
     def __init__(self) -> None:
-        self.offered = self.answered = self.failures = self.within_slo = 0
-        self.good = 0  # of those offered
-        self.seconds: list[float] = []
-        self.items = 0
+        self.offered = 0  # due in the window
+        self.good = 0  # of those offered: answered without error
+        self.within_slo = 0  # of those offered
+        self.answered = 0  # answers without error that arrived in the window
+        self.seconds: list[float] = []  # latency of each good one
+        self.items = 0  # batch sizes of the good ones, summed
 
 
 class Record:
-    """Counts between `begin` and `end`."""
+    """What happens in the measurement window from `begin` to `end` (seconds of perf_counter)."""
 
     def __init__(self, begin: float, end: float) -> None:
         self.begin, self.end = begin, end
-        self.first = self.after = 0.0  # when the first answer came in the counted time, and the first after it
+        self.first = self.after = 0.0  # when the first answer in the window came, and the first one after it
         self.tasks: dict[str, TaskRecord] = {}
         self.errors: Counter[str] = Counter()
         self.late: list[float] = []
         self.compute_us: dict[int, list[int]] = defaultdict(list)  # by batch size
         self.cpu_s = 0.0
 
-    def _counted(self, moment: float) -> bool:
+    def _in_window(self, moment: float) -> bool:
         return self.begin <= moment < self.end
 
-    def sent(self, meant: float, now: float) -> None:
-        """An open loop's request goes out."""
-        if self._counted(meant):
-            self.late.append(now - meant)
+    def sent(self, due: float, now: float) -> None:
+        """A request of an open loop was sent."""
+        if self._in_window(due):
+            self.late.append(now - due)
 
-    def offer(self, task: str, meant: float) -> None:
-        """A request is meant to be sent."""
+    def offer(self, task: str, due: float) -> None:
+        """A request is due."""
         record = self.tasks.get(task) or self.tasks.setdefault(task, TaskRecord())
-        record.offered += self._counted(meant)
+        record.offered += self._in_window(due)
 
-    def fail(self, task: str, meant: float, why: str) -> None:
-        """It was answered with an error."""
-        if self._counted(meant):
+    def fail(self, task: str, due: float, why: str) -> None:
+        """A request was answered with an error."""
+        if self._in_window(due):
             self.errors[why] += 1
 
-    def answer(self, task: str, meant: float, done: float, slo_ms: float, receipt: tuple[int, int]) -> None:
-        """It was answered; the receipt is microseconds in the backbone, and rows of its batch."""
+    def answer(self, task: str, due: float, done: float, slo_ms: float, receipt: tuple[int, int]) -> None:
+        """A request was answered; the receipt is compute_us and batch_items."""
         compute_us, items = receipt
         record = self.tasks[task]
-        record.answered += self._counted(done)
+        record.answered += self._in_window(done)
         if done >= self.end:
             self.after = self.after or done
         elif done >= self.begin:
             self.first = self.first or done
-        if self._counted(meant):
+        if self._in_window(due):
             record.good += 1
-            record.seconds.append(done - meant)
+            record.seconds.append(done - due)
             record.items += items
             self.compute_us[items].append(compute_us)
-            record.within_slo += not slo_ms or (done - meant) * 1e3 <= slo_ms
+            record.within_slo += not slo_ms or (done - due) * 1e3 <= slo_ms
 
     @property
     def span(self) -> float:
-        """Seconds between the two first answers.
+        """Seconds from the first answer in the window to the first one after it: what rates are taken over.
 
-        Answers come a batch at a time. Counted between two moments of one's own choosing they are a batch more or less
-        than what was served, which is a tenth where a round holds ten; between two answers they are not.
+        Answers come a batch at a time. Between two arbitrary moments there is up to a batch more or less than was
+        served, a tenth where a round holds ten batches; from answer to answer there is not.
         """
         return (self.after or self.end) - (self.first or self.begin)
 
 
 def summary(record: Record, plan: Plan) -> Outcome:
-    """The figures of a run."""
+    """The outcome of a run."""
     whole = _tally(record.tasks.values(), record.span)
     answered = whole["answered"]
     per_request = record.cpu_s / answered if answered else math.inf
@@ -105,7 +107,7 @@ def _histogram(seconds: Iterable[float]) -> HdrHistogram:
 
 
 def percentile_ms(seconds: Iterable[float], percentile: float) -> float:
-    """Of seconds, in ms."""
+    """A percentile of latencies in seconds, in ms."""
     return float(_histogram(seconds).get_value_at_percentile(percentile)) / 1e3
 
 
@@ -116,8 +118,8 @@ def _tally(records: Iterable[TaskRecord], seconds: float) -> dict[str, Any]:
     good, offered = sum(record.good for record in records), sum(record.offered for record in records)
     answered = sum(record.answered for record in records)
 
-    def late(milliseconds: float) -> float:
-        return milliseconds if good or not offered else math.inf  # nothing came back: no latency would be the best one
+    def or_infinite(milliseconds: float) -> float:
+        return milliseconds if good or not offered else math.inf  # no answer must not look like no latency
 
     return {
         "offered": offered,
@@ -125,10 +127,11 @@ def _tally(records: Iterable[TaskRecord], seconds: float) -> dict[str, Any]:
         "failures": offered - good,
         "within_slo": sum(record.within_slo for record in records),
         "per_second": answered / seconds,
-        "mean_ms": late(1e3 * statistics.fmean(seconds_each) if good else 0.0),  # the histogram's takes 40 ms
-        "p50_ms": late(histogram.get_value_at_percentile(50) / 1e3),
-        "p95_ms": late(histogram.get_value_at_percentile(95) / 1e3),
-        "p99_ms": late(histogram.get_value_at_percentile(99) / 1e3),
+        # the histogram's own mean takes 40 ms
+        "mean_ms": or_infinite(1e3 * statistics.fmean(seconds_each) if good else 0.0),
+        "p50_ms": or_infinite(histogram.get_value_at_percentile(50) / 1e3),
+        "p95_ms": or_infinite(histogram.get_value_at_percentile(95) / 1e3),
+        "p99_ms": or_infinite(histogram.get_value_at_percentile(99) / 1e3),
         "max_ms": histogram.get_max_value() / 1e3 if good else 0.0,
         "batch_items": sum(record.items for record in records) / good if good else 0.0,
     }

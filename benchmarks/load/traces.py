@@ -1,4 +1,4 @@
-"""Replays production traces, scaled to a rate. Three formats, told apart by their header:
+"""Arrivals of production traces, scaled to a rate. Three formats, recognised by their header:
 
 * Azure LLM inference 2023: TIMESTAMP,ContextTokens,GeneratedTokens
 * Azure Functions 2021: app,func,end_timestamp,duration
@@ -19,7 +19,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One invocation: seconds from the first, whose function, how many tokens (0: the trace does not say)."""
+    """One invocation of a function: seconds from the first, tokens of its prompt (0: the trace does not say)."""
 
     time: float
     function: str
@@ -27,7 +27,7 @@ class Arrival:
 
 
 def read_trace(file: Path) -> list[Arrival]:
-    """All of a trace in order of time."""
+    """The arrivals of a trace, in order of time."""
     with file.open(newline="", encoding="utf-8") as stream:
         reader = csv.DictReader(stream)
         fields, rows = set(reader.fieldnames or ()), list(reader)
@@ -44,7 +44,7 @@ def read_trace(file: Path) -> list[Arrival]:
 
 
 def replay(trace: list[Arrival], rate: float, seconds: float, *, offset: int = 0) -> list[Arrival]:
-    """So many seconds of a trace, its clock scaled so that the excerpt's mean rate is `rate`."""
+    """`seconds` of a trace from arrival `offset` on, its time scaled so that the mean rate is `rate`."""
     count = round(rate * seconds)
     part = [trace[(offset + number) % len(trace)] for number in range(count + 1)]
     gaps = np.maximum(np.diff([arrival.time for arrival in part]), 0.0)  # 0 where the trace starts over

@@ -1,4 +1,4 @@
-"""Adds a task to a running server: routes texts to the label whose examples they are nearest to.
+"""Adds a task to a running server that routes texts to the label with the nearest examples.
 
 No training: the served `embed` task gives the vectors, and a `similarity` decoder compares with them.
 """
@@ -15,7 +15,8 @@ import tritonclient.grpc as grpcclient
 import typer
 from safetensors.numpy import save_file
 
-from fmplex_backend.entries import TaskEntry
+from fmplex import Client
+from fmplex_backend.repository.entry import TaskEntry
 
 EXAMPLES = {
     "cards": ["I lost my bank card", "somebody used my card without asking me", "my PIN is blocked"],
@@ -52,7 +53,8 @@ def main(
         entry = TaskEntry(name, "minilm", vfm, "text-encoder", "similarity", max_batch_size=32, sizes=sizes)
         (aside / "config.pbtxt").write_text(entry.to_pbtxt())
         aside.rename(repository / name)
-        client.load_model(name)
+        with Client(url) as ours:  # knows the key of a server that this user has started on this host
+            client.load_model(name, headers=ours.control_headers)
     print(f"{name} is served")
 
 

@@ -1,7 +1,9 @@
-"""A classifier out of a CSV file with the columns `text` and `label`, trained, measured and saved.
+"""Trains a classifier on a CSV file with the columns `text` and `label`, evaluates it on held-out rows and saves it.
 
-python clients/examples/csv_classifier.py reviews.csv --name reviews
-python clients/examples/csv_classifier.py reviews.csv --name reviews --server localhost:8001   and served at once
+    python clients/examples/csv_classifier.py reviews.csv --name reviews
+    python clients/examples/csv_classifier.py reviews.csv --name reviews --server localhost:8001
+
+The second form serves it at once, on a running server.
 """
 
 from __future__ import annotations
@@ -13,27 +15,27 @@ from typing import Annotated
 import typer
 
 from fmplex import Backbone, Classifier, Client, LoRA, Task
-from fmplex.data import rows_of
+from fmplex.data.tables import read_file
 
 HELD_OUT = 0.2
 
 
 def main(
-    file: Annotated[Path, typer.Argument(help="With the columns text and label.")],
-    name: Annotated[str, typer.Option(help="The task's.")] = "reviews",
+    file: Annotated[Path, typer.Argument(help="CSV file with the columns text and label.")],
+    name: Annotated[str, typer.Option(help="Name of the task.")] = "reviews",
     repository: Path = Path("model_repository"),
     epochs: int = 3,
     server: Annotated[str, typer.Option(help="A running server's gRPC address.")] = "",
 ) -> None:
-    """Train on four fifths, measure on the rest."""
-    rows = rows_of(file)
-    order = random.Random(0).sample(range(len(rows)), len(rows))
+    """Train on four fifths, evaluate on the rest."""
+    rows = read_file(file)
+    random.Random(0).shuffle(rows)
     cut = max(1, round(len(rows) * HELD_OUT))
-    test, training = rows.pick(order[:cut]), rows.pick(order[cut:])
+    test, training = rows[:cut], rows[cut:]
 
     task = Task(name, Backbone("minilm", repository=repository), adapter=LoRA(r=8), decoder=Classifier())
-    task.fit(training.texts, training.labels, validation=0.1, epochs=epochs, class_weights="balanced")
-    found = task.evaluate(test.texts, test.labels)
+    task.fit(training, validation=0.1, epochs=epochs, class_weights="balanced")
+    found = task.evaluate(test)
     print(f"{found.figures} on {found.rows} rows that were held out")
 
     if not server:
@@ -41,7 +43,7 @@ def main(
         return
     print(task.deploy(server, repository))
     with Client(server) as client:
-        print(client.predict(name, test.texts[:3]))
+        print(client.predict(name, [row["text"] for row in test[:3]]))
 
 
 if __name__ == "__main__":

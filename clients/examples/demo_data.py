@@ -24,7 +24,7 @@ OUTSIDE = "O"
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One text. `target` is a class, or 0/1 for every label, or a label for each of `words` (characters)."""
+    """One text. `target` is a class, or 0/1 for every label, or a label for each of `words`, given as [start, end)."""
 
     text: str
     target: tuple[int, ...]
@@ -43,7 +43,7 @@ class DataSet:
 
 @dataclass(frozen=True, slots=True)
 class SentencePair:
-    """Two sentences and how alike people find them."""
+    """Two sentences, and their similarity as people rated it, 0 to 5."""
 
     left: str
     right: str
@@ -51,7 +51,7 @@ class SentencePair:
 
 
 class HubRows(Protocol):
-    """What the readers ask of one split of a set on the hub."""
+    """One split of a set on the hub, as far as the readers below use it."""
 
     features: Any
 
@@ -287,7 +287,7 @@ def routing(data: Path | None, per_route: int = 500) -> DataSet:
 
 
 def sentence_pairs(data: Path | None) -> list[SentencePair]:
-    """STS-B test."""
+    """STS-B test: pairs of sentences with their similarity."""
     if data:
         rows = csv_rows(data / "stsb_en" / "stsb-en-test.csv")
         return [SentencePair(left, right, float(score)) for left, right, score in rows]

@@ -1,4 +1,4 @@
-"""The demo's tasks: what each reads, is made of, and is entitled to."""
+"""The demo's tasks: data set, parts, training options, weight and SLO."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EVERY_LINEAR = ("query", "key", "value", "attention.output.dense", "intermediate
 
 @dataclass(frozen=True, slots=True)
 class DemoTask:
-    """`fit` are settings of Task.fit, `terms` its weight and SLO."""
+    """A task of the demo. `fit` are options of Task.fit, `terms` its weight and SLO."""
 
     name: str
     description: str

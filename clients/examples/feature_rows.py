@@ -1,7 +1,9 @@
-"""Rows of numbers on a text backbone: scikit-learn's wine or breast-cancer set, beside a logistic regression.
+"""Rows of numbers on a text backbone: scikit-learn's wine or breast-cancer set, compared with a logistic regression.
 
-python clients/examples/feature_rows.py
-python clients/examples/feature_rows.py --data breast_cancer --server localhost:8001   and served at once
+    python clients/examples/feature_rows.py
+    python clients/examples/feature_rows.py --data breast_cancer --server localhost:8001
+
+The second form serves the task at once, on a running server.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from fmplex import Backbone, Classifier, Client, Projection, Task
 
 
 class Data(str, Enum):
-    """Sets that scikit-learn brings along."""
+    """Data sets that scikit-learn brings along."""
 
     wine = "wine"
     breast_cancer = "breast_cancer"
@@ -33,7 +35,7 @@ def main(
     epochs: int = 10,
     server: Annotated[str, typer.Option(help="A running server's gRPC address.")] = "",
 ) -> None:
-    """Train on three quarters, measure on the rest."""
+    """Train on three quarters, evaluate on the rest."""
     found: Any = getattr(datasets, f"load_{data.value}")()
     labels = [str(found.target_names[number]) for number in found.target]
     rows, test, own, held = train_test_split(found.data, labels, test_size=0.25, random_state=0, stratify=labels)

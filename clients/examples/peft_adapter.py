@@ -17,12 +17,12 @@ from fmplex import Backbone, Classifier, Embedder, Pretrained, Task
 
 def main(
     source: Annotated[str, typer.Argument(help="A PEFT directory or a hub id.")],
-    labels: Annotated[str, typer.Option(help="Of its score head, in its order, with commas.")] = "",
+    labels: Annotated[str, typer.Option(help="Labels of its score head, in order, comma-separated.")] = "",
     name: str = "adapted",
     repository: Path = Path("model_repository"),
     server: Annotated[str, typer.Option(help="A running server's gRPC address.")] = "",
 ) -> None:
-    """Read, try, save."""
+    """Read the adapter, predict once, save it as a task."""
     decoder = Classifier(labels.split(",")) if labels else Embedder()
     task = Task(name, Backbone("minilm", repository=repository), adapter=Pretrained(source), decoder=decoder)
     print(task.predict("What does it say to this?")[0])

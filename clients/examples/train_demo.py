@@ -1,29 +1,33 @@
 """Train the demo's tasks, all on one frozen all-MiniLM-L6-v2, and save them into a model repository.
 
-    python clients/examples/train_demo.py --data DIR                 from the sets' files in DIR
-    python clients/examples/train_demo.py                            from the Hugging Face hub
+    python clients/examples/train_demo.py --data DIR                 reads the data sets' files in DIR
+    python clients/examples/train_demo.py                            reads them from the Hugging Face hub
     python clients/examples/train_demo.py --only sentiment,topic
+    python clients/examples/train_demo.py --measure                  trains nothing: the figures of what is there, anew
 
 A task that is there already is replaced. On one machine a seed and a number of threads give the same weights again.
+Figures are those of the backbone in float32, and once more in bfloat16, with that before their names.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
-from demo_data import DataSet, Example, sentence_pairs
+from demo_data import DataSet, Example, SentencePair, sentence_pairs
 from demo_tasks import TASKS, DemoTask
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
 
 from fmplex import Backbone, Task, TaskProblem, Text
-from fmplex.repository import ModelRepository
+from fmplex_backend.repository.writer import ModelRepository, write_config
 
 BACKBONE = "minilm"
 LENGTH, EMBEDDED_LENGTH = 128, 256  # tokens of a text; the second is what the model's authors set for embeddings
@@ -40,14 +44,17 @@ def columns(decoder: Any, labels: tuple[str, ...], rows: list[Example]) -> tuple
 
 
 def thinned(rows: list[Example], most: int | None) -> list[Example]:
-    """At most so many, evenly spread."""
+    """At most `most` rows, evenly spaced."""
     if most is None or most >= len(rows):
         return rows
     return [rows[at * len(rows) // most] for at in range(most)]
 
 
+Figures = dict[str, float]
+
+
 def train(entry: DemoTask, backbone: Backbone, data: DataSet, seed: int) -> Task:
-    """Fit and evaluate; the head alone is measured first, where an adapter is to better it."""
+    """Fit a task; with an adapter, the head alone is evaluated, for comparison."""
     decoder = replace(entry.decoder, labels=data.labels)
     task = Task(
         entry.name,
@@ -58,36 +65,68 @@ def train(entry: DemoTask, backbone: Backbone, data: DataSet, seed: int) -> Task
         description=entry.description,
         **entry.terms,
     )
-    training, held_out = columns(decoder, data.labels, data.train), columns(decoder, data.labels, data.held_out)
-    alone: dict[str, float] = {}
+    training = columns(decoder, data.labels, data.train)
+    alone: Figures = {}
     if entry.adapter:
         head = Task(entry.name, backbone, decoder=decoder, encoder=Text(max_length=LENGTH))
         head.fit(*training, seed=seed, progress=False)
-        alone = head.evaluate(*held_out).figures
-    task.fit(*training, seed=seed, **entry.fit)
-    task.evaluate(*held_out)
-    figures: dict[str, float | int | str] = {"test_set": data.held_out_name}
-    task.metrics = figures | task.metrics | {f"head_only_{name}": value for name, value in alone.items()}
+        alone = head.evaluate(*columns(decoder, data.labels, data.held_out)).figures
+    task.fit(*training, seed=seed, progress=True, **entry.fit)
+    task.metrics |= {f"head_only_{name}": value for name, value in alone.items()}
     return task
 
 
-def embedding(entry: DemoTask, backbone: Backbone, data: Path | None) -> Task:
-    """The backbone's own embedding, and how well its cosines rank pairs of sentences."""
-    task = Task(
+def embedding(entry: DemoTask, backbone: Backbone) -> Task:
+    """The backbone's own embedding."""
+    return Task(
         entry.name,
         backbone,
         decoder=entry.decoder,
         encoder=Text(max_length=EMBEDDED_LENGTH),
         description=entry.description,
     )
-    pairs = sentence_pairs(data)
-    left, right = (
-        np.stack([each["EMBEDDING"] for each in task.outputs(texts)])
-        for texts in ([pair.left for pair in pairs], [pair.right for pair in pairs])
-    )
-    found = spearmanr((left * right).sum(axis=1), [pair.score for pair in pairs]).statistic
-    task.metrics = {"test_set": "STS-B test", "test_rows": len(pairs), "spearman": round(float(found), 4)}
-    return task
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Rows that no task is fitted on, and what is measured on them."""
+
+    name: str
+    rows: int
+    figures: Callable[[Task], Figures]
+
+    @classmethod
+    def of(cls, data: DataSet) -> HeldOut:
+        """A data set's, and the decoder's own figures."""
+
+        def figures(task: Task) -> Figures:
+            return dict(task.evaluate(*columns(task.decoder, data.labels, data.held_out)).figures)
+
+        return cls(data.held_out_name, len(data.held_out), figures)
+
+    @classmethod
+    def of_pairs(cls, pairs: list[SentencePair]) -> HeldOut:
+        """Pairs of sentences, and how well an embedding's cosines rank them."""
+
+        def spearman(task: Task) -> Figures:
+            left, right = (
+                np.stack([each["EMBEDDING"] for each in task.outputs(texts)])
+                for texts in ([pair.left for pair in pairs], [pair.right for pair in pairs])
+            )
+            found = spearmanr((left * right).sum(axis=1), [pair.score for pair in pairs]).statistic
+            return {"spearman": round(float(found), 4)}
+
+        return cls("STS-B test", len(pairs), spearman)
+
+
+def measure(task: Task, held_out: HeldOut, rounded: Backbone) -> None:
+    """Put a task's figures into its metrics: in float32 and, on the backbone `rounded`, in bfloat16."""
+    figures: dict[str, float | int | str] = {"test_set": held_out.name}
+    figures |= task.metrics | {"test_rows": held_out.rows} | held_out.figures(task)
+    with tempfile.TemporaryDirectory() as folder:
+        task.write(Path(folder))
+        other = held_out.figures(Task.load(folder, rounded))
+    task.metrics = figures | {f"{rounded.config.dtype}_{name}": value for name, value in other.items()}
 
 
 def chosen_tasks(only: str) -> list[DemoTask]:
@@ -102,13 +141,14 @@ def chosen_tasks(only: str) -> list[DemoTask]:
 
 def report(tasks: list[tuple[DemoTask, Task]]) -> Table:
     """One line per task."""
-    table = Table("task", "adapter", "decoder", "held-out rows", "figure", "head alone", "seconds")
+    table = Table("task", "adapter", "decoder", "held-out rows", "figure", "in bfloat16", "head alone", "seconds")
     for entry, task in tasks:
         adapter = f"LoRA r={entry.adapter.r}, {len(entry.adapter.targets)} kinds of module" if entry.adapter else "-"
         name = task.evaluation.headline if task.evaluation else "spearman"
         rows = f"{task.metrics['test_set']} ({task.metrics['test_rows']})"
         cells = (
             f"{name} {task.metrics[name]}",
+            task.metrics[f"bfloat16_{name}"],
             task.metrics.get(f"head_only_{name}"),
             task.metrics.get("train_seconds"),
         )
@@ -119,27 +159,34 @@ def report(tasks: list[tuple[DemoTask, Task]]) -> Table:
 
 
 def main(
-    data: Annotated[Path | None, typer.Option(help="Directory with the sets' files; absent: the hub")] = None,
-    only: Annotated[str, typer.Option(help="Names of tasks, with commas; absent: all")] = "",
-    repository: Annotated[Path, typer.Option(help="Where the tasks go")] = Path("model_repository"),
-    seed: Annotated[int, typer.Option(help="Of shuffling, dropout and first weights")] = 0,
-    rows: Annotated[int | None, typer.Option(min=64, help="Training rows at most; absent: all")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Cores to use")] = 2,
+    data: Annotated[Path | None, typer.Option(help="Directory with the data sets' files; default: the hub.")] = None,
+    only: Annotated[str, typer.Option(help="Names of tasks, comma-separated; default: all.")] = "",
+    repository: Annotated[Path, typer.Option(help="Model repository to save into.")] = Path("model_repository"),
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    rows: Annotated[int | None, typer.Option(min=64, help="Training rows at most; default: all.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Cores to use.")] = 2,
+    measured_only: Annotated[bool, typer.Option("--measure", help="Measure the tasks that are there.")] = False,
 ) -> None:
     """Train the demo's tasks and save them into the model repository."""
     torch.set_num_threads(threads)
     console, models, done = Console(), ModelRepository(repository), []
-    backbone = Backbone(BACKBONE, repository=repository)
+    backbone, rounded = (Backbone(BACKBONE, repository=repository, dtype=dtype) for dtype in ("float32", "bfloat16"))
     for entry in chosen_tasks(only):
         console.print(f"{entry.name}: {entry.description}")
-        if entry.read is None:
-            task = embedding(entry, backbone, data)
+        read = None if entry.read is None else entry.read(data)
+        if measured_only:
+            task = Task.load(repository / entry.name, backbone)
+        elif read is None:
+            task = embedding(entry, backbone)
         else:
-            read = entry.read(data)
             task = train(entry, backbone, replace(read, train=thinned(read.train, rows)), seed)
+        measure(task, HeldOut.of_pairs(sentence_pairs(data)) if read is None else HeldOut.of(read), rounded)
+        done.append((entry, task))
+        if measured_only:
+            write_config(models.task(entry.name)[1].version.path, task.config())
+            continue
         if entry.name in models.tasks():
             models.remove(entry.name)  # its tag is the lowest that is free then
-        done.append((entry, task))
         task.save(repository)
     console.print(report(done))
 

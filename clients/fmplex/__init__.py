@@ -15,10 +15,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fmplex.aio import AsyncClient
-    from fmplex.backbone import Backbone
-    from fmplex.client import Client
-    from fmplex.errors import (
+    from fmplex.client.aio import AsyncClient
+    from fmplex.client.sync import Client
+    from fmplex.task.backbone import Backbone
+    from fmplex.task.task import Task
+    from fmplex_backend.adapters.kinds import IA3, DoRA, LoRA, Pretrained
+    from fmplex_backend.decoders import (
+        Classifier,
+        Embedder,
+        MultiLabel,
+        Nearest,
+        Plugin,
+        Regressor,
+        Similarity,
+        TokenClassifier,
+    )
+    from fmplex_backend.decoders.custom import CustomDecoder
+    from fmplex_backend.decoders.results import Label, Labels, Raw, Span, Spans, Values, Vector
+    from fmplex_backend.errors import (
+        Busy,
+        ControlClosed,
         DeadlineExceeded,
         FmplexError,
         Refused,
@@ -27,32 +43,30 @@ if TYPE_CHECKING:
         TaskRefused,
         Unreachable,
     )
-    from fmplex.parts import (
-        IA3,
-        Classifier,
-        DoRA,
-        Embedder,
-        LoRA,
-        MultiLabel,
-        Plugin,
-        PluginEncoder,
-        Pretrained,
-        Projection,
-        Regressor,
-        Similarity,
-        Text,
-        TokenClassifier,
-    )
-    from fmplex.results import Label, Labels, Raw, Span, Spans, Values, Vector
-    from fmplex.task import Task
-    from fmplex_backend.extensions.encoders import CustomEncoder
-    from fmplex_backend.extensions.plugins import CustomDecoder
+    from fmplex_backend.families.text_encoder.encoders import CustomEncoder
+    from fmplex_backend.families.text_encoder.sections import PluginEncoder, Projection, Text
 
 _PLACES = {
-    "fmplex.aio": ("AsyncClient",),
-    "fmplex.backbone": ("Backbone",),
-    "fmplex.client": ("Client",),
-    "fmplex.errors": (
+    "fmplex.client.aio": ("AsyncClient",),
+    "fmplex.client.sync": ("Client",),
+    "fmplex.task.backbone": ("Backbone",),
+    "fmplex.task.task": ("Task",),
+    "fmplex_backend.adapters.kinds": ("IA3", "DoRA", "LoRA", "Pretrained"),
+    "fmplex_backend.decoders": (
+        "Classifier",
+        "Embedder",
+        "MultiLabel",
+        "Nearest",
+        "Plugin",
+        "Regressor",
+        "Similarity",
+        "TokenClassifier",
+    ),
+    "fmplex_backend.decoders.custom": ("CustomDecoder",),
+    "fmplex_backend.decoders.results": ("Label", "Labels", "Raw", "Span", "Spans", "Values", "Vector"),
+    "fmplex_backend.errors": (
+        "Busy",
+        "ControlClosed",
         "DeadlineExceeded",
         "FmplexError",
         "Refused",
@@ -61,26 +75,8 @@ _PLACES = {
         "TaskRefused",
         "Unreachable",
     ),
-    "fmplex.parts": (
-        "IA3",
-        "Classifier",
-        "DoRA",
-        "Embedder",
-        "LoRA",
-        "MultiLabel",
-        "Plugin",
-        "PluginEncoder",
-        "Pretrained",
-        "Projection",
-        "Regressor",
-        "Similarity",
-        "Text",
-        "TokenClassifier",
-    ),
-    "fmplex.results": ("Label", "Labels", "Raw", "Span", "Spans", "Values", "Vector"),
-    "fmplex.task": ("Task",),
-    "fmplex_backend.extensions.encoders": ("CustomEncoder",),
-    "fmplex_backend.extensions.plugins": ("CustomDecoder",),
+    "fmplex_backend.families.text_encoder.encoders": ("CustomEncoder",),
+    "fmplex_backend.families.text_encoder.sections": ("PluginEncoder", "Projection", "Text"),
 }
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 
@@ -88,8 +84,10 @@ __all__ = [
     "IA3",
     "AsyncClient",
     "Backbone",
+    "Busy",
     "Classifier",
     "Client",
+    "ControlClosed",
     "CustomDecoder",
     "CustomEncoder",
     "DeadlineExceeded",
@@ -100,6 +98,7 @@ __all__ = [
     "Labels",
     "LoRA",
     "MultiLabel",
+    "Nearest",
     "Plugin",
     "PluginEncoder",
     "Pretrained",

@@ -1,5 +1,5 @@
 """`python -m fmplex`."""
 
-from fmplex.cli import app
+from fmplex.cli.app import app
 
 app(prog_name="fmplex")

@@ -1,15 +1,15 @@
-"""`python -m fmplex_controller`: whether a server can run here; prints which, or what is missing."""
+"""`python -m fmplex_controller`: checks that a Triton server can run here; prints its path, or what is missing."""
 
 from __future__ import annotations
 
 import sys
 
-from fmplex_controller.errors import SetupProblem
-from fmplex_controller.installation import check, find_tritonserver, missing_libraries
+from fmplex_backend.errors import SetupProblem
+from fmplex_controller.server.installation import check, find_tritonserver, missing_libraries
 
 
 def main() -> int:
-    """0 where a server can run."""
+    """The exit status: 0 where a server can run, else 1."""
     try:
         installation = find_tritonserver()
         check(installation)

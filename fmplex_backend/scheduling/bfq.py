@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from fmplex_backend.scheduling.scheduler import Scheduler
-from fmplex_backend.types import Request
-from fmplex_backend.vfm import Vfm
+from fmplex_backend.types import Vfm
 
 
 class Bfq(Scheduler):
-    """Smallest start tag first; a batch grows until one more would break a deadline that it had better keep."""
+    """Smallest start tag first; a batch grows until one more request would make it miss a deadline it can meet."""
 
     def rank(self, vfm: Vfm) -> float:
-        """The start tag of the head."""
+        """The start tag of the head request."""
         return vfm.start
 
-    def joins(self, batch: Sequence[Request], finish: float, limit: float) -> bool:
-        """No deadline that was kept may be broken."""
+    def joins(self, finish: float, limit: float) -> bool:
+        """As long as the batch meets the earliest deadline that it can meet."""
         return finish <= limit

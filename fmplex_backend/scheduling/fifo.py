@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from fmplex_backend.scheduling.scheduler import Scheduler
-from fmplex_backend.types import Request
-from fmplex_backend.vfm import Vfm
+from fmplex_backend.types import Vfm, Work
 
 
 class Fifo(Scheduler):
-    """Fast, and whoever sends more gets more."""
+    """First come, first served over all vFMs: weights and deadlines are ignored."""
 
     def rank(self, vfm: Vfm) -> float:
-        """The order of admission of the head."""
-        return vfm.queue[0].order
+        """The admission number of the head request."""
+        return vfm.queue[0].admission_number
 
-    def joins(self, batch: Sequence[Request], finish: float, limit: float) -> bool:
-        """Always."""
+    def joins(self, finish: float, limit: float) -> bool:
+        """True: only max_items and max_tokens limit a batch."""
         return True
+
+    def suffices(self, total: Work, adapter_groups: int) -> bool:
+        """False, for the same reason."""
+        return False

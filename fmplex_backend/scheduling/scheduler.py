@@ -1,30 +1,35 @@
 """The virtual queues of a backbone, and the loop that forms a batch from them.
 
-One set of queues serves all policies. A policy says where a vFM's head stands (`rank`) and whether a batch
+One set of queues serves all policies. A policy ranks the vFMs by their head requests (`rank`) and says whether a batch
 may grow (`joins`); tags, account and settlement are the same for all.
 
 The tags are those of start-time fair queueing (Goyal, Vin, Cheng 1997): a request arriving at a vFM gets the
 start tag S = max(V, F) and the finish tag F = S + c/w. Inside a backlogged vFM requests follow each other
-without a gap, so one number per vFM, the start tag of its head, holds them all: taking the head moves it on
-by c/w, and settling puts what was measured in the place of c. A request that is never taken is never charged.
-What follows for fairness is proved in docs/tune-fairness.md.
+without a gap, so one number per vFM, the start tag of its head, stands for all of them: scheduling the head advances
+it by c/w, and settling replaces the estimate c by what was measured. Preparing a request takes seconds of a core, too:
+the tag moves on by these as well when the request is scheduled, or dropped. A request that is never scheduled is
+charged for nothing else. What follows for fairness is proved in docs/tune-fairness.md.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from operator import attrgetter
 
 from fmplex_backend.scheduling.cost import CostModel
-from fmplex_backend.types import NO_WORK, Request, Work
-from fmplex_backend.vfm import Vfm
+from fmplex_backend.scheduling.efficiency import Efficiency
+from fmplex_backend.scheduling.rows import BatchRows, Heads
+from fmplex_backend.types import Request, Vfm, Work
 
-_ORDER = attrgetter("order")
-MANY = 16  # this part of Bmax
-MARGIN = 1.05  # where a deadline is at stake, an estimate is taken to be this much too short
+_ADMISSION_NUMBER = attrgetter("admission_number")
+URGENT_DIVISOR = 16  # deadlines limit a batch only while no more than max_items / 16 queued rows have one
+SAFETY_FACTOR = 1.05  # on estimated batch times where a deadline depends on them
+MAX_SHARED = 16  # the requests of a batch have at most so many times Bmax rows, however many of them are shared
+EARLY_S = 0.25  # of its share by which a vFM may be ahead and still have rows that run anyway
+HEAP_SLACK = 64  # stale entries that the heap may hold before it is compacted, whatever the backlog
 
 
 class Scheduler:
@@ -32,122 +37,199 @@ class Scheduler:
 
     Args:
         cost: estimates of service time, in seconds.
-        max_items: Bmax, the most rows of a batch.
-        max_tokens: the most tokens of a batch. A single request over it still runs, alone.
+        max_items: Bmax, the most rows of a batch; a row that several requests share counts once.
+        max_tokens: the most tokens of a batch, likewise. A single request over either limit still runs, alone.
+        efficiency: the part of a full batch's throughput at which a batch ends; 1: at none.
     """
 
-    def __init__(self, cost: CostModel, *, max_items: int, max_tokens: int | None = None) -> None:
+    def __init__(
+        self, cost: CostModel, *, max_items: int, max_tokens: int | None = None, efficiency: float = 1.0
+    ) -> None:
         self.cost = cost
+        self.efficiency = Efficiency(cost, max_items, efficiency)
         self.max_items = max_items
         self.max_tokens = max_tokens or math.inf
         self.virtual_time = 0.0
         self.queued = 0
         self.backlogged = 0
         self.urgent = 0  # queued rows that have a deadline
-        self.way_back = 0.0  # seconds from the end of a batch until its last answer is sent; the reply thread's
-        self._heap: list[tuple[float, int, int, Vfm]] = []  # rank, order of the head, id of the entry
+        self.reply_latency = 0.0  # seconds from the end of a batch until its last reply is sent
+        self._heads = Heads()
+        self._heap: list[tuple[float, int, int, Vfm]] = []  # rank, admission number of the head, id of the entry
         self._entries = 0
         self._admitted = 0
 
     # -- what a policy supplies
 
     def rank(self, vfm: Vfm) -> float:
-        """Where the vFM's head stands; the smallest goes first, ties by arrival."""
+        """The sort key of a backlogged vFM: the smallest is scheduled first, ties in the order of admission."""
         raise NotImplementedError
 
-    def joins(self, batch: Sequence[Request], finish: float, limit: float) -> bool:
-        """Whether one more request may join a batch that holds some.
+    def joins(self, finish: float, limit: float) -> bool:
+        """Whether one more request may join a batch that is not empty.
 
         Args:
-            finish: when, predicted with a margin, the batch with it is answered.
-            limit: the earliest deadline in the batch that is still kept without it; infinite where many with
-                deadlines of their own wait behind.
+            finish: when the replies of the batch with it would be sent, predicted with a safety factor.
+            limit: the earliest deadline in the batch that is met without it; infinite while so many queued rows have
+                deadlines that small batches would miss more of them than they meet.
         """
         raise NotImplementedError
+
+    def suffices(self, total: Work, adapter_groups: int) -> bool:
+        """Whether a batch that is not empty pays enough to end here."""
+        return self.efficiency.reached(total, adapter_groups)
 
     # -- the queues
 
     def admit(self, request: Request) -> None:
         """Put a request at the tail of its vFM's queue."""
-        slo = request.slo if request.slo is not None else request.vfm.slo
-        request.deadline = math.inf if slo is None else request.arrival + slo
+        slo = request.slo_s if request.slo_s is not None else request.vfm.slo
+        request.deadline = math.inf if slo is None else request.arrived_at + slo
         self._admitted += 1
-        request.order = self._admitted
+        request.admission_number = self._admitted
         request.vfm.queue.append(request)
-        self._queued(request)
+        request.vfm.waiting_preparation_s += request.preparation_s
+        self._enqueued(request)
 
     def requeue(self, request: Request) -> None:
-        """Put a settled, running sequence back before all that came after it, for its next step."""
-        vfm = request.vfm
-        vfm.taken -= 1
-        vfm.queue.insert(bisect_left(vfm.queue, request.order, key=_ORDER), request)
-        self._queued(request)
+        """Put a settled sequence back for its next step, ahead of every request that was admitted after it."""
+        queue = request.vfm.queue
+        queue.insert(bisect_left(queue, request.admission_number, key=_ADMISSION_NUMBER), request)
+        self._enqueued(request)
 
     def discard(self, vfm: Vfm, requests: Collection[Request]) -> None:
-        """Drop queued requests of a vFM: they were charged nothing, so there is nothing to give back."""
+        """Drop queued requests of a vFM, charging it for preparing them.
+
+        A request is charged for its passes when it is scheduled, so nothing is given back.
+        """
         ids = {id(request) for request in requests}
         kept = [request for request in vfm.queue if id(request) not in ids]
-        self._left(vfm, [request for request in vfm.queue if id(request) in ids])
+        dropped = [request for request in vfm.queue if id(request) in ids]
+        self._dequeued(dropped)
         vfm.queue.clear()
         vfm.queue.extend(kept)
+        for request in dropped:
+            self._charge_preparation(request)
         self._place(vfm)
 
     def choose(self, now: float) -> list[Request]:
-        """Take the next batch, smallest rank first; empty only where nothing is queued."""
+        """Form the next batch, smallest rank first; empty only where nothing is queued."""
         batch: list[Request] = []
-        total = NO_WORK
+        rows = BatchRows()
         limit = math.inf
+        ends = now + self.reply_latency  # when the replies of the batch so far would be sent
         adapters: set[int] = set()
         while vfm := self._first():
             request = vfm.queue[0]
-            wanted = total + request.work
+            wanted = rows.total_with(request)
+            groups = len(adapters) + (vfm.adapted and vfm.id not in adapters)
+            finish = now + SAFETY_FACTOR * self.cost.batch(wanted, groups) + self.reply_latency
+            if batch and not (self._has_room(wanted, rows, request) and self.joins(finish, self._binding(limit))):
+                break
+            free = wanted == rows.total  # all its rows run anyway
+            if batch and not free and self._may_end(request, finish, ends) and self.suffices(rows.total, len(adapters)):
+                self.efficiency.ended += 1
+                break
+            self._schedule(vfm, now, rows.add(request, wanted))
+            batch.append(request)
+            ends = finish
             if vfm.adapted:
                 adapters.add(vfm.id)
-            finish = now + MARGIN * self.cost.batch(wanted, len(adapters)) + self.way_back
-            if batch and not (self._has_room(wanted) and self.joins(batch, finish, self._binding(limit))):
-                break
-            self._take(vfm, request, now)
-            batch.append(request)
-            total = wanted
             if finish <= request.deadline < limit:
                 limit = request.deadline
+        if batch and self.joins(now, math.inf):  # the batch does not take longer for them
+            batch += self._early(rows, now)
         for request in batch:
-            request.batch_items = total.items
+            request.batch_items = rows.items
         return batch
+
+    def _early(self, rows: BatchRows, now: float) -> Iterator[Request]:
+        """Requests before their turn, all of whose rows run anyway: else these would run once more for them alone.
+
+        Virtual time stays, since nobody's turn has come.
+        """
+        for vfm in self._heads.asking(rows):
+            while vfm.queue and rows.hold(request := vfm.queue[0]) and self._has_room(rows.total, rows, request):
+                virtual_time = self.virtual_time
+                if (vfm.start - virtual_time) * vfm.weight > EARLY_S:
+                    break
+                self._schedule(vfm, now, rows.add(request))
+                self.virtual_time = virtual_time
+                yield request
 
     # -- the account
 
+    def ahead_s(self, vfm: Vfm) -> float:
+        """Seconds by which a vFM has had more than its share, those of preparing its queue included. Any thread.
+
+        0 where no other vFM has requests queued: what nobody else uses is not held back.
+        """
+        if self.backlogged <= bool(vfm.queue):
+            return 0.0
+        return max(0.0, (vfm.start - self.virtual_time) * vfm.weight + vfm.waiting_preparation_s)
+
+    def charge_refused(self, request: Request) -> None:
+        """Charge a vFM for preparing a request that was refused before it was admitted."""
+        vfm = request.vfm
+        if not vfm.queue:
+            vfm.start = max(self.virtual_time, vfm.start)
+        if not self.queued:  # served alone: it owes nothing to those who come later
+            self.virtual_time = max(self.virtual_time, vfm.start)
+        self._charge_preparation(request)
+        if vfm.queue:
+            self._place(vfm)
+
+    def _charge_preparation(self, request: Request) -> None:
+        """Move on a vFM's tag by the seconds of preparing a request, once: they were measured, there is no estimate."""
+        vfm, seconds = request.vfm, request.preparation_s
+        vfm.preparation_s += seconds
+        vfm.start += seconds / vfm.weight
+        request.preparation_s = 0.0
+
     def measure(self, portions: Sequence[tuple[Request, Work]], elapsed: float) -> None:
-        """Share the seconds of a batch's passes among those who took part, in proportion to their estimates."""
+        """Charge the seconds of a batch's passes to the requests in them, in proportion to their estimates."""
         estimates = [self.cost.portion(work) for _, work in portions]
         scale = elapsed / sum(estimates) if estimates else 0.0
         for (request, _), estimate in zip(portions, estimates, strict=True):
-            request.share += estimate * scale
+            request.service_s += estimate * scale
             request.vfm.service += estimate * scale
 
     def settle(self, requests: Iterable[Request]) -> None:
-        """Correct the tags by what taken requests really cost: once for every take, whatever became of it.
+        """Correct the tags by what scheduled requests really took, once per scheduling, whatever their outcomes.
 
-        A request that failed before it ran has no share, and so gets its whole charge back.
+        A request that failed before it ran received no service, and so gets its whole charge back.
         """
         touched: dict[int, Vfm] = {}
         for request in requests:
             vfm = request.vfm
-            vfm.start += request.share / vfm.weight - request.charge
-            request.charge = request.share = 0.0
+            vfm.start += request.service_s / vfm.weight - request.charge
+            request.charge = request.service_s = 0.0
             touched[id(vfm)] = vfm
         for vfm in touched.values():
             if vfm.queue:
                 self._place(vfm)
 
-    # -- the heap: of a vFM's entries only the one whose id it knows is valid
+    # -- the heap: of a vFM's entries only the one whose id stands in `vfm.entry` is valid
 
-    def _has_room(self, total: Work) -> bool:
-        return total.items <= self.max_items and total.tokens <= self.max_tokens
+    def _has_room(self, total: Work, rows: BatchRows, request: Request) -> bool:
+        fits = total.items <= self.max_items and total.tokens <= self.max_tokens
+        return fits and rows.items + request.work.items <= MAX_SHARED * self.max_items
 
     def _binding(self, limit: float) -> float:
-        """Small batches serve less: with many deadlines left waiting, a cut breaks more of them than it keeps."""
-        return limit if self.urgent <= self.max_items // MANY else math.inf
+        return math.inf if self._crowded() else limit
+
+    def _crowded(self) -> bool:
+        """Small batches lower the throughput: with many deadlines queued, cutting one misses more than it meets."""
+        return self.urgent > self.max_items // URGENT_DIVISOR
+
+    def _may_end(self, request: Request, finish: float, ends: float) -> bool:
+        """Whether a batch that pays enough may leave out its next request; not where that would cost deadlines."""
+        if self._crowded():
+            return False
+        if not finish <= request.deadline < math.inf:
+            return True
+        behind = ends + SAFETY_FACTOR * self.cost.batch(request.work, int(request.vfm.adapted))
+        return behind <= request.deadline
 
     def _first(self) -> Vfm | None:
         heap = self._heap
@@ -155,7 +237,7 @@ class Scheduler:
             heappop(heap)
         return heap[0][3] if heap else None
 
-    def _queued(self, request: Request) -> None:
+    def _enqueued(self, request: Request) -> None:
         vfm = request.vfm
         self.queued += 1
         self.urgent += request.work.items if request.deadline < math.inf else 0
@@ -164,29 +246,32 @@ class Scheduler:
         if vfm.queue[0] is request:
             self._place(vfm)
 
-    def _take(self, vfm: Vfm, request: Request, now: float) -> None:
-        vfm.queue.popleft()
-        self._left(vfm, [request])
-        request.taken_at = now
-        request.charge = self.cost.portion(request.work) / vfm.weight  # kept: the weight may change meanwhile
+    def _schedule(self, vfm: Vfm, now: float, work: Work) -> None:
+        request = vfm.queue.popleft()
+        self._dequeued([request])
+        request.scheduled_at = now
+        request.charge = self.cost.portion(work) / vfm.weight  # settled as it was: the weight may change
         self.virtual_time = max(self.virtual_time, vfm.start)
         vfm.start += request.charge
+        self._charge_preparation(request)
         self._place(vfm)
 
-    def _left(self, vfm: Vfm, requests: Sequence[Request]) -> None:
+    def _dequeued(self, requests: Sequence[Request]) -> None:
         self.queued -= len(requests)
+        for request in requests:
+            request.vfm.waiting_preparation_s -= request.preparation_s
         self.urgent -= sum(request.work.items for request in requests if request.deadline < math.inf)
-        vfm.taken += len(requests)
 
     def _place(self, vfm: Vfm) -> None:
-        """Give the vFM the entry that its head deserves now; the former one turns stale where it lies."""
+        """Push an entry with the vFM's present rank; its former one stays in the heap and is no longer valid."""
+        self._heads.update(vfm)
         self.backlogged += bool(vfm.queue) - (vfm.entry != 0)
         if not vfm.queue:
             vfm.entry = 0
             return
         self._entries += 1
         vfm.entry = self._entries
-        heappush(self._heap, (self.rank(vfm), vfm.queue[0].order, self._entries, vfm))
-        if len(self._heap) > 64 + 4 * self.backlogged:  # amortised: the stale ones pay for their removal
+        heappush(self._heap, (self.rank(vfm), vfm.queue[0].admission_number, self._entries, vfm))
+        if len(self._heap) > HEAP_SLACK + 4 * self.backlogged:  # O(1) amortised: it removes most of the heap
             self._heap = [entry for entry in self._heap if entry[3].entry == entry[2]]
             heapify(self._heap)

@@ -1,16 +1,13 @@
-"""Start-time fair queueing without batching: the order of BFQ, one request at a time. For comparison."""
+"""Start-time fair queueing without batching: BFQ's order, one request per batch. For comparison."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from fmplex_backend.scheduling.bfq import Bfq
-from fmplex_backend.types import Request
 
 
 class Stfq(Bfq):
-    """Fair, and as slow as a backbone without batches."""
+    """As fair as BFQ; every request pays for a pass of its own."""
 
-    def joins(self, batch: Sequence[Request], finish: float, limit: float) -> bool:
-        """Never."""
+    def joins(self, finish: float, limit: float) -> bool:
+        """False: a batch is one request."""
         return False

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from serving import LIVE
+
+from testing.servers import LIVE
 
 LINES = 60
 

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
-import psutil
 import pytest
-from asking import Answer, GrpcClient, Question, ask_grpc
+from asking import ask_grpc
 from sentences import sentence
-from serving import Serving, eventually, serving
-from tasks import Task, lora, write_backbone, write_task
+from waiting import published
 
-TASKS = (Task("counted", 0, adapter=lora()), Task("counted-too", 1, "embedding"))
+from testing.adapters import lora
+from testing.clients import Answer, GrpcClient, Question
+from testing.repositories import Task, write_backbone, write_task
+from testing.servers import Serving, eventually, serving
+
+TASKS = (
+    Task("counted", 0, adapter=lora()),
+    Task("counted-too", 1, "embedding"),
+    Task("bystander", 2, "embedding"),
+    Task("long", 3, "embedding", encoder={"windows": 64, "max_length": 64}, parameters={"max_queue_bytes": "60000000"}),
+)
 SHORT = sentence(20, 0)
+WORD = "x" * 50_000_000  # its tokens take a core half a minute
+WINDOWS = tuple(sentence(4000, seed) for seed in range(8))  # 32,768 tokens: 16 batches
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    """Two tasks."""
+    """Two tasks whose requests are counted, and one that is only refused."""
     folder = tmp_path_factory.mktemp("account")
     repository = folder / "repository"
     write_backbone(repository)
@@ -42,11 +52,10 @@ def receipts(answers: list[Answer], column: int) -> float:
     return sum(float(answer.good()["usage"][0, column]) for answer in answers) / 1e6
 
 
-def quiet_metrics(server: Serving, family: str, task: str, value: float) -> dict[tuple[str, str, str], float]:
-    """All samples, once one has come to a value and the rest, published with it, can be taken to have."""
+def metrics_after(server: Serving, family: str, task: str, value: float) -> dict[tuple[str, str, str], float]:
+    """All samples, published after one of them has come to a value."""
     eventually(lambda: server.metric(family, task) == value, f"{family} of {task} is {value:g}")
-    time.sleep(1.5)
-    return server.metrics()
+    return published(server, "bystander")
 
 
 def test_metrics_add_up(server: Serving, client: GrpcClient) -> None:
@@ -56,7 +65,7 @@ def test_metrics_add_up(server: Serving, client: GrpcClient) -> None:
     for _ in range(3):
         assert client.ask_one("counted", b"\xff").status == "INVALID_ARGUMENT"
         assert client.ask_one("counted", "hello", slo_ms="x").status == "INVALID_ARGUMENT"
-    found = quiet_metrics(server, "requests_total", "counted", 34)
+    found = metrics_after(server, "requests_total", "counted", 34)
     assert found["fmplex_items_total", "counted", ""] == 60 + 4
     assert found["fmplex_failures_total", "counted", "invalid"] == 6
     assert found["fmplex_deadline_misses_total", "counted", ""] == 4
@@ -75,7 +84,7 @@ def test_the_backbone_s_metrics_are_the_sums_of_its_vfms(server: Serving) -> Non
     before = server.metric("requests_total", "counted-too")
     questions = [Question("counted-too", (sentence(5, n),)) for n in range(64)]
     answers = ask_grpc(server.grpc_url, questions, 64)
-    found = quiet_metrics(server, "requests_total", "counted-too", before + 64)
+    found = metrics_after(server, "requests_total", "counted-too", before + 64)
 
     def total(family: str) -> float:
         return sum(found[f"fmplex_{family}", task, ""] for task in tasks)
@@ -91,6 +100,40 @@ def test_the_backbone_s_metrics_are_the_sums_of_its_vfms(server: Serving) -> Non
     assert found["fmplex_backbone_passes_total", "", ""] >= found["fmplex_backbone_batches_total", "", ""]
 
 
+# -- one task's requests at their worst
+
+
+def ask_beside(server: Serving, hostile: Question) -> tuple[Answer, list[Answer]]:
+    """The answer to a hostile request, and those to another task's small ones, one by one until then."""
+    others: list[Answer] = []
+    with server.client() as client, server.client() as small, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client.ask, hostile)
+        while not asked.done():
+            others.append(small.ask_one("counted", SHORT))
+        assert not [answer.error for answer in others if answer.error]
+        return asked.result(), others
+
+
+def test_a_text_of_megabytes_holds_up_nobody(server: Serving) -> None:
+    answer, others = ask_beside(server, Question("counted-too", (WORD,)))
+    assert answer.good()["TRUNCATED"].tolist() == [[True]]
+    assert max(other.seconds for other in others) < 5
+
+
+def test_a_request_of_many_batches_runs_in_portions(server: Serving) -> None:
+    answer, others = ask_beside(server, Question("long", WINDOWS))
+    assert answer.good()["EMBEDDING"].shape == (8, 384)
+    assert len(others) > 8, "they run between its portions"
+    assert 1 <= answer.batch_items <= 17
+    assert server.metric("preparation_seconds_total", "long") > 0
+
+
+def test_requests_are_bounded_by_bytes(server: Serving, client: GrpcClient) -> None:
+    answer = client.ask_one("long", WORD, WORD)
+    assert answer.status == "INVALID_ARGUMENT"
+    assert "max_queue_bytes of 'long' is 60000000" in answer.message
+
+
 # -- memory
 
 
@@ -100,7 +143,7 @@ def test_nine_more_lora_tasks_weigh_next_to_nothing(server: Serving) -> None:
     def warm_mib(tasks: list[str]) -> float:
         """After some requests; short ones, for what a pass needs comes and goes."""
         ask_grpc(server.grpc_url, [Question(tasks[n % len(tasks)], (SHORT,)) for n in range(80)], 8)
-        processes = (psutil.Process(server.server.pid), server.stub())
+        processes = (server.process, server.stub())
         return sum(process.memory_info().rss for process in processes) / 2**20
 
     warm_mib(["counted"])

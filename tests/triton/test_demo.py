@@ -6,25 +6,35 @@ import random
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import Answer, Question, ask_grpc, ask_http
+import torch
+from asking import ask_grpc, ask_http
 from google.protobuf import text_format
-from reference import Reference, difference, minilm
+from reference import Reference, difference
 from sentences import mixture, sentence
-from serving import Serving, serving
-from tasks import copy_repository
+from tolerances import BFLOAT16
 from tritonclient.grpc import model_config_pb2
+from waiting import LARGE, busy
 
+from fmplex import Client
+from fmplex_backend.families.precision import chosen_dtype, dtype_name
+from fmplex_backend.scheduling.scheduler import MAX_SHARED
+from testing import device
+from testing.clients import Answer, Question
+from testing.models import minilm
+from testing.repositories import copy_repository
+from testing.servers import Serving, serving
+
+BACKBONE = "minilm"
 DEMO = Path(__file__).parents[2] / "model_repository"
 TEXTS = mixture(40)
 SIZES = (1, 7, 32)
+DEVICES_OWN = "auto"  # this copy of the backbone is in the dtype that the demo has; all others are in float32
 WIDE = "fifo"  # this copy of the backbone takes a request of 32 items of every task at once
 
 
@@ -64,11 +74,14 @@ def tasks_of(repository: Path) -> list[str]:
 
 
 def add_variant(repository: Path, scheduler: str, tasks: Sequence[str]) -> None:
-    """The backbone and its tasks once more, under another scheduler."""
+    """The backbone and its tasks once more, under another scheduler; DEVICES_OWN: under the same, in another dtype."""
     (backbone,) = {parsed(repository / task / "config.pbtxt").ensemble_scheduling.step[0].model_name for task in tasks}
     config = parsed(copy_repository(repository / backbone, repository / f"{scheduler}-{backbone}") / "config.pbtxt")
     config.name = f"{scheduler}-{backbone}"
-    config.parameters["scheduler"].string_value = scheduler
+    if scheduler == DEVICES_OWN:
+        config.parameters["dtype"].string_value = "auto"
+    else:
+        config.parameters["scheduler"].string_value = scheduler
     if scheduler == WIDE:
         config.max_batch_size = max(SIZES) * len(tasks)
         config.parameters["max_batch_tokens"].string_value = "1000000"
@@ -87,7 +100,11 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     repository = copy_repository(DEMO, folder / "repository")
     tasks = tasks_of(repository)
     references = {task: Reference(minilm(), repository / task / "1") for task in tasks}
-    for scheduler in ("stfq", "fifo"):
+    config = parsed(repository / BACKBONE / "config.pbtxt")
+    assert "dtype" not in config.parameters  # what users start with
+    config.parameters["dtype"].string_value = device.dtype()
+    (repository / BACKBONE / "config.pbtxt").write_text(str(config), encoding="utf-8")
+    for scheduler in ("stfq", "fifo", DEVICES_OWN):
         add_variant(repository, scheduler, tasks)
     with serving(repository, folder) as server:
         assert not server.refused
@@ -115,7 +132,7 @@ def test_answers_of_64_clients_are_the_reference_s(demo: Demo, protocol: str, si
     answers = demo.ask(protocol, questions)
     demo.check(questions, answers)
     items = [answer.batch_items for answer in answers]
-    assert max(items) <= 32
+    assert max(items) <= 32 * MAX_SHARED  # of several tasks with the same texts, those of a head alone share rows
     if size < 32:
         assert sum(found > size for found in items) > len(items) / 2, "hardly any request shared a batch"
 
@@ -129,17 +146,29 @@ def test_other_schedulers_answer_the_same(demo: Demo, scheduler: str) -> None:
     assert any(shared) == (scheduler == "fifo")
 
 
+def test_the_demo_as_it_is_takes_the_dtype_of_its_device(demo: Demo) -> None:
+    taken = dtype_name(chosen_dtype("auto", torch.device(device.torch_device()), None))
+    questions = chunks(7, demo.tasks, f"{DEVICES_OWN}-")
+    for question, answer in zip(questions, demo.ask("grpc", questions), strict=True):
+        reference = demo.references[question.task.removeprefix(f"{DEVICES_OWN}-")]
+        for row, text in enumerate(question.texts):
+            assert isinstance(text, str)
+            allowed = BFLOAT16 if taken == "bfloat16" else None
+            problem = difference(answer.good(), row, reference(text), allowed)
+            assert not problem, f"{question.task} of {text[:80]!r}: {problem}"
+    with Client(demo.serving.grpc_url) as client:
+        assert client.status(f"{DEVICES_OWN}-{BACKBONE}").dtype == taken
+        assert client.status(BACKBONE).dtype == device.dtype()
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_a_batch_of_all_tasks(demo: Demo, size: int) -> None:
     """While the backbone is busy one request of every task comes in; the receipts prove that they ran as one."""
     questions = [Question(f"{WIDE}-{task}", tuple(TEXTS[:size])) for task in demo.tasks]
-    url = demo.serving.grpc_url
-    blocker = Question(f"{WIDE}-{demo.tasks[0]}", tuple(sentence(200, seed) for seed in range(32)))
-    with ThreadPoolExecutor(1) as pool:
-        busy = pool.submit(ask_grpc, url, [blocker], 1)
-        time.sleep(0.3)
-        answers = ask_grpc(url, questions, len(questions))
-        demo.check([blocker], busy.result())
+    blocker = f"{WIDE}-{demo.tasks[0]}"
+    with busy(demo.serving, blocker, f"{WIDE}-minilm") as large:
+        answers = ask_grpc(demo.serving.grpc_url, questions, len(questions))
+        demo.check([Question(blocker, LARGE)], [large.result()])
     demo.check(questions, answers)
     assert [answer.batch_items for answer in answers] == [size * len(questions)] * len(questions)
 

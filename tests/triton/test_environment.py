@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from serving import Serving, serving
 from stub_environment import make_environment, patch_module, site_packages
-from tasks import Task, write_backbone, write_task
+
+from testing.repositories import Task, write_backbone, write_task
+from testing.servers import Serving, serving
 
 
 def assert_refused(server: Serving) -> None:

@@ -9,17 +9,23 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
-from asking import Answer, GrpcClient, Question
-from reference import Reference, difference, minilm
+from reference import Reference, difference
 from sentences import sentence
-from serving import LIVE, READY_S
-from tasks import Task, lora, write_backbone, write_task
 
-from fmplex_controller.server import free_ports
+from fmplex import Client, ServerProblem, Unreachable
+from fmplex_controller.server.process import free_ports
+from fmplex_controller.sidecar.process import MODULE as SIDECAR
+from testing.adapters import lora
+from testing.clients import Answer, GrpcClient, Question
+from testing.models import minilm
+from testing.repositories import Task, write_backbone, write_task
+from testing.servers import LIVE, READY_S, eventually
 
 CLIENTS = 64
 TEXTS = tuple(sentence(40 + n, n) for n in range(4))
@@ -32,6 +38,7 @@ class Command:
 
     process: subprocess.Popen[str]
     url: str
+    log: Path
     references: dict[str, Reference]
 
 
@@ -53,7 +60,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
     with log.open("w") as err, subprocess.Popen(line, stdout=subprocess.PIPE, stderr=err, text=True) as process:
         try:
             assert first_line(process) == "ready\n"
-            yield Command(process, f"127.0.0.1:{grpc}", references)
+            yield Command(process, f"127.0.0.1:{grpc}", log, references)
         finally:
             LIVE.remove(log)
             if process.poll() is None:
@@ -121,28 +128,72 @@ def crowd_at(command: Command) -> Iterator[Crowd]:
     with GrpcClient(command.url) as client:
         crowd = Crowd(command)
         crowd.start(client)
-        while len(crowd.asked) < CLIENTS:
-            time.sleep(0.05)
+        eventually(lambda: len(crowd.asked) >= CLIENTS, "as many answers as clients", seconds=60)
         yield crowd
+
+
+def children(command: Command) -> list[psutil.Process]:
+    """Of the command, those that have ended and are not waited for left out."""
+    every = psutil.Process(command.process.pid).children()
+    return [child for child in every if child.status() != psutil.STATUS_ZOMBIE]
+
+
+def beside(command: Command, what: str) -> psutil.Process:
+    """The child of the command whose command line holds this."""
+    (found,) = [child for child in children(command) if what in " ".join(child.cmdline())]
+    return found
+
+
+def test_what_is_killed_is_started_again(command: Command) -> None:
+    """The controller, then tritonserver with all its processes: on the same ports, with the same key."""
+    controller, server = beside(command, SIDECAR), beside(command, "tritonserver")
+    controller.kill()
+    eventually(
+        lambda: any(SIDECAR in each.cmdline() for each in children(command) if each.pid != controller.pid),
+        "there is another controller",
+    )
+    server.kill()
+    with GrpcClient(command.url) as client:
+        key = client.control_headers
+        eventually(lambda: not client.ask_one("plain", "hello").error, "it serves again", READY_S)
+        assert client.control_headers == key
+    assert beside(command, "tritonserver").pid != server.pid
+    assert "tritonserver ended by SIGKILL. It is started again" in command.log.read_text()
 
 
 def test_a_backbone_is_unloaded_among_requests(command: Command) -> None:
     """Its tasks go with it; loaded again, they are back."""
     with crowd_at(command) as crowd, GrpcClient(command.url) as control:
-        control.raw.unload_model("minilm", unload_dependents=True, client_timeout=60)
+        headers = control.control_headers
+        control.raw.unload_model("minilm", headers, unload_dependents=True, client_timeout=60)
         moment = time.monotonic() - 60  # Triton may refuse a request that waits for an unloaded model
         crowd.join()
         crowd.check(moment)
         for name in ("minilm", "plain", "adapted"):
-            control.raw.load_model(name, client_timeout=120)
+            control.raw.load_model(name, headers, client_timeout=120)
         control.ask_one("plain", "hello").good()
 
 
+def predict_until_it_is_gone(url: str) -> set[type[ServerProblem]]:
+    """What our own client raises until nobody listens any more."""
+    raised = set()
+    with Client(url, timeout=60, retries=0) as client:
+        while True:
+            try:
+                client.predict("plain", TEXTS[0])
+            except ServerProblem as error:
+                raised.add(type(error))
+                if "no server there" in str(error):
+                    return raised
+
+
 def test_sigterm_among_requests(command: Command) -> None:
-    with crowd_at(command) as crowd:
+    with crowd_at(command) as crowd, ThreadPoolExecutor(2) as pool:
+        ours = [pool.submit(predict_until_it_is_gone, command.url) for _ in range(2)]
         moment = time.monotonic()
         command.process.send_signal(signal.SIGTERM)
         crowd.join()
+        assert [each.result(70) for each in ours] == [{Unreachable}] * 2  # and never "no such task"
     assert command.process.wait(timeout=60) == 0
     assert command.process.stdout
     assert command.process.stdout.read() == ""

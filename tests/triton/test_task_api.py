@@ -3,51 +3,47 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import csv
+import itertools
 import json
-import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from serving import Serving, eventually, serving
-from tasks import write_backbone
+from pyarrow import parquet
+from text_encoder_case import ASKED, LABELS, PLAIN, PRIZES, TEXTS
 from typer.testing import CliRunner
 
 import fmplex
 from fmplex import (
     AsyncClient,
     Backbone,
+    Busy,
     Classifier,
     Client,
     DeadlineExceeded,
-    Embedder,
     Label,
     LoRA,
-    MultiLabel,
     Projection,
-    Regressor,
     ServerProblem,
-    Similarity,
     Task,
-    Text,
-    TokenClassifier,
     Unreachable,
 )
-from fmplex import cli as commands
-
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+from fmplex.cli import app as commands
+from fmplex_backend.status import TaskStatus
+from testing.repositories import write_backbone
+from testing.servers import Serving, eventually, serving
 
 ROOT = Path(__file__).parents[2]
-PRIZES = ["win a prize now", "free money, call today", "you have won a free holiday", "claim your cash prize"]
-PLAIN = ["see you at lunch", "the meeting is at three", "thanks for the notes", "can you send the report"]
-TEXTS = [f"{text}, {number}" for number in range(8) for text in (*PRIZES, *PLAIN)]
-LABELS = ["spam" if text.split(",")[0] in {p.split(",")[0] for p in PRIZES} else "ham" for text in TEXTS]
-ASKED = ["win a free prize", "lunch at three?", "call me", " ".join(["a long text"] * 30)]
 
 
 @pytest.fixture(scope="module")
@@ -81,91 +77,28 @@ def spam(name: str, backbone: Backbone, odd: int = 0, **options: Any) -> Task:
     return task
 
 
-def test_the_readmes_first_block_as_it_is_written(
-    served: Serving, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Nothing but the server's address is changed."""
-    (block,) = re.findall(r"```python\n(.*?Task\(\"spam\".*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    lines = [line for line in block.splitlines() if line.strip() and not line.startswith(("import", "from"))]
-    assert len(lines) <= 7
-    monkeypatch.chdir(served.repository.parent)
-    names: dict[str, Any] = {"train_texts": TEXTS[8:], "train_labels": LABELS[8:]}
-    names |= {"test_texts": TEXTS[:8], "test_labels": LABELS[:8]}
-    exec(compile(block.replace("localhost:8001", served.grpc_url), "README.md", "exec"), names)
-    task = names["task"]
-    assert task.evaluation["accuracy"] >= 0.75
-    with Client(served.grpc_url) as client:
-        (here,), (there,) = task.predict(PRIZES[0]), client.predict("spam", PRIZES[0])
-    assert isinstance(here, Label)
-    assert isinstance(there, Label)
-    assert there.label == here.label == "spam"
-    assert there.scores == pytest.approx(dict(here.scores), abs=1e-5)
-    assert sorted(path.name for path in (served.repository / "spam").iterdir()) == ["1", "2", "config.pbtxt"]
+# -- numbers
+
+HUGE = [3e38, -3e38]  # numbers that overflow on their way to an answer
 
 
-NAMES = [f"{a} {b}".split() for a in ("Ada met", "Ben saw") for b in ("Cleo in Rome", "Dora at home")]
-TAGS = [["B-P", "O", "B-P", "O", "B-L" if words[-1] == "Rome" else "O"] for words in NAMES]
-FLOWERS = [[1000.0 + n, 7.0 + n / 100] for n in range(16)]
-KINDS: dict[str, Callable[[Backbone], Task]] = {
-    "head": lambda backbone: spam("head", backbone),
-    "lora": lambda backbone: spam("lora", backbone, adapter=LoRA(r=4)),
-    "deep": lambda backbone: fitted("deep", backbone, Classifier(hidden=(16,), pooling="cls"), TEXTS, LABELS),
-    "several": lambda backbone: fitted(
-        "several", backbone, MultiLabel(threshold=0.3), TEXTS, [[label, "any"] for label in LABELS]
-    ),
-    "number": lambda backbone: fitted(
-        "number", backbone, Regressor(outputs=2), TEXTS, [[len(text) / 40, 1.0] for text in TEXTS]
-    ),
-    "names": lambda backbone: fitted("names", backbone, TokenClassifier(), NAMES * 4, TAGS * 4, LoRA(r=2)),
-    "nearest": lambda backbone: fitted("nearest", backbone, Similarity(), TEXTS, LABELS),
-    "vector": lambda backbone: Task("vector", backbone, decoder=Embedder(), encoder=Text(prefix="query: ")),
-    "flower": lambda backbone: fitted(
-        "flower", backbone, Classifier(), FLOWERS, ["long", "wide"] * 8, LoRA(r=2), Projection(2, hidden=(8,))
-    ),
-    "windows": lambda backbone: fitted(
-        "windows", backbone, Classifier(), TEXTS, LABELS, encoder=Text(max_length=16, windows=4, overlap=4)
-    ),
-}
-
-
-def fitted(
-    name: str,
-    backbone: Backbone,
-    decoder: Any,
-    texts: Any,
-    labels: Any,
-    adapter: Any = None,
-    encoder: Text | Projection | None = None,
-) -> Task:
-    task = Task(name, backbone, adapter=adapter, decoder=decoder, encoder=encoder)
-    task.fit(texts, labels, epochs=1, progress=False)
-    return task
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_was_fitted_is_what_is_served(served: Serving, backbone: Backbone, client: Client, kind: str) -> None:
-    task = KINDS[kind](backbone)
+def test_an_answer_that_is_no_number_is_an_error_of_its_request_alone(served: Serving, backbone: Backbone) -> None:
+    rows = [[float(number), number / 7] for number in range(16)]
+    task = Task("overflowing", backbone, encoder=Projection(2), decoder=Classifier())
+    task.fit(rows, ["low"] * 8 + ["high"] * 8, epochs=1, progress=False)
     task.deploy(served.grpc_url)
-    asked: list[Any] = FLOWERS[:3] if kind == "flower" else ASKED
-    here = [task.outputs([row])[0] for row in asked]
-    with Client(f"http://{served.http_url}") as http:
-        for own in (client, http):
-            there = [own.outputs(kind, [row])[0] for row in asked]
-            for one, other in zip(here, there, strict=True):
-                assert {*other} <= {*one}
-                for name, value in other.items():
-                    if np.issubdtype(value.dtype, np.floating):
-                        assert np.allclose(value, one[name], atol=1e-5), name
-                    else:
-                        assert [_text(cell) for cell in value.ravel()] == [_text(cell) for cell in one[name].ravel()]
-            (mine,), (theirs,) = task.predict(asked[:1]), own.predict(kind, asked[:1])
-            assert type(mine) is type(theirs)
-            if hasattr(mine, "scores"):
-                assert theirs.scores == pytest.approx(mine.scores, abs=1e-5)  # type: ignore[union-attr]
-
-
-def _text(cell: Any) -> Any:
-    return cell.decode() if isinstance(cell, bytes) else cell
+    with Client(served.grpc_url) as client, ThreadPoolExecutor(8) as pool:
+        asked = [HUGE if place % 4 == 2 else rows[place] for place in range(16)]
+        answers = [pool.submit(client.predict, "overflowing", [row]) for row in asked]
+        for row, answer in zip(asked, answers, strict=True):
+            if row is HUGE:
+                with pytest.raises(ServerProblem, match="'overflowing' holds NaN or infinite numbers in SCORES"):
+                    answer.result()
+            else:
+                (here,), (there,) = task.predict([row]), answer.result()
+                assert isinstance(here, Label)
+                assert isinstance(there, Label)
+                assert there.scores == pytest.approx(dict(here.scores), abs=1e-4)
 
 
 # -- changes under load
@@ -220,12 +153,11 @@ def test_a_weight_set_from_the_shell_is_in_effect_at_once(served: Serving, backb
     )
     assert (done.exit_code, json.loads(done.stdout)) == (0, {"task": "weighed", "weight": 7.0})
     eventually(lambda: served.metric("weight", "weighed") == 7.0, "the backbone has the weight", 5)
-    url = f"http://127.0.0.1:{served.server.options.metrics_port}/metrics"
     listed = CliRunner().invoke(
-        commands.app, ["task", "list", "-r", str(served.repository), "--metrics-url", url, "--json"]
+        commands.app, ["task", "list", "-r", str(served.repository), "--server", served.grpc_url, "--json"]
     )
     (row,) = [row for row in json.loads(listed.stdout) if row["task"] == "weighed"]
-    assert (row["weight"], row["queue"]) == (7.0, 0)
+    assert (row["weight"], row["queue"], row["state"], row["error"]) == (7.0, 0, "serving", None)
     assert row["share"] is not None
 
 
@@ -240,6 +172,50 @@ def test_the_shell_asks_and_removes(served: Serving, backbone: Backbone) -> None
     again = CliRunner().invoke(commands.app, ["predict", "gone", "x", "--server", served.grpc_url, "--json"])
     assert again.exit_code in (1, 3)
     assert "gone" in json.loads(again.stdout.splitlines()[0])["error"]
+
+
+def test_what_is_rejected_here_is_rejected_there(served: Serving, backbone: Backbone, client: Client) -> None:
+    for name, settings in (("unsure", {"reject_below": 0.9}), ("strange", {"reject_label": "oos"})):
+        task = Task(name, backbone, adapter=LoRA(r=2), decoder=Classifier(**settings))
+        outside = [f"the weather of day {number}" for number in range(16)]
+        labels = LABELS if "reject_below" in settings else [*LABELS, *["oos"] * len(outside)]
+        task.fit([*TEXTS, *outside][: len(labels)], labels, epochs=1)
+        task.deploy(served.grpc_url)
+        asked = [*ASKED, "the weather of tomorrow", "rain"]
+        for here, there in zip(task.predict(asked), client.predict(name, asked), strict=True):
+            assert isinstance(here, Label)
+            assert isinstance(there, Label)
+            assert (there.label, there.rejected) == (here.label, here.rejected)
+            assert there.confidence == pytest.approx(here.confidence, abs=1e-4)
+            assert there.scores == pytest.approx(dict(here.scores), abs=1e-5)
+        assert any(each.rejected for each in task.predict(asked))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_file_whose_answering_is_killed_goes_on(
+    served: Serving, backbone: Backbone, tmp_path: Path, kind: str
+) -> None:
+    spam("bulk", backbone).deploy(served.grpc_url)
+    texts = [f"{TEXTS[number % len(TEXTS)]} {'word ' * 20}{number}" for number in range(1500)]
+    (tmp_path / "in.csv").write_text("text\n" + "".join(f'"{text}"\n' for text in texts))
+    out = tmp_path / f"out.{kind}"
+    note = tmp_path / f"{out.name}.progress"
+    line = [sys.executable, "-m", "fmplex", "predict", "bulk", "--server", served.grpc_url]
+    line += ["--file", str(tmp_path / "in.csv"), "--out", str(out)]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as first:
+        eventually(lambda: note.exists() and json.loads(note.read_text())["rows"] > 0, "some rows are written", 120)
+        first.kill()
+    kept = json.loads(note.read_text())["rows"]
+    assert 0 < kept < len(texts)
+    again = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert f"going on after {kept:,} rows" in again.stderr
+    with Client(served.grpc_url) as client:
+        expected = [found.label for found in client.predict("bulk", texts[kept - 20 : kept + 20])]  # type: ignore[attr-defined]
+    in_csv = csv.DictReader(out.read_text().splitlines()) if kind == "csv" else ()
+    rows = list(in_csv) or parquet.read_table(out).to_pylist()
+    assert [row["text"] for row in rows] == texts
+    assert [row["label"] for row in rows[kept - 20 : kept + 20]] == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", out.name]
 
 
 # -- the client
@@ -268,11 +244,16 @@ def test_a_full_queue_is_tried_again(served: Serving, backbone: Backbone) -> Non
     spam("narrow", backbone, max_queue=1).deploy(served.grpc_url)
     with Client(served.grpc_url, retries=0) as once, Client(served.grpc_url, retries=12) as patient:
         once.interface("narrow")
-        refused = [_outcome(call) for call in [once.submit("narrow", [text] * 32) for text in TEXTS[:16]]]
-        assert Unreachable in refused
-        assert {*refused} <= {Unreachable, None}
-        kept = [_outcome(call) for call in [patient.submit("narrow", [text] * 8) for text in TEXTS[:16]]]
+        refused = [_outcome(call) for call in [once.submit("narrow", different(text, 32)) for text in TEXTS[:16]]]
+        assert Busy in refused
+        assert {*refused} <= {Busy, None}
+        kept = [_outcome(call) for call in [patient.submit("narrow", different(text, 8)) for text in TEXTS[:16]]]
     assert kept == [None] * 16
+
+
+def different(text: str, count: int) -> list[str]:
+    """Equal ones would run once."""
+    return [f"{text} {number}" for number in range(count)]
 
 
 def _outcome(call: Any) -> type[BaseException] | None:
@@ -280,9 +261,89 @@ def _outcome(call: Any) -> type[BaseException] | None:
     return None if error is None else type(error)
 
 
+@pytest.fixture(scope="module")
+def crowded(served: Serving, backbone: Backbone) -> str:
+    """A task whose queue is far shorter than the crowd that comes."""
+    spam("crowded", backbone, max_queue=16).deploy(served.grpc_url)
+    return "crowded"
+
+
+Times = list[tuple[type[BaseException] | None, float]]
+
+
+def asyncio_crowd(url: str, task: str, calls: int, timeout: float) -> Times:
+    """Calls of one AsyncClient at a time: what each raised, and its seconds."""
+
+    async def one(client: AsyncClient, number: int) -> tuple[type[BaseException] | None, float]:
+        start = time.monotonic()
+        try:
+            await client.predict(task, f"text number {number}", timeout=timeout)
+        except fmplex.FmplexError as error:
+            return type(error), time.monotonic() - start
+        return None, time.monotonic() - start
+
+    async def every() -> Times:
+        async with AsyncClient(url) as client:
+            return list(await asyncio.gather(*(one(client, number) for number in range(calls))))
+
+    return asyncio.run(every())
+
+
+def threads_crowd(url: str, task: str, calls: int, timeout: float) -> Times:
+    """The same, from threads that share a Client."""
+
+    def one(number: int) -> tuple[type[BaseException] | None, float]:
+        start = time.monotonic()
+        try:
+            client.predict(task, f"text number {number}", timeout=timeout)
+        except fmplex.FmplexError as error:
+            return type(error), time.monotonic() - start
+        return None, time.monotonic() - start
+
+    with Client(url) as client, ThreadPoolExecutor(calls) as threads:
+        return list(threads.map(one, range(calls)))
+
+
+@pytest.mark.parametrize(
+    ("crowd", "scheme", "calls"),
+    [(asyncio_crowd, "grpc", 1500), (asyncio_crowd, "http", 500), (threads_crowd, "grpc", 300)],
+    ids=["asyncio", "asyncio over HTTP", "threads"],
+)
+def test_a_crowd_is_answered(served: Serving, crowded: str, crowd: Any, scheme: str, calls: int) -> None:
+    url = served.grpc_url if scheme == "grpc" else f"http://{served.http_url}"
+    assert [raised for raised, _ in crowd(url, crowded, calls, 60.0) if raised] == []
+
+
+@pytest.mark.parametrize("crowd", [asyncio_crowd, threads_crowd], ids=["asyncio", "threads"])
+def test_who_is_not_answered_waits_until_the_deadline(served: Serving, crowded: str, crowd: Any) -> None:
+    timeout = 1.0
+    stop, numbers = threading.Event(), itertools.count()
+
+    def fill() -> None:
+        """Keep the queue full, with texts that are not equal: those would run once."""
+        with Client(served.grpc_url, retries=0) as client:
+            while not stop.is_set():
+                texts = [f"{next(numbers)} " + "word " * 40 for _ in range(16)]
+                with contextlib.suppress(Busy):
+                    client.predict(crowded, texts, timeout=60)
+
+    with ThreadPoolExecutor(24) as filling:
+        for _ in range(24):
+            filling.submit(fill)
+        try:
+            eventually(lambda: served.metric("queue_depth", crowded) > 0, "there is a queue")
+            ended = crowd(served.grpc_url, crowded, 100, timeout)
+        finally:
+            stop.set()
+    failed = [(raised, seconds) for raised, seconds in ended if raised]
+    assert Busy in {raised for raised, _ in failed}
+    assert {raised for raised, _ in failed} <= {Busy, DeadlineExceeded}
+    assert all(seconds > 0.9 * timeout for _, seconds in failed)
+
+
 def test_deadlines_and_cancelling(served: Serving, backbone: Backbone, client: Client) -> None:
     spam("slow", backbone).deploy(served.grpc_url)
-    long = [" ".join(["word"] * 200)] * 32
+    long = [f"{number} " + " ".join(["word"] * 200) for number in range(32)]
     client.interface("slow")
     start = time.monotonic()
     with pytest.raises(DeadlineExceeded):
@@ -304,6 +365,41 @@ def test_deadlines_and_cancelling(served: Serving, backbone: Backbone, client: C
     assert client.predict("slow", "still there", timeout=60)
 
 
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_both_clients_say_the_same(served: Serving, backbone: Backbone, scheme: str) -> None:
+    saved = spam("alike", backbone)
+    saved.deploy(served.grpc_url)
+    url = f"{scheme}://{served.grpc_url if scheme == 'grpc' else served.http_url}"
+
+    async def ask() -> tuple[Any, ...]:
+        async with AsyncClient(url, timeout=60) as own:
+
+            async def answers() -> bool:
+                return bool(await own.outputs("alike", "x"))
+
+            await own.load("alike")
+            await own.wait_for("alike", answers, 60)
+            said = await own.interface("alike"), states(await own.tasks()), await own.outputs("alike", ASKED)
+            await own.unload("alike")
+            with pytest.raises(ServerProblem, match="alike"):
+                await own.interface("alike")
+            return said
+
+    with Client(url, timeout=60) as client:
+        here = client.interface("alike"), states(client.tasks()), client.outputs("alike", ASKED)
+        there = asyncio.run(ask())
+        assert there[:2] == here[:2]
+        for one, other in zip(here[2], there[2], strict=True):
+            assert one["SCORES"] == pytest.approx(other["SCORES"], abs=1e-5)
+        client.load("alike")  # the entry is still on disk
+        client.wait_for("alike", lambda: bool(client.predict("alike", "x")), 60)
+        assert client.tasks()["alike"].healthy
+
+
+def states(tasks: Mapping[str, TaskStatus]) -> dict[str, str]:
+    return {name: task.state for name, task in tasks.items()}
+
+
 def test_what_the_server_says_reaches_the_caller(client: Client) -> None:
     with pytest.raises(ServerProblem, match="nowhere"):
         client.predict("nowhere", "x")
@@ -311,6 +407,23 @@ def test_what_the_server_says_reaches_the_caller(client: Client) -> None:
         nobody.predict("spam", "x")
     with pytest.raises(Unreachable), Client("http://127.0.0.1:9", retries=1) as nobody:
         nobody.predict("spam", "x")
+
+
+def test_addresses_of_the_wrong_kind_are_told_in_one_line(served: Serving) -> None:
+    grpc_port, http_port = served.grpc_url.rpartition(":")[2], served.http_url.rpartition(":")[2]
+    metrics_port = served.server.options.metrics_port
+    for url, says in (
+        (f"http://localhost:{grpc_port}", f"does not speak HTTP. If this is its gRPC port, say localhost:{grpc_port}"),
+        (f"localhost:{http_port}", f"hangs up on gRPC. If this is its HTTP port, say http://localhost:{http_port}"),
+        (f"http://localhost:{metrics_port}", "is not Triton's HTTP endpoint"),
+        (f"grpcs://localhost:{grpc_port}", f"does not speak TLS. Without TLS its address is localhost:{grpc_port}"),
+        (f"https://localhost:{http_port}", f"Without TLS its address is http://localhost:{http_port}"),
+        ("localhost:9", "no server there (Connection refused). Start one with fmplex serve"),
+    ):
+        done = CliRunner().invoke(commands.app, ["predict", "spam", "x", "--server", url])
+        assert (done.exit_code, done.stdout) == (3, ""), done.output
+        assert says in done.stderr
+        assert done.stderr.count("\n") == 1
 
 
 def test_the_examples(served: Serving, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 from hypothesis import settings
 
 from fmplex_backend.errors import Cancelled, ExecutionFailed
 from fmplex_backend.scheduling import POLICIES, CostModel, Scheduler
-from fmplex_backend.types import Answer, Failed, Reply, Request, Usage, Work
-from fmplex_backend.vfm import Vfm
+from fmplex_backend.types import NO_WORK, Answer, Failed, Reply, Request, Usage, Vfm, Work
+
+if TYPE_CHECKING:
+    from fmplex import Backbone
 
 settings.register_profile("fmplex", derandomize=True, deadline=None, print_blob=True, database=None)
 settings.load_profile("fmplex")
@@ -27,7 +30,7 @@ class Rig:
     """A scheduler, its clock and a backbone that takes as long as it is told.
 
     As a context manager it checks at the end what holds for every policy and every history (`finish`).
-    A request's payload is the number of steps it still needs.
+    `Request.prepared` is the number of steps that a request still needs.
     """
 
     def __init__(
@@ -37,12 +40,15 @@ class Rig:
         max_items: int = 32,
         max_tokens: int | None = None,
         cost: CostModel | None = None,
+        efficiency: float = 1.0,
     ) -> None:
         self.cost = cost or CostModel(fixed=0.0, per_token=1e-3)  # 1 ms per token: easy to add up
         kind = POLICIES[policy] if isinstance(policy, str) else policy
-        self.scheduler = kind(self.cost, max_items=max_items, max_tokens=max_tokens)
+        self.scheduler = kind(self.cost, max_items=max_items, max_tokens=max_tokens, efficiency=efficiency)
         self.now = 0.0
         self.measured = 0.0  # seconds of all passes
+        self.prepared = 0.0  # seconds of preparing all requests
+        self.preparation: dict[Request, float] = {}  # of the requests that were not scheduled yet
         self.vfms: list[Vfm] = []
         self.sent: list[Request] = []
         self.replies: Counter[int] = Counter()
@@ -54,12 +60,36 @@ class Rig:
         self.vfms.append(vfm)
         return vfm
 
-    def send(self, vfm: Vfm, tokens: int = 10, *, items: int = 1, steps: int = 1, slo: float | None = None) -> Request:
-        """A request arrives now; its rows are of one length."""
-        request = Request(vfm, {}, (), self.now, self._replied, slo)
+    def send(
+        self,
+        vfm: Vfm,
+        tokens: int = 10,
+        *,
+        items: int = 1,
+        steps: int = 1,
+        slo: float | None = None,
+        preparation: float = 0.0,
+        keys: Sequence[Hashable] = (),
+    ) -> Request:
+        """A request arrives now; its rows are of one length, and took so many seconds to prepare.
+
+        With `keys`, one for each row, `tokens` are a row's, and equal keys are shared.
+        """
+        replies = self.replies
+
+        def replied(reply: Reply, final: bool) -> None:
+            assert final
+            replies[id(request)] += 1
+
+        request = Request(vfm, {}, (), self.now, replied, slo)
         request.work = Work(items, tokens, tokens * tokens // max(items, 1))
-        request.payload = steps
-        vfm.accepted += 1
+        if keys:
+            row = Work.of_row(tokens)
+            request.rows = dict.fromkeys(keys, row)
+            request.work = sum((row for _ in keys), NO_WORK)
+        request.prepared = steps
+        request.preparation_s = self.preparation[request] = preparation
+        self.prepared += preparation
         self.sent.append(request)
         self.scheduler.admit(request)
         return request
@@ -84,7 +114,7 @@ class Rig:
         failed: Collection[Request] = (),
     ) -> float:
         """Run what has not failed. Returns its seconds."""
-        works = portions or [request.work for request in batch]
+        works = portions or self.shares(batch)
         ran = [(r, work) for r, work in zip(batch, works, strict=True) if r not in failed]
         if elapsed is None:
             elapsed = sum(self.cost.portion(work) for _, work in ran)
@@ -96,13 +126,25 @@ class Rig:
             self._settle([request for request, _ in ran], Answer({}, Usage(0, 0, 0)))
         return elapsed
 
+    def shares(self, batch: Sequence[Request]) -> list[Work]:
+        """Each request's part of the batch's work: equal rows run once, for all who ask."""
+        askers = Counter(key for request in batch for key in request.rows)
+        return [
+            sum((work.divided(askers[key]) for key, work in request.rows.items()), NO_WORK)
+            if request.rows
+            else request.work
+            for request in batch
+        ]
+
     def _settle(self, requests: Sequence[Request], reply: Reply) -> None:
         for watch in self.watches:
             watch(requests)
         self.scheduler.settle(requests)
         for request in requests:
-            request.payload -= 1
-            if request.payload and not isinstance(reply, Failed):
+            self.preparation.pop(request, None)
+        for request in requests:
+            request.prepared -= 1
+            if request.prepared and not isinstance(reply, Failed):
                 self.scheduler.requeue(request)
             else:
                 request.resolve(reply)
@@ -112,6 +154,12 @@ class Rig:
         batch = self.choose()
         self.run(batch, elapsed)
         return batch
+
+    def refuse(self, vfm: Vfm, preparation: float) -> None:
+        """A request that took so many seconds until it was refused."""
+        request = Request(vfm, {}, (), self.now, lambda reply, final: None, preparation_s=preparation)
+        self.prepared += preparation
+        self.scheduler.charge_refused(request)
 
     def discard(self, vfm: Vfm, requests: Iterable[Request]) -> None:
         """Cancelled while queued."""
@@ -129,7 +177,11 @@ class Rig:
         assert self.scheduler.backlogged == 0
         served = sum(vfm.service for vfm in self.vfms)
         assert served == pytest.approx(self.measured, rel=RELATIVE, abs=1e-12)
-        assert all(request.charge == request.share == 0.0 for request in self.sent), "not settled"
+        prepared = sum(vfm.preparation_s for vfm in self.vfms)
+        assert prepared == pytest.approx(self.prepared, rel=RELATIVE, abs=1e-12)
+        assert all(abs(vfm.waiting_preparation_s) < 1e-9 for vfm in self.vfms)
+        assert all(request.preparation_s == 0.0 for request in self.sent), "not charged"
+        assert all(request.charge == request.service_s == 0.0 for request in self.sent), "not settled"
         assert [self.replies[id(request)] for request in self.sent] == [1] * len(self.sent)
 
     def __enter__(self) -> Rig:
@@ -140,9 +192,6 @@ class Rig:
     ) -> None:
         if error is None:
             self.finish()
-
-    def _replied(self, request: Request, reply: Reply) -> None:
-        self.replies[id(request)] += 1
 
 
 @pytest.fixture(scope="session")
@@ -161,6 +210,7 @@ class MakeRig(Protocol):
         max_items: int = 32,
         max_tokens: int | None = None,
         cost: CostModel | None = None,
+        efficiency: float = 1.0,
     ) -> Rig: ...
 
 
@@ -175,8 +225,9 @@ def make_rig() -> Iterator[MakeRig]:
         max_items: int = 32,
         max_tokens: int | None = None,
         cost: CostModel | None = None,
+        efficiency: float = 1.0,
     ) -> Rig:
-        made.append(Rig(policy, max_items=max_items, max_tokens=max_tokens, cost=cost))
+        made.append(Rig(policy, max_items=max_items, max_tokens=max_tokens, cost=cost, efficiency=efficiency))
         return made[-1]
 
     yield make
@@ -188,3 +239,19 @@ def make_rig() -> Iterator[MakeRig]:
 def rng() -> random.Random:
     """The same numbers in every run."""
     return random.Random(20260609)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A repository with a tiny backbone in it."""
+    from task_fixtures import tiny_repository  # imports torch, which most tests do without
+
+    return tiny_repository(tmp_path)
+
+
+@pytest.fixture
+def backbone(root: Path) -> Backbone:
+    """The tiny backbone of `root`."""
+    from task_fixtures import tiny_backbone
+
+    return tiny_backbone(root)

@@ -12,8 +12,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from contract_cases import CASES
+from family_cases import BACKBONE, FamilyCase
+from imports import ROOT, circle, graph, modules, named_by, parsed
 
-ROOT = Path(__file__).resolve().parents[2]
+from fmplex_backend import families
+
 HEAVY = {"torch", "transformers", "peft", "tokenizers", "safetensors"}
 TRITON = "triton_python_backend_utils"
 STUB = f"""
@@ -49,21 +53,36 @@ def packages(modules: set[str]) -> set[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["scheduling", "scheduling.bfq", "types", "errors", "vfm", "interface", "engine", "runtime.passes", "fingerprint"],
+    [
+        "scheduling",
+        "scheduling.bfq",
+        "scheduling.simulator",
+        "types",
+        "errors",
+        "files",
+        "interface",
+        "printable",
+        "serving.engine",
+        "families.passes",
+        "fingerprint",
+    ],
 )
 def test_the_core_stands_on_the_standard_library(module: str) -> None:
     assert packages(imported(f"fmplex_backend.{module}")) == {"fmplex_backend"}
 
 
-@pytest.mark.parametrize("module", ["fmplex_backend.scheduling", "fmplex_backend.types"])
+@pytest.mark.parametrize(
+    "module", ["fmplex_backend.scheduling", "fmplex_backend.scheduling.simulator", "fmplex_backend.types"]
+)
 def test_the_scheduler_knows_nothing_above_it(module: str) -> None:
     own = {name for name in imported(module) if name.startswith("fmplex_backend.")}
-    allowed = {"fmplex_backend.types", "fmplex_backend.vfm", "fmplex_backend.errors"}
+    allowed = {"fmplex_backend.types", "fmplex_backend.errors"}
     assert {name for name in own if not name.startswith("fmplex_backend.scheduling")} <= allowed
 
 
 def test_the_fake_runtime_wants_numpy_and_no_more() -> None:
-    assert packages(imported("fmplex_backend.runtime.fake")) == {"fmplex_backend", "numpy"}
+    found = packages(imported("fake_family.runtime", "import sys; sys.path.append('tests/support')"))
+    assert found == {"fake_family", "fmplex_backend", "numpy"}
 
 
 def test_the_boundary_imports_no_torch() -> None:
@@ -73,20 +92,27 @@ def test_the_boundary_imports_no_torch() -> None:
     assert packages(imported("fmplex_backend.model", STUB)) == modules
 
 
-@pytest.mark.parametrize("module", ["service", "loader", "metrics", "repository", "entries", "config"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "serving.service",
+        "serving.intake",
+        "serving.loader",
+        "serving.watch",
+        "serving.metrics",
+        "repository.tasks",
+        "repository.entry",
+        "repository.config",
+        "repository.writer",
+    ],
+)
 def test_what_is_between_knows_neither_torch_nor_triton(module: str) -> None:
     assert not packages(imported(f"fmplex_backend.{module}")) & {*HEAVY, TRITON}
 
 
 def named_in(file: Path) -> set[str]:
     """Top-level names of all that a file imports, wherever in it."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module.partition(".")[0])
-    return found
+    return {name.partition(".")[0] for node in ast.walk(parsed(file)) for name in named_by(node)}
 
 
 def files(*folders: str) -> list[Path]:
@@ -104,18 +130,211 @@ def test_the_backend_needs_neither_client_nor_controller() -> None:
         assert not named_in(file) & {"fmplex", "fmplex_controller"}, file
 
 
+def test_what_is_shipped_needs_no_helpers_of_tests_and_benchmarks() -> None:
+    for file in files("fmplex_backend", "controller/fmplex_controller", "clients/fmplex"):
+        assert not named_in(file) & {"testing", "benchmarks"}, file
+
+
 def test_the_engine_names_no_family() -> None:
-    for name in ("engine", "service", "loader", "types", "vfm"):
-        assert not named_in(ROOT / "fmplex_backend" / f"{name}.py") & HEAVY
+    for file in (*files("fmplex_backend/serving"), ROOT / "fmplex_backend" / "types.py"):
+        assert not named_in(file) & HEAVY, file
+
+
+# -- rooms: what may import what, wherever in a file it stands
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    assert not circle(graph(everywhere=False)), " -> ".join(circle(graph(everywhere=False)))
+
+
+def test_a_circle_is_found() -> None:
+    assert circle({"a": {"b.c"}, "b.c": {"d"}, "d": {"a"}, "b": set()}) in (
+        ["a", "b.c", "d", "a"],
+        ["b.c", "d", "a", "b.c"],
+        ["d", "a", "b.c", "d"],
+    )
+    assert circle({"a": {"b.c"}, "b": {"a"}, "b.c": set()}), "b is imported before b.c"
+    assert not circle({"a": {"a.b"}, "a.b": {"a.c"}, "a.c": set()}), "inside a, a is being imported already"
+
+
+GROUND = (
+    "errors",
+    "section",
+    "interface",
+    "types",
+    "files",
+    "printable",
+    "safetensors_header",
+    "weights",
+    "plugins",
+    "fingerprint",
+)
+ROOMS: dict[str, tuple[str, ...]] = {
+    "errors": (),
+    "section": (),
+    "interface": (),
+    "printable": (),
+    "status": (),
+    "error_status": (),
+    "shared_memory": (),
+    "server_variables": (),
+    "confinement": ("errors", "server_variables"),
+    "files": ("errors", "confinement"),
+    "safetensors_header": ("errors", "files"),
+    "fingerprint": ("files", "safetensors_header"),
+    "types": ("errors",),
+    "control_key": ("errors",),
+    "weights": ("errors", "safetensors_header"),
+    "plugins": ("errors", "safetensors_header", "weights"),
+    "scheduling": ("errors", "types"),
+    "adapters": GROUND,
+    "decoders": GROUND,
+    "repository.parameters": ("confinement",),
+    "families": (*GROUND, "adapters", "decoders", "repository.parameters", "repository.config"),
+    "repository": (*GROUND, "repository.parameters", "families"),
+    "serving": (
+        "errors",
+        "confinement",
+        "files",
+        "interface",
+        "printable",
+        "server_variables",
+        "status",
+        "types",
+        "scheduling",
+        "repository",
+        "repository.parameters",
+    ),
+    "triton": (
+        "errors",
+        "error_status",
+        "files",
+        "interface",
+        "printable",
+        "types",
+        "scheduling",
+        "repository",
+        "families",
+        "serving",
+        "shared_memory",
+    ),
+    "model": ("triton",),
+}
+
+
+def room_of(module: str) -> str:
+    """The room of fmplex_backend that a module is in; its own name, where it has one in ROOMS to itself."""
+    name = module.removeprefix("fmplex_backend.")
+    return name if name in ROOMS else name.partition(".")[0]
+
+
+BACKEND = {module: used for module, used in graph(everywhere=True).items() if module.startswith("fmplex_backend.")}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_dependencies_point_one_way(room: str) -> None:
+    own = {module: used for module, used in BACKEND.items() if room_of(module) == room}
+    assert own, "an empty room"
+    for module, used in own.items():
+        wrong = {
+            each
+            for each in used
+            if room_of(each) != room
+            and each.removeprefix("fmplex_backend.") not in ROOMS[room]
+            and room_of(each) not in ROOMS[room]
+        }
+        assert not wrong, module
+
+
+def test_every_module_of_the_backend_is_in_a_room() -> None:
+    assert {room_of(module) for module in BACKEND} == ROOMS.keys()
+
+
+def test_clients_stand_on_what_is_below_serving() -> None:
+    for module, used in graph(everywhere=True).items():
+        rooms = {room_of(each) for each in used if each.startswith("fmplex_backend.")}
+        if module.startswith("fmplex_controller"):
+            own = {"errors", "control_key", "printable", "files", "status", "repository", "server_variables"}
+            assert rooms <= own, module
+            clients = {each for each in used if each.partition(".")[0] == "fmplex"}
+            # The controller beside a server talks to it as any client does.
+            is_sidecar = module.startswith("fmplex_controller.sidecar")
+            assert all(is_sidecar and each.startswith("fmplex.client.") for each in clients), module
+        elif module.partition(".")[0] == "fmplex":
+            assert not rooms & {"serving", "triton", "model"}, module
+            uses_controller = any(each.startswith("fmplex_controller") for each in used)
+            assert not uses_controller or module.startswith("fmplex.cli."), module
+
+
+# -- families
+
+
+def own_package(family: str) -> str:
+    """A family's folder, as a package; "" for one that an installed package brings."""
+    module = type(families.family(family)).__module__
+    return module.rpartition(".")[0] if module.startswith("fmplex_backend.families.") else ""
+
+
+def is_in(package: str, module: str) -> bool:
+    return f"{module}.".startswith(f"{package}.")
+
+
+@pytest.mark.parametrize("family", families.names())
+def test_nobody_but_the_registry_names_a_family(family: str) -> None:
+    """By its modules or by its name; `fmplex` itself has the names of a family's sections for users."""
+    package = own_package(family) or "no package of ours"
+    imports, files_of = graph(everywhere=True), modules()
+    for module in files_of.keys() - {"fmplex_backend.families", "fmplex"}:
+        if is_in(package, module):
+            continue
+        assert not [used for used in imports[module] if is_in(package, used)], module
+        words = {node.value for node in ast.walk(parsed(files_of[module])) if isinstance(node, ast.Constant)}
+        assert family not in words, module
+
+
+@pytest.mark.parametrize("family", families.names())
+def test_a_spec_imports_neither_torch_nor_triton(family: str) -> None:
+    module = type(families.family(family)).__module__
+    assert not packages(imported(module)) & {"torch", "transformers", "peft", "tokenizers", "sklearn", TRITON}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case.family))
+def test_serving_imports_no_training_code(case: FamilyCase, tmp_path: Path) -> None:
+    """Every kind of adapter and decoder is loaded, and answers once."""
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    case.write_backbone(repository, BACKBONE, 32)
+    for tag, variant in enumerate(case.served):
+        case.write_task(repository, variant, tag, variant)
+    line = [sys.executable, str(ROOT / "tests" / "support" / "serve_alone.py"), str(repository), BACKBONE]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    found = set(json.loads(done.stdout.splitlines()[-1]))
+    package = own_package(case.family)
+    assert f"{package}.runtime" in found or not package
+    training = {"fmplex_backend.decoders.trainable", "fmplex_backend.decoders.figures", f"{package}.fitting", "sklearn"}
+    assert not found & training
+    assert not {module.partition(".")[0] for module in found} & {"fmplex", "fmplex_controller", "matplotlib"}
 
 
 @pytest.mark.parametrize(
     "module",
-    ["fmplex", "fmplex_controller", "fmplex.cli", "fmplex.repository", "fmplex.client", "fmplex_controller.server"],
+    [
+        "fmplex",
+        "fmplex_controller",
+        "fmplex.cli.app",
+        "fmplex_backend.repository.writer",
+        "fmplex_backend.repository.configs",
+        "fmplex.client.sync",
+        "fmplex.client.aio",
+        "fmplex.cli.tasks",
+        "fmplex_controller.server.process",
+        "fmplex_controller.sidecar.__main__",
+    ],
 )
 def test_client_and_controller_are_light(module: str) -> None:
     modules = packages(imported(module))
-    assert not modules & {"torch", "transformers", "peft", TRITON}
+    assert not modules & {"torch", "transformers", "peft", "sklearn", TRITON}
 
 
 @pytest.mark.parametrize("folder", ["controller", "clients"])

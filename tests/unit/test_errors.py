@@ -11,11 +11,7 @@ import pytest
 from fmplex_backend import errors
 from fmplex_backend.errors import BackboneRefused, FmplexError, Refused, TaskRefused
 
-CLASSES = {
-    name: kind
-    for name, kind in vars(errors).items()
-    if inspect.isclass(kind) and issubclass(kind, FmplexError) and kind is not Refused
-}
+CLASSES = {name: kind for name, kind in vars(errors).items() if inspect.isclass(kind) and issubclass(kind, FmplexError)}
 # triton_python_backend_utils.TritonError, as documented
 TRITON_CODES = {
     "UNKNOWN",
@@ -30,10 +26,15 @@ TRITON_CODES = {
 
 
 def test_the_tree_at_the_top_of_the_file_is_the_classes() -> None:
-    lines = re.findall(
-        r"^    (?:\|--|`--) (\w+) +.*?([A-Z_]{6,})(?: \(at load\))?$", errors.__doc__ or "", re.MULTILINE
-    )
-    assert dict(lines) == {name: kind.code for name, kind in CLASSES.items() if kind is not FmplexError}
+    """Names, parents (by how far a line is indented) and codes."""
+    drawn = {"FmplexError": ("Exception", "INTERNAL")}
+    above = {0: "FmplexError"}
+    for indent, name, code in re.findall(
+        r"^    ((?:\|   )*(?:\|--|`--) )(\w+) +.*? ([A-Z_]{6,})$", errors.__doc__ or "", re.MULTILINE
+    ):
+        depth = len(indent) // 4
+        drawn[name], above[depth] = (above[depth - 1], code), name
+    assert drawn == {name: (kind.__base__.__name__, kind.code) for name, kind in CLASSES.items() if kind.__base__}
 
 
 @pytest.mark.parametrize("kind", CLASSES.values())
@@ -44,7 +45,7 @@ def test_each_is_a_triton_status_and_a_reason_of_its_own(kind: type[FmplexError]
 
 
 def test_reasons_tell_them_apart() -> None:
-    reasons = [kind.reason for kind in CLASSES.values() if not issubclass(kind, BackboneRefused)]
+    reasons = [kind.reason for kind in CLASSES.values() if kind.__base__ in (Exception, FmplexError)]
     assert len(set(reasons)) == len(reasons)
 
 
@@ -58,3 +59,10 @@ def test_a_refusal_names_file_field_problem_and_remedy(kind: type[Refused]) -> N
         "it is wrong",
         "Correct it",
     )
+
+
+def test_a_refusal_does_not_quote_megabytes() -> None:
+    error = TaskRefused("task.json", "f" * 5000, "p" * 5000, "Correct it")
+    assert len(str(error)) < 5000
+    assert str(error).startswith("task.json: fff")
+    assert error.problem.endswith("ppp ... (5000 characters)")

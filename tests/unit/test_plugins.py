@@ -1,144 +1,143 @@
-"""Decoders of installed packages: found by entry point, checked, fitted and served; never code from a repository."""
+"""Classes of installed packages: found by entry point, made, and filled with weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from safetensors.torch import save_file
-from task_fixtures import install, labelled, tiny_backbone, tiny_repository
-from torch import Tensor
+from task_fixtures import install
+from torch import nn
 
-from fmplex import Backbone, CustomDecoder, LoRA, Plugin, Raw, Task, TaskProblem
 from fmplex_backend.errors import TaskRefused
-from fmplex_backend.extensions import plugins
-from fmplex_backend.repository import Repository, TaskSpec
+from fmplex_backend.plugins import load_weights, make_plugin, with_weights
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-
-
-class Ordinal(CustomDecoder):
-    """How far up a scale: one sigmoid a step."""
-
-    gives: ClassVar[tuple[str, ...]] = ("SCORES",)
-
-    def __init__(self, options: Mapping[str, Any], hidden: int) -> None:
-        super().__init__(options, hidden)
-        self.layer = torch.nn.Linear(hidden, int(options["grades"]) - 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, h] -> [n, steps]."""
-        values: Tensor = self.layer(x)
-        return values
-
-    def outputs(self, values: Tensor) -> dict[str, npt.NDArray[Any]]:
-        """SCORES."""
-        return {"SCORES": torch.sigmoid(values).numpy()}
-
-    def sizes(self) -> dict[str, int]:
-        """One a step."""
-        return {"SCORES": self.layer.out_features}
-
-    def targets(self, labels: Sequence[Any]) -> Tensor:
-        """1 for every step that is reached."""
-        return torch.tensor([[float(label > step) for step in range(self.layer.out_features)] for label in labels])
-
-    def loss(self, values: Tensor, targets: Tensor) -> Tensor:
-        """Of every step."""
-        return torch.nn.functional.binary_cross_entropy_with_logits(values, targets)
+GROUP = "fmplex.decoders"
 
 
-class Odd(Ordinal):
-    """Gives what no backbone has."""
+class Wide(nn.Linear):
+    """A plugin."""
 
-    gives: ClassVar[tuple[str, ...]] = ("SOUND",)
-
-
-class NoDecoder:
-    """Not one at all."""
-
-    def __init__(self, options: Mapping[str, Any], hidden: int) -> None:
-        pass
+    def __init__(self, options: dict[str, Any], width: int) -> None:
+        super().__init__(width, options["outputs"])
 
 
 @pytest.fixture(autouse=True)
 def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = {"ordinal": "Ordinal", "odd": "Odd", "none": "NoDecoder", "gone": "Nowhere"}
-    install(monkeypatch, plugins.GROUP, {name: f"{__name__}:{value}" for name, value in names.items()})
+    install(monkeypatch, GROUP, {"wide": f"{__name__}:Wide", "gone": "no.such.module:Wide"})
 
 
-@pytest.fixture
-def backbone(tmp_path: Path) -> Backbone:
-    return tiny_backbone(tiny_repository(tmp_path))
-
-
-def graded(count: int) -> tuple[list[str], list[int]]:
-    texts, labels = labelled(count)
-    return texts, [0 if label == "ham" else 3 for label in labels]
-
-
-@pytest.mark.parametrize("adapter", [None, LoRA(r=2, targets=["query"])])
-def test_a_packages_decoder_is_fitted_saved_and_loaded(backbone: Backbone, adapter: LoRA | None) -> None:
-    task = Task("grade", backbone, adapter=adapter, decoder=Plugin("ordinal", {"grades": 4}))
-    task.fit(*graded(200), epochs=30, learning_rate=5e-2, progress=False)
-    texts, labels = graded(40)
-    scores = np.stack([each["SCORES"] for each in task.outputs(texts)])
-    assert scores.shape == (40, 3)
-    assert np.mean((scores.mean(axis=1) > 0.5) == (np.array(labels) > 0)) >= 0.8
-    path = task.save()
-    spec = Repository(backbone.repository, backbone.name).read_task("grade")
-    assert isinstance(spec, TaskSpec)
-    assert spec.outputs == {"SCORES": (3,), "TRUNCATED": (1,)}
-    again = Task.load(path.parent, backbone)
-    assert np.array_equal(np.stack([each["SCORES"] for each in again.outputs(texts)]), scores)
-    (found,) = again.predict(texts[0])
-    assert isinstance(found, Raw)
-    with pytest.raises(TaskProblem, match="no figures for a plugin"):
-        task.evaluate(*graded(4))
+def test_it_is_made_of_options_and_a_width() -> None:
+    made = make_plugin(GROUP, nn.Linear, "wide", {"outputs": 3}, "task.json", 5)
+    assert (made.in_features, made.out_features) == (5, 3)
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "match"),
+    ("name", "options", "base", "match"),
     [
-        ("nothing", {}, "no installed package registers a decoder 'nothing'; registered: gone, none, odd, ordinal"),
-        ("ordinal", {}, "cannot be made: KeyError"),
-        ("gone", {}, "cannot be made: AttributeError"),
-        ("none", {}, "is no CustomDecoder"),
-        ("odd", {"grades": 3}, "gives some of EMBEDDING, SCORES, LABEL"),
+        ("wild", {}, nn.Linear, "registers a decoder 'wild'; registered: gone, wide. Install"),
+        ("wide", {}, nn.Linear, "cannot be made: KeyError: 'outputs'. Correct decoder.options"),
+        ("gone", {}, nn.Linear, "cannot be made: ModuleNotFoundError"),
+        ("wide", {"outputs": 1}, nn.Embedding, "is not a Embedding. Inherit fmplex.Embedding"),
     ],
 )
-def test_what_is_wrong_with_a_package_is_named(
-    backbone: Backbone, name: str, options: dict[str, Any], match: str
-) -> None:
-    with pytest.raises(TaskRefused, match=match):
-        Task("grade", backbone, decoder=Plugin(name, options)).fit(*graded(20), progress=False)
+def test_what_is_wrong_is_named(name: str, options: Any, base: type[nn.Module], match: str) -> None:
+    with pytest.raises(TaskRefused, match=match) as caught:
+        make_plugin(GROUP, base, name, options, "task.json", 5)
+    assert (caught.value.file, caught.value.field) == ("task.json", "decoder.name")
+
+
+def test_weights_are_filled_in(tmp_path: Path) -> None:
+    file, module = tmp_path / "decoder.safetensors", nn.Linear(2, 1)
+    save_file({"weight": torch.ones(1, 2), "bias": torch.zeros(1)}, file)
+    load_weights(module, file, "decoder")
+    assert module(torch.ones(1, 2)).item() == 2
+    load_weights(nn.ReLU(), tmp_path / "none", "decoder")  # nothing to fill
 
 
 @pytest.mark.parametrize(
     ("tensors", "match"),
     [
-        ({"layer.weight": torch.zeros(3, 32)}, "layer.bias"),
-        ({"layer.weight": torch.zeros(3, 32), "layer.bias": torch.zeros(2)}, "needs .3"),
+        (
+            {"weight": torch.ones(1, 2)},
+            "bias: the decoder has the tensors bias, weight, the file weight. Save",
+        ),
+        ({"weight": torch.ones(2, 2), "bias": torch.zeros(1)}, r"weight: its shape is \[2, 2\]"),
     ],
 )
-def test_weights_that_do_not_fit(backbone: Backbone, tensors: dict[str, Tensor], match: str) -> None:
-    task = Task("grade", backbone, decoder=Plugin("ordinal", {"grades": 4}))
-    task.fit(*graded(20), epochs=1, progress=False)
-    path = task.save()
-    save_file(tensors, path / "decoder.safetensors")
+def test_weights_that_do_not_fit(tmp_path: Path, tensors: dict[str, torch.Tensor], match: str) -> None:
+    save_file(tensors, tmp_path / "decoder.safetensors")
     with pytest.raises(TaskRefused, match=match):
-        Task.load(path, backbone).predict("w1")
+        load_weights(nn.Linear(2, 1), tmp_path / "decoder.safetensors", "decoder")
 
 
-def test_errors_name_the_file_that_is_wrong(backbone: Backbone) -> None:
-    task = Task("grade", backbone, decoder=Plugin("ordinal", {"grades": 4}))
-    task.fit(*graded(20), epochs=1, progress=False)
-    path = task.save()
-    (path / "decoder.safetensors").write_bytes(b"short")
-    with pytest.raises((TaskRefused, TaskProblem), match=str(path)):
-        Task.load(path, backbone).predict("w1")
+class Vast(nn.Linear):
+    """A plugin whose options decide how large it is; how often each was made with memory is counted."""
+
+    made = 0
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__(2, outputs)
+        Vast.made += not self.weight.is_meta
+
+
+def test_sizes_are_compared_before_they_take_memory(tmp_path: Path) -> None:
+    file = tmp_path / "decoder.safetensors"
+    save_file({"weight": torch.ones(1, 2), "bias": torch.zeros(1)}, file)
+    with pytest.raises(TaskRefused, match=r"bias: its shape is \[1\], the decoder needs \[1099511627776\]"):
+        with_weights(lambda: Vast(1 << 40), file, "decoder")
+    assert Vast.made == 0
+    module = with_weights(lambda: Vast(1), file, "decoder")
+    assert module(torch.ones(1, 2)).item() == 2
+
+
+def test_a_module_that_cannot_be_made_without_memory(tmp_path: Path) -> None:
+    class Reads(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 1)
+            if not float(torch.ones(1)):  # no number can be read of a tensor on the meta device
+                raise AssertionError
+
+    def make() -> Reads:
+        try:
+            return Reads()
+        except RuntimeError as error:
+            raise TaskRefused("task.json", "decoder.name", str(error), "Mend it") from None
+
+    file = tmp_path / "decoder.safetensors"
+    save_file({"weight": torch.ones(1, 2), "bias": torch.zeros(1)}, file)
+    assert with_weights(make, file, "decoder")(torch.ones(1, 2)).item() == 2
+
+
+@pytest.mark.parametrize(
+    ("own", "stored", "match"),
+    [
+        (torch.float32, torch.int8, "buffer: it holds I8, not F64 or F32"),
+        (torch.int64, torch.int32, "buffer: it holds I32, not I64"),
+        (torch.bool, torch.uint8, "buffer: it holds U8, not BOOL"),
+        (torch.float32, torch.float16, ""),
+        (torch.int64, torch.int64, ""),
+        (torch.complex64, torch.complex64, ""),
+    ],
+)
+def test_dtypes_are_those_of_the_module(tmp_path: Path, own: torch.dtype, stored: torch.dtype, match: str) -> None:
+    file, module = tmp_path / "decoder.safetensors", nn.Module()
+    module.register_buffer("buffer", torch.zeros(2).to(own))
+    save_file({"buffer": torch.ones(2).to(stored)}, file)
+    if match:
+        with pytest.raises(TaskRefused, match=match):
+            load_weights(module, file, "decoder")
+    else:
+        load_weights(module, file, "decoder")
+        assert module.buffer.dtype == own
+        assert bool((module.buffer == 1).all())
+
+
+def test_nan_in_a_complex_tensor(tmp_path: Path) -> None:
+    file, module = tmp_path / "decoder.safetensors", nn.Module()
+    module.register_buffer("buffer", torch.zeros(2, dtype=torch.complex64))
+    save_file({"buffer": torch.full((2,), complex("nan"), dtype=torch.complex64)}, file)
+    with pytest.raises(TaskRefused, match="buffer: it holds NaN"):
+        load_weights(module, file, "decoder")

@@ -1,4 +1,4 @@
-"""The boundary, with a stand-in for the server's module: statuses, the receipt, one final response, the config.
+"""The boundary, with a stand-in for the server's module: statuses, the receipt, parts and final response, the config.
 
 The real server is asked in tests/triton.
 """
@@ -19,11 +19,16 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
-from backend_fixtures import BACKBONE, bytes_of, text_task, write_task
+from backend_fixtures import BACKBONE, TextStandIn, bytes_of, text_task, write_task
+from installed import fake_family_installed
 from model_fixtures import save_tiny
 
 from fmplex_backend import errors
-from fmplex_backend.errors import BackboneRefused, FmplexError, Refused
+from fmplex_backend.errors import BackboneRefused, ExecutionFailed, FmplexError, Refused, TaskRefused
+from fmplex_backend.repository.parameters import BackboneConfig
+from fmplex_backend.serving.metrics import Publisher
+from fmplex_backend.serving.service import Service
+from fmplex_backend.status import BackboneStatus
 from fmplex_backend.types import Answer, Failed, Usage
 
 # -- what the server's module looks like from here
@@ -99,13 +104,22 @@ class Logger:
 
 
 class Sender:
-    """A request's response sender: one final response and no more."""
+    """A request's response sender: parts, one final response and no more."""
 
-    def __init__(self) -> None:
+    def __init__(self, failures: int = 0) -> None:
+        self.parts: list[InferenceResponse] = []
         self.sent: list[InferenceResponse] = []
+        self.failures = failures  # so many sends fail
         self.done = threading.Event()
 
-    def send(self, response: InferenceResponse, flags: int) -> None:
+    def send(self, response: InferenceResponse, flags: int = 0) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise MemoryError("no shared memory")
+        assert not self.done.is_set()
+        if flags == 0:
+            self.parts.append(response)
+            return
         assert flags == 1
         self.sent.append(response)
         self.done.set()
@@ -168,7 +182,7 @@ def triton() -> Iterator[Any]:
 
 def sent(triton: Any, reply: Any, *names: str) -> InferenceResponse:
     sender = Sender()
-    triton._send((sender, list(names)), reply)
+    triton._send(triton.Destination(sender, list(names), decoupled=False), reply, True)
     return sender.response()
 
 
@@ -210,6 +224,116 @@ def test_an_output_that_the_decoder_does_not_make_is_an_error(triton: Any) -> No
     assert "SCORES" in response.error.message
 
 
+def test_an_answer_that_cannot_be_sent_is_an_error(triton: Any) -> None:
+    sender = Sender(failures=1)
+    answer = Answer({"EMBEDDING": np.zeros((1, 2))}, Usage(0, 0, 1))
+    triton._send(triton.Destination(sender, ["EMBEDDING"], decoupled=False), answer, True)
+    response = sender.response()
+    assert response.error is not None
+    assert response.error.code == TritonError.INTERNAL
+    assert "the answer cannot be sent: no shared memory" in response.error.message
+
+
+# -- replies of several parts
+
+
+def words(count: int) -> Answer:
+    return Answer({"EMBEDDING": np.full((2, 1), count, np.float32), "OTHER": np.zeros((2, 1))}, Usage(count, 0, 2))
+
+
+def test_parts_are_sent_as_they_come_and_the_last_reply_is_final(triton: Any) -> None:
+    sender = Sender()
+    to = triton.Destination(sender, ["EMBEDDING", "VFM_0"], decoupled=True)
+    for count in (1, 2):
+        triton._send(to, words(count), False)
+    assert not sender.done.is_set()
+    triton._send(to, words(3), True)
+    responses = [*sender.parts, sender.response()]
+    assert [response.tensors.keys() for response in responses] == [{"EMBEDDING", "VFM_0"}] * 3
+    assert [response.tensors["EMBEDDING"].tolist() for response in responses] == [[[n], [n]] for n in (1, 2, 3)]
+    assert [response.tensors["VFM_0"].tolist() for response in responses] == [[[n, 0, 2]] * 2 for n in (1, 2, 3)]
+
+
+def test_a_part_may_lack_a_requested_output_and_the_last_reply_may_not(triton: Any) -> None:
+    sender = Sender()
+    to = triton.Destination(sender, ["EMBEDDING", "SCORES", "VFM_0"], decoupled=True)
+    triton._send(to, words(1), False)
+    triton._send(to, words(2), True)
+    assert sender.parts[0].tensors.keys() == {"EMBEDDING", "VFM_0"}
+    response = sender.response()
+    assert response.error is not None
+    assert response.error.code == TritonError.INVALID_ARG
+
+
+def test_a_backbone_that_is_not_decoupled_sends_no_part(triton: Any) -> None:
+    sender = Sender()
+    with pytest.raises(ExecutionFailed, match=r"model_transaction_policy \{ decoupled: true \}"):
+        triton._send(triton.Destination(sender, ["EMBEDDING"], decoupled=False), words(1), False)
+    assert sender.parts == sender.sent == []
+
+
+@pytest.mark.parametrize(("part", "failures"), [(words(1), 1), (Answer({}, Usage(0, 0, 1)), 0)])
+def test_a_part_that_cannot_be_sent_raises(triton: Any, part: Answer, failures: int) -> None:
+    """Its request then fails: a client must not take what it got for the whole."""
+    sender = Sender(failures)
+    with pytest.raises(ExecutionFailed, match="a part of the answer cannot be sent"):
+        triton._send(triton.Destination(sender, ["EMBEDDING", "VFM_0"], decoupled=True), part, False)
+    assert sender.parts == sender.sent == []
+
+
+@pytest.mark.parametrize(
+    ("document", "decoupled"),
+    [
+        ({}, False),
+        ({"model_transaction_policy": {}}, False),
+        ({"model_transaction_policy": {"decoupled": False}}, False),
+        ({"model_transaction_policy": {"decoupled": True}}, True),
+    ],
+)
+def test_the_config_says_whether_a_request_may_have_several_responses(
+    triton: Any, document: dict[str, Any], decoupled: bool
+) -> None:
+    assert triton._is_decoupled(document) is decoupled
+
+
+class Streaming:
+    """A model whose service is a fake runtime's, as `initialize` leaves it."""
+
+    def __init__(self, triton: Any, root: Path, *, decoupled: bool) -> None:
+        write_task(root, "one", 0, task={"mark": 7})
+        self.model = triton.TritonPythonModel()
+        self.model.decoupled = decoupled
+        self.model.models = triton.ServerModels(root, is_ready=None, unload=None)
+        config = BackboneConfig(model="none")
+        self.model.service = Service(root, BACKBONE, config, 8, lambda cost: TextStandIn(sleep=lambda s: None))
+        self.model.publisher = Publisher(self.model.service, MetricFamily)
+
+    def ask(self, line: str) -> Sender:
+        """A request, answered."""
+        request = TritonRequest(text(line), ["EMBEDDING", "VFM_0"])
+        self.model.service.start()
+        self.model.publisher.start()
+        self.model.execute([request])
+        request.sender.response()
+        self.model.finalize()
+        return request.sender
+
+
+def test_a_sequence_streams_its_parts_from_engine_to_sender(triton: Any, tmp_path: Path) -> None:
+    sender = Streaming(triton, tmp_path, decoupled=True).ask("stream steps=4 a b c")
+    counted = [response.tensors["EMBEDDING"].tolist() for response in (*sender.parts, sender.response())]
+    assert counted == [[[words, 7]] for words in (1, 2, 3, 5)]
+
+
+def test_a_family_that_answers_in_parts_needs_a_decoupled_backbone(triton: Any, tmp_path: Path) -> None:
+    sender = Streaming(triton, tmp_path, decoupled=False).ask("stream steps=400 a b c")
+    response = sender.response()
+    assert sender.parts == []
+    assert response.error is not None
+    assert response.error.code == TritonError.INTERNAL
+    assert "its family answers in parts" in response.error.message
+
+
 # -- the configuration
 
 
@@ -222,10 +346,12 @@ class AutoComplete:
         self.inputs: list[dict[str, Any]] = []
         self.outputs: list[dict[str, Any]] = []
         self.batching = False
+        self.policy: dict[str, bool] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         parameters = {key: {"string_value": value} for key, value in self.parameters.items()}
-        return {"name": BACKBONE, "max_batch_size": self.max_batch_size, "parameters": parameters}
+        document = {"name": BACKBONE, "max_batch_size": self.max_batch_size, "parameters": parameters}
+        return document if self.policy is None else document | {"model_transaction_policy": self.policy}
 
     def add_input(self, spec: dict[str, Any]) -> None:
         self.inputs.append(spec)
@@ -235,6 +361,11 @@ class AutoComplete:
 
     def set_max_batch_size(self, size: int) -> None:
         self.max_batch_size = size
+
+    def set_model_transaction_policy(self, policy: dict[str, bool]) -> None:
+        if self.policy and self.policy.get("decoupled") != policy["decoupled"]:
+            raise ValueError("trying to change decoupled property")
+        self.policy = policy
 
     def set_dynamic_batching(self) -> None:
         self.batching = True
@@ -246,15 +377,43 @@ def test_a_backbones_config_is_completed(triton: Any) -> None:
     assert config.inputs == [
         {"name": "TEXT", "data_type": "TYPE_STRING", "dims": [1], "optional": True},
         {"name": "FEATURES", "data_type": "TYPE_FP32", "dims": [-1], "optional": True},
+        {"name": "TASK", "data_type": "TYPE_STRING", "dims": [1], "optional": True},
     ]
     outputs = {spec["name"]: (spec["data_type"], spec["dims"]) for spec in config.outputs}
     assert len(outputs) == len(config.outputs)
     assert [name for name in outputs if name.startswith("VFM_")] == ["VFM_0", "VFM_1", "VFM_2"]
     assert outputs["VFM_2"] == ("TYPE_INT64", [3])
+    assert outputs["STATUS"] == ("TYPE_STRING", [1])
     assert outputs["EMBEDDING"] == ("TYPE_FP32", [-1])
     assert outputs["TOKEN_SCORES"] == ("TYPE_FP32", [-1, -1])
     assert config.max_batch_size > 0
     assert config.batching
+    assert config.policy is None
+
+
+class TestStreamingFamily:
+    @pytest.fixture(autouse=True)
+    def installed(self, tmp_path: Path) -> Iterator[None]:
+        with fake_family_installed(tmp_path):
+            yield
+
+    @pytest.mark.parametrize("policy", [None, {"decoupled": True}])
+    def test_its_backbone_may_send_several_responses(self, triton: Any, policy: dict[str, bool] | None) -> None:
+        config = AutoComplete(family="fake")
+        config.policy = policy
+        triton.TritonPythonModel.auto_complete_config(config)
+        assert config.policy == {"decoupled": True}
+        assert [spec["name"] for spec in config.inputs] == ["WORDS", "TASK"]
+        assert [spec["name"] for spec in config.outputs][:2] == ["COUNTS", "MARK"]
+
+    @pytest.mark.parametrize("policy", [{"decoupled": False}, {}])
+    def test_a_config_that_forbids_it_is_refused_by_name(self, triton: Any, policy: dict[str, bool]) -> None:
+        config = AutoComplete(family="fake")
+        config.policy = policy
+        with pytest.raises(
+            BackboneRefused, match=r"base/config\.pbtxt: model_transaction_policy\.decoupled: it is false"
+        ):
+            triton.TritonPythonModel.auto_complete_config(config)
 
 
 def test_a_batch_size_that_was_chosen_stays(triton: Any) -> None:
@@ -371,6 +530,41 @@ def test_what_is_wrong_with_one_request_is_its_own_matter(
     assert response.error is not None
     assert response.error.code == getattr(TritonError, code)
     assert right.sender.response().error is None
+
+
+@pytest.mark.parametrize("outputs", [["STATUS"], ["EMBEDDING", "STATUS", "VFM_0", "VFM_2"]])
+def test_a_request_for_the_status_is_answered_with_that_alone(model: Any, outputs: list[str]) -> None:
+    """Also where all outputs are requested, as Triton's `generate` does."""
+    request = TritonRequest([Tensor("TASK", bytes_of(""))], outputs)
+    model.execute([request])
+    response = request.sender.response()
+    assert response.error is None
+    assert response.tensors.keys() == {"STATUS"}
+    status = BackboneStatus.model_validate_json(response.tensors["STATUS"].item())
+    assert (status.name, status.family, [task.name for task in status.tasks]) == (BACKBONE, "text-encoder", ["embed"])
+
+
+def test_a_line_that_cannot_be_logged_is_no_error_of_who_logs_it(
+    model: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(text: str) -> None:
+        raise UnicodeEncodeError("utf-8", text, 0, 1, "odd")
+
+    log = logging.getLogger("fmplex")
+    log.info("task %s: \ud800 \0 \x1b[31m né", "x\udcff n\udcc3\udca9")
+    assert Logger.lines[-1] == ("info", "task x\\xff né: \\ud800 \\x00 \\x1b[31m né")
+    monkeypatch.setattr(Logger, "log_info", refuse)
+    log.info("said")
+    assert "UnicodeEncodeError" in capsys.readouterr().err
+
+
+def test_an_error_says_names_that_are_no_text(triton: Any) -> None:
+    sender = Sender()
+    error = TaskRefused("x\udcff/task.json", "weights", "'\ud800\0' is no file", "Rename it")
+    triton._send(triton.Destination(sender, [], decoupled=False), Failed(error), True)
+    response = sender.response()
+    assert response.error is not None
+    assert response.error.message == "x\\xff/task.json: weights: '\\ud800\\x00' is no file. Rename it"
 
 
 def test_pythons_log_goes_to_tritons(model: Any) -> None:

@@ -7,14 +7,17 @@ import threading
 
 import pytest
 
-from fmplex_backend.types import NO_WORK, Answer, Reply, Request, Usage, Work
-from fmplex_backend.vfm import Counts, Vfm
+from fmplex_backend.types import NO_WORK, Answer, Counts, Reply, Request, Usage, Vfm, Work
 
 ANSWER = Answer({}, Usage(0, 0, 1))
 
 
 def request(replies: list[Reply]) -> Request:
-    return Request(Vfm(0, "task"), {}, (), 0.0, lambda _, reply: replies.append(reply))
+    def send(reply: Reply, final: bool) -> None:
+        assert final
+        replies.append(reply)
+
+    return Request(Vfm(0, "task"), {}, (), 0.0, send)
 
 
 def test_work_adds_up() -> None:
@@ -31,6 +34,18 @@ def test_a_request_is_answered_once() -> None:
     assert [one.resolve(ANSWER), one.resolve(ANSWER)] == [True, False]
     assert replies == [ANSWER]
     assert one.resolved
+
+
+def test_parts_come_before_the_last_reply_and_never_after_it() -> None:
+    sent: list[tuple[Reply, bool]] = []
+    one = Request(Vfm(0, "task"), {}, (), 0.0, lambda reply, final: sent.append((reply, final)))
+    part = Answer({}, Usage(0, 0, 2))
+    one.send_part(part)
+    one.send_part(part)
+    assert not one.resolved
+    assert one.resolve(ANSWER)
+    one.send_part(part)
+    assert sent == [(part, False), (part, False), (ANSWER, True)]
 
 
 def test_of_threads_that_answer_at_once_one_does() -> None:
@@ -70,8 +85,18 @@ def test_a_vfm_counts_failures_by_reason() -> None:
     assert counts.failures == {"invalid": 2, "execution": 1}
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.0009, 1000.1, -1.0, float("inf"), float("nan")])
+def test_a_vfms_weight_is_within_the_limits(weight: float) -> None:
+    with pytest.raises(ValueError, match=r"not a number from 0\.001 to 1000"):
+        Vfm(3, "sentiment", weight=weight)
+    vfm = Vfm(3, "sentiment")
+    with pytest.raises(ValueError, match="the weight of 'sentiment' is"):
+        vfm.set_weight(weight)
+    assert vfm.weight == 1.0
+
+
 def test_a_vfm_says_what_it_is() -> None:
     vfm = Vfm(3, "task", weight=2.5)
-    vfm.accepted += 4
-    vfm.taken += 1
-    assert (vfm.depth, repr(vfm)) == (3, "Vfm(3, 'task', weight=2.5, queued=0)")
+    vfm.arriving.extend(request([]) for _ in range(2))
+    vfm.queue.append(request([]))
+    assert (vfm.depth, repr(vfm)) == (3, "Vfm(3, 'task', weight=2.5, queued=1)")

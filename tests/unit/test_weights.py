@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from fmplex_backend.errors import TaskRefused
-from fmplex_backend.extensions.weights import expect_shape, read_safetensors
+from fmplex_backend.safetensors_header import expect_shape
+from fmplex_backend.weights import read_safetensors
 
 
 def refused(file: Path) -> TaskRefused:
@@ -41,7 +43,12 @@ def test_what_was_read_stays_when_the_file_is_written_over(tmp_path: Path) -> No
 
 def test_missing(tmp_path: Path) -> None:
     assert refused(tmp_path / "none.safetensors").problem == "there is no such file"
-    assert refused(tmp_path).problem == "there is no such file"
+    assert "it is a directory" in refused(tmp_path).problem
+
+
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "w.safetensors")
+    assert "it is a FIFO" in refused(tmp_path / "w.safetensors").problem
 
 
 @pytest.mark.parametrize("keep", [0, 4, 20, -1])

@@ -1,0 +1,1 @@
+"""The benchmarks on a machine with a GPU and no network."""

@@ -1,0 +1,1 @@
+"""What experiments share: arms, servers, repositories, comparisons, pictures, the report."""

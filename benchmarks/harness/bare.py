@@ -1,0 +1,89 @@
+"""The limit: the backbone's forward in a loop, tokenisation included, without a server.
+
+With the weights, texts, batch size and threads of the served arm, in inference mode and, as there, without an attention
+mask where all texts are equally long.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+import torch
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
+
+from benchmarks.harness.repositories import model_directory
+from benchmarks.harness.subject import subject
+from fmplex_controller.server.installation import ALLOCATOR
+
+
+class Bare:
+    """A process, pinned to a core, that runs the loop on demand."""
+
+    def __init__(self, texts: list[str], batch: int, core: int) -> None:
+        line = [sys.executable, "-m", "benchmarks.harness.bare"]
+        self._process = subprocess.Popen(
+            line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ALLOCATOR | os.environ
+        )
+        self._send({"texts": texts, "batch": batch, "core": core})
+
+    def __enter__(self) -> Bare:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: Any, traceback: TracebackType | None) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait(10)
+
+    def per_second(self, seconds: float) -> float:
+        """Texts per second, measured for `seconds`."""
+        return self._send({"seconds": seconds})
+
+    def _send(self, message: dict[str, Any]) -> float:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(message) + "\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+
+def main() -> None:
+    """Answer every line of stdin with a rate."""
+    logging.disable_progress_bar()
+    setup = json.loads(sys.stdin.readline())
+    os.sched_setaffinity(0, {setup["core"]})
+    torch.set_num_threads(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    own = subject()
+    device = torch.device("cuda" if own.gpu else "cpu")
+    tokenizer = AutoTokenizer.from_pretrained(model_directory())
+    model = AutoModel.from_pretrained(model_directory(), dtype=own.dtype).to(device).eval()
+    batches = [setup["texts"][i : i + setup["batch"]] for i in range(0, len(setup["texts"]), setup["batch"])]
+
+    def loop(seconds: float) -> float:
+        done, start = 0, time.perf_counter()
+        while (now := time.perf_counter()) - start < seconds or not done:
+            batch = batches[(done // setup["batch"]) % len(batches)]
+            tokens = tokenizer(batch, padding=True, truncation=True, return_tensors="pt")
+            whole = bool(tokens["attention_mask"].all())
+            with torch.inference_mode():
+                mask = None if whole else tokens["attention_mask"].to(device)
+                states = model(input_ids=tokens["input_ids"].to(device), attention_mask=mask).last_hidden_state
+                states.float().mean(dim=1).cpu().numpy()
+            done += len(batch)
+        return done / (now - start)
+
+    loop(0.5)
+    print(0, flush=True)
+    for line in sys.stdin:
+        print(loop(json.loads(line)["seconds"]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

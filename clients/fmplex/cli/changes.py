@@ -1,0 +1,123 @@
+"""`fmplex task set`, `load`, `rollback` and `remove`: what changes about a task that is there."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fmplex.cli.options import DEFAULT, SERVER, AsJson, Asked, Name, Repo, Server, Weight
+from fmplex.cli.shown import after, errors_shown, print_result
+from fmplex.client.sync import Client
+from fmplex_backend.errors import TaskProblem
+from fmplex_backend.repository.configs import Terms
+from fmplex_backend.repository.writer import ModelRepository
+
+NONE = "none"
+Objective = Annotated[
+    str, typer.Option("--slo-ms", metavar="MS|none", help="Latency objective, in milliseconds; none: no objective.")
+]
+Bound = Annotated[
+    str,
+    typer.Option("--max-queue", metavar="N|none", help="Number of requests that may wait; none: as the backbone says."),
+]
+BytesBound = Annotated[
+    str,
+    typer.Option(
+        "--max-queue-bytes",
+        metavar="N|none",
+        help="Bytes that requests may take until they are answered; none: as the backbone says.",
+    ),
+]
+
+
+def set_(
+    name: Name,
+    repository: Repo = DEFAULT,
+    weight: Weight = None,
+    slo_ms: Objective = "",
+    max_queue: Bound = "",
+    max_queue_bytes: BytesBound = "",
+    new_tag: Annotated[
+        bool, typer.Option("--new-tag", help="Give it a tag that no other task has; load the task afterwards.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Change a task's weight, latency objective or queue limits, in effect with the next batch; or its tag."""
+    with errors_shown(as_json):
+        given = {"slo_ms": slo_ms, "max_queue": max_queue, "max_queue_bytes": max_queue_bytes}
+        cleared = frozenset(key for key, text in given.items() if text == NONE)
+        objective = None if slo_ms in ("", NONE) else _number(slo_ms, "--slo-ms", float)
+        bound = None if max_queue in ("", NONE) else int(_number(max_queue, "--max-queue", int))
+        room = None if max_queue_bytes in ("", NONE) else int(_number(max_queue_bytes, "--max-queue-bytes", int))
+        terms = Terms(weight, objective, bound, room, cleared)
+        if terms == Terms() and not new_tag:
+            raise TaskProblem("nothing to set. Give --weight, --slo-ms, --max-queue, --max-queue-bytes or --new-tag")
+        models = ModelRepository(repository)
+        terms.check()
+        changed = terms.given()
+        if new_tag:
+            changed["tag"] = models.set_new_tag(name)
+        if terms != Terms():
+            models.set(name, terms)
+        words = [*(f"{key} {value:g}" for key, value in changed.items()), *(f"no {key}" for key in sorted(cleared))]
+        print_result({"task": name} | changed | dict.fromkeys(cleared), f"{name}: {', '.join(words)}", as_json)
+
+
+def _number(text: str, option: str, kind: type[int] | type[float]) -> float:
+    try:
+        return kind(text)
+    except ValueError:
+        what = "a whole number" if kind is int else "a number"
+        raise typer.BadParameter(f"{text!r} is neither {what} nor {NONE!r}", param_hint=option) from None
+
+
+def load(
+    name: Name,
+    server: Asked = SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Let a running server take up a task that was moved in or changed; the exit status is 1 where it is refused."""
+    with errors_shown(as_json), Client(server) as client:
+        client.load(name)
+        print_result({"task": name, "loaded": True}, f"{name}: loaded", as_json)
+
+
+def rollback(
+    name: Name,
+    to: Annotated[int | None, typer.Option(help="Version to serve; default: the one before.")] = None,
+    repository: Repo = DEFAULT,
+    server: Server = "",
+    as_json: AsJson = False,
+) -> None:
+    """Serve another of a task's versions: the one before, or any with --to, forward too."""
+    with errors_shown(as_json):
+        saved = ModelRepository(repository).rollback(name, to)
+        if server:
+            with after(f"{name} is at version {saved.version} in {repository}, but"), Client(server) as client:
+                client.load(name)
+        print_result({"task": name, "version": saved.version}, f"{name}: version {saved.version}", as_json)
+
+
+def remove(
+    name: Name,
+    repository: Repo = DEFAULT,
+    server: Annotated[
+        str, typer.Option(help="Let this running server unload it first; without, it answers with errors soon.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Delete a task's directory with all its versions; nothing brings it back.
+
+    A server that runs on the repository goes on listing the task, and answers its requests with errors, until it is
+    told with --server to unload it.
+    """
+    with errors_shown(as_json):
+        models = ModelRepository(repository)
+        if name not in models.tasks():
+            models.remove(name)  # raises, naming the tasks there are
+        if server:
+            with Client(server) as client:
+                client.unload(name)
+        models.remove(name)
+        print_result({"task": name, "removed": True}, f"{name}: removed", as_json)

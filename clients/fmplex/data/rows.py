@@ -1,0 +1,113 @@
+"""Labelled examples from lists, tables and files, as items of a task's input.
+
+Lists, pairs, dicts, a pandas DataFrame, a Hugging Face Dataset, a CSV, TSV or JSONL file. For token tasks a text may be
+a list of words, its label a list of tags; a text is then its words with a space between.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fmplex.data.tables import check_columns, column, columns_in, is_table, read_file
+from fmplex_backend.decoders.rows import Rows
+from fmplex_backend.errors import TaskProblem
+from fmplex_backend.families.spec import Input
+
+Columns = str | Sequence[str] | None  # of the inputs; None: "text", or every column but the label's
+TEXT_COLUMN = "text"
+
+
+def rows_of(data: Any, labels: Any, reads: Input, *, columns: Columns = None, label: str = "label") -> Rows:
+    """Labelled rows from any of the supported forms; raises TaskProblem.
+
+    Args:
+        data: items, pairs of an item and a label, a table, a file, or Rows as they are.
+        labels: one a row; None where `data` has them.
+        reads: the task's input.
+        columns: names of the columns that make an item; `label`: of the labels'.
+    """
+    if isinstance(data, Rows):
+        return data
+    source = "the data"
+    if labels is None and isinstance(data, (str, Path)):
+        source, data = str(data), read_file(Path(data))
+    cells, values = (list(data), list(labels)) if labels is not None else _labelled(data, reads, columns, label, source)
+    values = check_labels(cells, values, source)
+    items, words = _items(cells, reads, source)
+    return Rows(items, values, words, source)
+
+
+def items_of(data: Any, reads: Input, *, columns: Columns = None) -> list[Any]:
+    """Items without labels, from one item, several, a table or a file; raises TaskProblem."""
+    if reads.is_item(data):
+        data = [data]
+    elif isinstance(data, (str, Path)):
+        data = read_file(Path(data))
+    if is_table(data):
+        data = _cells(data, _columns(data, reads, columns, None, "the data"), reads, "the data")
+    return _items(list(data), reads, "the data")[0]
+
+
+def check_labels(rows: Sequence[Any], labels: Sequence[Any], source: str) -> list[Any]:
+    """The labels as Python's own, one for each row; raises TaskProblem."""
+    if len(rows) != len(labels):
+        raise TaskProblem(f"{source} has {len(rows)} texts and {len(labels)} labels. Give one label for each text")
+    if not rows:
+        raise TaskProblem(f"{source} has no rows. Give at least a few for each label")
+    for place, value in enumerate(labels):
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            raise TaskProblem(f"{source}, row {place}: there is no label. Fill it in, or leave the row out")
+    return [value.tolist() if hasattr(value, "tolist") else value for value in labels]  # numpy's and pandas' scalars
+
+
+def _labelled(data: Any, reads: Input, columns: Columns, label: str, source: str) -> tuple[list[Any], list[Any]]:
+    """Cells and labels of a table, or of pairs."""
+    if isinstance(data, (list, tuple)) and not is_table(data):
+        if not all(isinstance(row, (list, tuple)) and len(row) == 2 for row in data):
+            raise TaskProblem("labels are missing. Call fit(rows, labels), or give pairs, a table or a file with both")
+        return [row[0] for row in data], [row[1] for row in data]
+    names = columns_in(data, source)
+    chosen = _columns(data, reads, columns, label, source)
+    check_columns(names, dict.fromkeys(chosen, "text") | {label: "label"}, source)
+    return _cells(data, chosen, reads, source), column(data, label)
+
+
+def _columns(data: Any, reads: Input, columns: Columns, label: str | None, source: str) -> list[str]:
+    """Names of the columns that make an item."""
+    if reads.columns == "one":
+        if columns is not None and not isinstance(columns, str):
+            raise TaskProblem(f"a text is one column, {list(columns)} are several. Name one with text=...")
+        return [columns or TEXT_COLUMN]
+    if columns is None:
+        return [name for name in columns_in(data, source) if name != label]
+    return [columns] if isinstance(columns, str) else list(columns)
+
+
+def _cells(data: Any, names: Sequence[str], reads: Input, source: str) -> list[Any]:
+    check_columns(columns_in(data, source), dict.fromkeys(names, "text"), source)
+    every = [column(data, name) for name in names]
+    return every[0] if reads.columns == "one" else [list(row) for row in zip(*every, strict=True)]
+
+
+def _items(cells: Sequence[Any], reads: Input, source: str) -> tuple[list[Any], list[list[tuple[int, int]]]]:
+    """Items, and the character ranges of their words where all cells are lists of words; raises TaskProblem."""
+    items, words = [], []
+    for place, cell in enumerate(cells):
+        try:
+            item, own = reads.item(cell)
+        except ValueError as error:
+            raise TaskProblem(f"{source}, row {place}: {error}") from None
+        items.append(item)
+        words.append(own)
+    in_words = [bool(own) for own in words]
+    if any(in_words) and not all(in_words):
+        odd = in_words.index(not in_words[0])
+        raise TaskProblem(
+            f"{source}, row {odd}: some texts are words, this one is not. Give all as lists of words"
+            if in_words[0]
+            else f"{source}, row {odd}: {cells[odd]!r} is not a text. Turn it into one, or leave the row out"
+        )
+    return items, words if any(in_words) else []

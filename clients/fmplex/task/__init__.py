@@ -1,0 +1,1 @@
+"""A task as one object, and what it is made of."""

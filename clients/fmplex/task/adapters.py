@@ -1,0 +1,233 @@
+"""A task's adapter between trainings: PEFT's configuration and tensors, wherever they came from."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fmplex.task.backbone import Backbone
+from fmplex_backend.adapters.kinds import IA3, LoRA, Pretrained
+from fmplex_backend.adapters.peft import WEIGHTS
+from fmplex_backend.decoders.head import Activation
+from fmplex_backend.errors import TaskProblem
+from fmplex_backend.fingerprint import fingerprint
+from fmplex_backend.weights import read_safetensors
+
+CONFIG = "adapter_config.json"
+HEADS = ("classifier", "score", "pre_classifier")  # modules of a score head that PEFT may save beside an adapter
+PREFIX = "base_model.model."
+WEIGHT_AND_BIAS = ("weight", "bias")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterState:
+    """An adapter as `save_pretrained` writes it: configuration and tensors."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    @staticmethod
+    def read(directory: Path) -> AdapterState:
+        """Read a PEFT directory; raises TaskRefused or TaskProblem."""
+        file = directory / CONFIG
+        if not file.is_file():
+            raise TaskProblem(
+                f"{directory} holds no adapter: it has no {CONFIG}. Name a directory that save_pretrained wrote"
+            )
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise TaskProblem(f"{file} is not JSON: {error}. Save the adapter again") from None
+        return AdapterState(config, read_safetensors(directory / WEIGHTS))
+
+    @staticmethod
+    def of(model: Any) -> AdapterState:
+        """A copy of the adapter in a model that is being fitted."""
+        config = model.peft_config["default"].to_dict()
+        tensors = get_peft_model_state_dict(model)
+        return AdapterState(
+            {key: _listed(value) for key, value in config.items()},
+            {name: each.detach().cpu().clone().contiguous() for name, each in tensors.items()},
+        )
+
+    def write(self, directory: Path, model: str) -> None:
+        """Write a PEFT directory, for the backbone named `model`."""
+        directory.mkdir(parents=True)
+        document = self.config | {"base_model_name_or_path": model, "inference_mode": True}
+        text = json.dumps(document, indent=2, sort_keys=True, default=str)
+        (directory / CONFIG).write_text(f"{text}\n", encoding="utf-8")
+        save_file(self.tensors, directory / WEIGHTS, metadata={"format": "pt"})
+
+    def around(self, model: Any) -> Any:
+        """The model with this adapter in it, ready to be fitted further."""
+        config: Any = PeftConfig.from_peft_type(**self.config)  # type: ignore[no-untyped-call]
+        config.inference_mode, config.base_model_name_or_path = False, None
+        wrapped = _wrapped(model, config)
+        set_peft_model_state_dict(wrapped, dict(self.tensors))
+        return wrapped
+
+
+def _wrapped(model: Any, config: PeftConfig) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT uses a name that transformers has deprecated
+        return get_peft_model(model, config)
+
+
+def fresh(adapter: LoRA | IA3, backbone: Backbone) -> Any:
+    """The backbone with a new adapter in it; raises TaskProblem where it fits no module."""
+    config = adapter.peft_config(backbone.model_type)
+    try:
+        return _wrapped(backbone.for_training(), config)
+    except ValueError as error:
+        modules = sorted({name.rpartition(".")[2] for name, each in _linears(backbone)})
+        reason = str(error).partition(". Please check")[0].rstrip(".")  # PEFT's remedy names no module
+        raise TaskProblem(
+            f"the adapter does not fit {backbone.name!r}: {reason}. Name some of its Linear modules: "
+            f"{', '.join(modules)}"
+        ) from None
+
+
+def _linears(backbone: Backbone) -> list[tuple[str, torch.nn.Module]]:
+    return [(name, each) for name, each in backbone.for_training().named_modules() if isinstance(each, torch.nn.Linear)]
+
+
+def _listed(value: Any) -> Any:
+    """Sets as sorted lists, enums by value, so that the same adapter gives the same file."""
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    return getattr(value, "value", value)
+
+
+# -- adapters from elsewhere
+
+# The score heads of transformers' sequence classifiers, by model type: layers on the first token's vector, and the
+# activation between them. BACKBONE_POOLER is a layer of the backbone, which an adapter's files do not hold.
+BACKBONE_POOLER = "(pooler)"
+HEAD_LAYERS: dict[str, tuple[tuple[str, str], Activation]] = {
+    "albert": ((BACKBONE_POOLER, "classifier"), "tanh"),
+    "bert": ((BACKBONE_POOLER, "classifier"), "tanh"),
+    "camembert": (("classifier.dense", "classifier.out_proj"), "tanh"),
+    "distilbert": (("pre_classifier", "classifier"), "relu"),
+    "electra": (("classifier.dense", "classifier.out_proj"), "gelu"),
+    "mpnet": (("classifier.dense", "classifier.out_proj"), "tanh"),
+    "roberta": (("classifier.dense", "classifier.out_proj"), "tanh"),
+    "xlm-roberta": (("classifier.dense", "classifier.out_proj"), "tanh"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """An adapter that was trained elsewhere, with its score head if it came with one."""
+
+    adapter: AdapterState
+    head: dict[str, Tensor]  # by the names of decoder.safetensors; empty without a head
+    activation: Activation = "tanh"
+    pooling: Literal["cls"] = "cls"
+
+
+def find(source: str | Path) -> Path:
+    """The directory of a `Pretrained`: a path, or a hub id."""
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if path.is_absolute() or str(source).startswith("."):
+        raise TaskProblem(f"there is no directory {path}. Name one that save_pretrained wrote")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(source)))
+    except Exception as error:  # the hub's client raises whatever its transport raises
+        reason = str(error).strip().splitlines()[0].removeprefix("Got: ")
+        raise TaskProblem(
+            f"{source} is not a directory, and could not be had from the hub: {reason}. Name a directory that "
+            "save_pretrained wrote, or a hub id that this machine can reach"
+        ) from None
+
+
+def import_adapter(adapter: Pretrained, backbone: Backbone) -> Imported:
+    """Read an adapter of any origin; a head for sequence classification is carried over."""
+    directory = find(adapter.source)
+    state = AdapterState.read(directory)
+    _check_base(directory, state.config, backbone)
+    saved = set(state.config.get("modules_to_save") or ())
+    unknown = saved - set(HEADS)
+    if unknown:
+        raise TaskProblem(
+            f"{directory / CONFIG}: modules_to_save: {', '.join(sorted(unknown))} would change what all tasks share; "
+            f"only a score head ({' or '.join(HEADS)}) can be carried over. Train without them"
+        )
+    head = {name: each for name, each in state.tensors.items() if _head_part(name)}
+    own_tensors = {name: each for name, each in state.tensors.items() if name not in head}
+    config = state.config | {"modules_to_save": None, "task_type": None, "auto_mapping": None}
+    if not head:
+        return Imported(AdapterState(config, own_tensors), {})
+    tensors = {_head_part(name): each for name, each in head.items()}
+    return Imported(AdapterState(config, own_tensors), *_head(tensors, backbone, directory))
+
+
+def _head_part(name: str) -> str:
+    """`base_model.model.classifier.out_proj.weight` -> what follows the prefix; empty where it is not of the head."""
+    path = name.removeprefix(PREFIX)
+    for head in HEADS:
+        if path.startswith(f"{head}."):
+            return path.replace(".modules_to_save.default", "", 1)
+    return ""
+
+
+def _head(tensors: Mapping[str, Tensor], backbone: Backbone, directory: Path) -> tuple[dict[str, Tensor], Activation]:
+    """A score head of transformers' AutoModelForSequenceClassification as layers on the vector of the first token."""
+    kind = backbone.model_type
+    unknown: tuple[tuple[str, ...], Activation] = ((), "tanh")
+    layers, activation = HEAD_LAYERS.get(kind, unknown)
+    known = dict(tensors)
+    if BACKBONE_POOLER in layers:
+        pooler = getattr(backbone.for_training(), "pooler", None)
+        dense = getattr(pooler, "dense", pooler)
+        known |= (
+            {f"{BACKBONE_POOLER}.{name}": each for name, each in dense.named_parameters()} if dense is not None else {}
+        )
+    wanted = {f"{layer}.{part}": f"{number}.{part}" for number, layer in enumerate(layers) for part in WEIGHT_AND_BIAS}
+    if not layers or set(known) != set(wanted):
+        whole = f"; one has {', '.join(sorted(set(wanted)))}" if layers else ""
+        raise TaskProblem(
+            f"{directory}: the score head of a {kind} ({', '.join(sorted(tensors))}) cannot be carried over{whole}. "
+            "Name all its layers in modules_to_save, or take it out of the adapter's files and fit another one: "
+            "fit(..., parts='decoder')"
+        )
+    head = {to: known[name].detach().float().cpu().clone().contiguous() for name, to in wanted.items()}
+    return head, activation
+
+
+def _check_base(directory: Path, config: Mapping[str, Any], backbone: Backbone) -> None:
+    base = str(config.get("base_model_name_or_path") or "")
+    own = backbone.runtime.fingerprint
+    if not base:
+        return
+    if Path(base).is_dir():
+        same = fingerprint(Path(base)) in (own, None)
+    elif Path(base).is_absolute():
+        return  # a path of another machine; modules and shapes are compared when the adapter is loaded
+    else:
+        one, other = _comparable(base), _comparable(backbone.config.model)
+        same = one in other or other in one or Path(backbone.config.model).is_absolute()
+    if not same:
+        raise TaskProblem(
+            f"{directory / CONFIG}: base_model_name_or_path: it was trained for {base}, the backbone {backbone.name!r} "
+            f"is {backbone.config.model}. Name a backbone with that model, or, where they hold the same weights, "
+            "correct the field"
+        )
+
+
+def _comparable(model: str) -> str:
+    """A model's name without owner, case and punctuation."""
+    return re.sub(r"[^a-z0-9]", "", model.removeprefix("package:").rpartition("/")[2].lower())

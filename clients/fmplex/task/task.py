@@ -1,0 +1,423 @@
+"""A task: encoder, adapter and decoder on a backbone, fitted, tried, saved and served as one object."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from fmplex.client.results import result
+from fmplex.client.sync import Client
+from fmplex.data.rows import Columns, items_of, rows_of
+from fmplex.task.adapters import AdapterState, Imported, import_adapter
+from fmplex.task.backbone import Backbone
+from fmplex.task.destination import check_destination
+from fmplex.task.serving import load_and_wait, not_served
+from fmplex.training.checks import check_rows
+from fmplex.training.curve import draw
+from fmplex.training.examples import PORTION
+from fmplex.training.options import FitOptions
+from fmplex.training.prepare import TaskParts, check_fittable, prepare
+from fmplex.training.progress import Progress, told
+from fmplex.training.state import History
+from fmplex.training.trained import TrainedWeights, Training
+from fmplex_backend.adapters.kinds import Adapter, PeftAdapter, Pretrained
+from fmplex_backend.confinement import Confinement
+from fmplex_backend.decoders import Classifier, Decoder
+from fmplex_backend.decoders.confidence import CONFIDENCE_WEIGHTS
+from fmplex_backend.decoders.decoder import WEIGHTS
+from fmplex_backend.decoders.figures import Evaluation
+from fmplex_backend.decoders.results import Result
+from fmplex_backend.decoders.rows import IGNORED, Rows
+from fmplex_backend.errors import ServerProblem, TaskProblem
+from fmplex_backend.repository.config import TaskConfig, config_of, load_task_config
+from fmplex_backend.repository.configs import Terms
+from fmplex_backend.repository.writer import ModelRepository, Pipeline, Saved, write_config
+from fmplex_backend.types import Extensions
+from fmplex_backend.weights import read_safetensors
+
+PARTS = ("encoder", "adapter", "decoder")
+CURVE = "training.png"
+
+
+class Task:
+    """What a client calls by name: a backbone with an encoder, an adapter and a decoder.
+
+    Args:
+        name: that of its directory in the model repository, which clients call.
+        backbone: the model that it shares with other tasks.
+        adapter: LoRA, DoRA, IA3, Pretrained, or none.
+        decoder: Classifier, MultiLabel, Regressor, TokenClassifier, Embedder, Similarity or Plugin.
+        encoder: Text (how texts become tokens), Projection (of rows of numbers) or PluginEncoder.
+        weight: of its fair share of the backbone. slo_ms: its latency objective. max_queue: requests that may wait.
+            max_queue_bytes: bytes that they may take until they are answered. None keeps what a saved task has.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        backbone: Backbone,
+        *,
+        adapter: Adapter | None = None,
+        decoder: Decoder,
+        encoder: Any = None,
+        weight: float | None = None,
+        slo_ms: float | None = None,
+        max_queue: int | None = None,
+        max_queue_bytes: int | None = None,
+        description: str = "",
+    ) -> None:
+        self.name, self.backbone, self.description = name, backbone, description
+        self.encoder: Any = encoder or self._default_encoder()
+        self.adapter: Adapter | None = None
+        self.decoder: Decoder = decoder
+        self.terms = Terms(weight, slo_ms, max_queue, max_queue_bytes)
+        self.terms.check()
+        self.metrics: dict[str, float | int | str] = {}
+        self.history: History | None = None
+        self.evaluation: Evaluation | None = None
+        self.remarks: list[str] = []  # what is odd about its rows, or about the adapter it was made from
+        self.fitted = TrainedWeights()
+        self._loaded: Extensions | None = None
+        self._source: Path | None = None  # the version it was loaded from, until a part changes
+        if adapter is not None:
+            self.attach("adapter", adapter)
+
+    def __repr__(self) -> str:
+        return f"Task({self.name!r}, {self.backbone!r}, adapter={self.adapter!r}, decoder={self.decoder!r})"
+
+    @property
+    def has_head(self) -> bool:
+        """Whether its decoder is fitted."""
+        return bool(self.fitted.head)
+
+    # -- its parts
+
+    def attach(self, part: str, what: Any) -> Task:
+        """Put in an encoder, adapter or decoder; the fitted weights of the former one are dropped."""
+        if part == "encoder":
+            self.encoder, self.fitted = what, replace(self.fitted, encoder={})
+        elif part == "adapter":
+            self.adapter, self.fitted = what, replace(self.fitted, adapter=None)
+            if isinstance(what, Pretrained):
+                self._take_imported(import_adapter(what, self.backbone))
+        elif part == "decoder":
+            self.decoder, self.fitted = what, replace(self.fitted, head={}, confidence={})
+        else:
+            raise TaskProblem(f"a task has no part {part!r}. Its parts are {', '.join(PARTS)}")
+        self._changed()
+        return self
+
+    def detach(self, part: str) -> Task:
+        """Take the adapter out, or put the family's default encoder back."""
+        if part == "decoder":
+            raise TaskProblem("a task needs a decoder. Attach another one, e.g. Embedder()")
+        return self.attach(part, self._default_encoder() if part == "encoder" else None)
+
+    def _default_encoder(self) -> Any:
+        return self.backbone.family.encoders[0]()
+
+    def _take_imported(self, imported: Imported) -> None:
+        self.fitted = replace(self.fitted, adapter=imported.adapter)
+        if imported.head and not isinstance(self.decoder, Classifier):
+            outputs = imported.head[max(imported.head)].shape[0]
+            self.remarks.append(
+                f"the adapter's score head ({outputs} outputs) is left out, for want of labels. To serve it, give them "
+                "in its order: Classifier([...]), or --labels a,b,..."
+            )
+        if imported.head and isinstance(self.decoder, Classifier):
+            last = max(imported.head, key=lambda name: (name.endswith("weight"), name))
+            outputs, width = imported.head[last].shape[0], imported.head[last].shape[1]
+            if self.decoder.labels and len(self.decoder.labels) != outputs:
+                raise TaskProblem(
+                    f"the adapter's score head has {outputs} outputs, {len(self.decoder.labels)} labels are given. "
+                    "Give its labels in its order"
+                )
+            names = self.decoder.labels or [f"LABEL_{number}" for number in range(outputs)]
+            hidden = (width,) if len(imported.head) > 2 else ()
+            self.decoder = replace(
+                self.decoder, labels=names, hidden=hidden, activation=imported.activation, pooling=imported.pooling
+            )
+            self.fitted = replace(self.fitted, head=imported.head)
+
+    def _changed(self) -> None:
+        self._source = None
+        if self._loaded is not None:
+            self.backbone.detach(self._loaded)
+            self._loaded = None
+
+    # -- fitting
+
+    def fit(
+        self,
+        rows: Any,
+        labels: Any = None,
+        *,
+        validation: Any = None,
+        test: Any = None,
+        text: Columns = None,
+        label: str = "label",
+        checkpoint: str | Path | None = None,
+        **options: Any,
+    ) -> History:
+        """Fit the adapter and the decoder; the backbone's weights stay as they are.
+
+        Args:
+            rows: texts (with `labels`), pairs, a table or a file (see fmplex.data).
+            validation: a fraction of the rows, or rows of their own as a pair (texts, labels), a table or a file; the
+                weights of the epoch that does best on them are kept.
+            test: rows to evaluate on at the end, in the same forms; they are checked before the first step.
+            text, label: names of columns, "text" and "label" by default; for an encoder that takes numbers, `text`
+                names the numbers' (every column but the label's by default).
+            checkpoint: a directory for checkpoints; an interrupted fitting resumes from it.
+            options: see fmplex.training.options.FitOptions.
+        """
+        folder = None if checkpoint is None else Path(checkpoint)
+        checked = FitOptions.of({**options, "checkpoint": folder})
+        with told(checked.progress, self.name) as progress:
+            progress.phase("reading the rows")
+            found = self.rows(rows, labels, text=text, label=label)
+            if not (validation is None or isinstance(validation, float)):
+                validation = self._held_out(validation, text, label)
+            tested = None if test is None else self._held_out(test, text, label)
+            parts = TaskParts(self.name, self.backbone, self.encoder, self.adapter, self.decoder, self.fitted)
+            check_fittable(parts, checked)
+            held = validation if isinstance(validation, Rows) else None
+            self.remarks = check_rows(self.decoder, found, held, tested)
+            training = prepare(parts, found, validation, checked, progress)
+            self._train(training, tested, progress)
+        return training.history
+
+    def _train(self, training: Training, tested: Rows | None, progress: Progress) -> None:
+        compared = 0 if tested is None else len(tested) * (1 + training.compares)
+        progress.expect(training.work + compared)
+        self.fitted = training.run()
+        self.decoder, self.history, self.metrics = training.decoder, training.history, training.notes()
+        self._changed()
+        if tested is None:
+            return
+        progress.phase("test")
+        self._evaluate(tested, progress)
+        if training.alone:
+            progress.phase("test of the head alone")
+            alone = Task(self.name, self.backbone, decoder=self.decoder.plain, encoder=self.encoder)
+            alone.fitted = TrainedWeights(head=training.alone)
+            wanted = self.decoder.targets(tested)
+            known = tested.pick([place for place, target in enumerate(wanted) if target != IGNORED])
+            found = alone._evaluate(known, progress)
+            progress.skip(len(tested) - len(known))
+            alone._changed()
+            self.metrics |= {f"head_only_{name}": value for name, value in found.figures.items()}
+
+    def rows(self, rows: Any, labels: Any = None, *, text: Columns = None, label: str = "label") -> Rows:
+        """Labelled rows in any form that `fit` takes, read once: `fit` and `evaluate` take them as they are."""
+        return rows_of(rows, labels, self.encoder.reads(), columns=text, label=label)
+
+    def _held_out(self, given: Any, text: Columns, label: str) -> Rows:
+        own = isinstance(given, tuple) and len(given) == 2
+        rows, labels = given if own else (given, None)
+        return self.rows(rows, labels, text=text, label=label)
+
+    # -- predicting and evaluating
+
+    def outputs(self, rows: Any) -> list[dict[str, Any]]:
+        """The output tensors of each text (or row of numbers), as the server would send them; of the whole reply."""
+        return self._outputs(items_of(rows, self.encoder.reads()))
+
+    def _outputs(self, items: list[Any]) -> list[dict[str, Any]]:
+        shown = {spec.name: spec.client_name for spec in self.backbone.family.outputs}
+        replies = self.backbone.replies(self._extensions(), items)
+        return [
+            dict(self.decoder.joined([{shown[name]: value for name, value in part.items()} for part in parts]))
+            for parts in replies
+        ]
+
+    def predict(self, rows: Any) -> list[Result]:
+        """The result for each text (or row of numbers), computed in this process by the server's own code."""
+        items = items_of(rows, self.encoder.reads())
+        kind, labels = self.decoder.kind, self.decoder.label_names
+        return [result(kind, labels, *each) for each in zip(items, self._outputs(items), strict=True)]
+
+    def evaluate(self, rows: Any, labels: Any = None, *, text: Columns = None, label: str = "label") -> Evaluation:
+        """Figures on rows that were held out; they are stored with the task."""
+        found = self.rows(rows, labels, text=text, label=label)
+        self.decoder.check_labels(found)
+        return self._evaluate(found, Progress())
+
+    def _evaluate(self, found: Rows, progress: Progress) -> Evaluation:
+        if not self.decoder.has_figures:
+            raise TaskProblem(f"a {self.decoder.kind} decoder cannot be evaluated. Compare its outputs yourself")
+        outputs = []
+        for start in range(0, len(found), PORTION):
+            outputs += self._outputs(found.items[start : start + PORTION])
+            progress.advance(min(PORTION, len(found) - start))
+        self.evaluation = self.decoder.figures(found, outputs)
+        self.metrics |= {"test_rows": len(found), **self.evaluation.figures}
+        return self.evaluation
+
+    def check(self) -> None:
+        """Load it and run it once, as a server does; raises TaskRefused or TaskProblem where that fails."""
+        if self._source is None:
+            self._probed()
+            return
+        size = sum(file.stat().st_size for file in self._source.rglob("*") if file.is_file())
+        confinement = Confinement.of(os.environ, self.backbone.config.max_version_bytes)
+        with confinement.around(self._source, size):
+            self._probed()
+
+    def _probed(self) -> tuple[list[Any], dict[str, Any]]:
+        """A valid input, and the task's output tensors for it."""
+        asked = [self.encoder.reads().probe(self.encoder.size())]
+        return asked, self.outputs(asked)[0]
+
+    def _extensions(self) -> Extensions:
+        if self._loaded is None:
+            with tempfile.TemporaryDirectory() as folder:
+                if self._source is None:
+                    self.write(Path(folder))
+                self._loaded = self.backbone.load(self._source or Path(folder))
+            self.backbone.attach(self._loaded)
+        return self._loaded
+
+    # -- saving and serving
+
+    def config(self) -> TaskConfig:
+        """Its task.json."""
+        family = self.backbone.config.family
+        document: dict[str, Any] = {
+            "family": family,
+            "description": self.description,
+            "backbone": {"model": self._model_name(), "fingerprint": self.backbone.runtime.fingerprint},
+            "encoder": self.encoder,
+            "adapter": PeftAdapter() if self.adapter else None,
+            "decoder": self.decoder,
+            "metrics": self.metrics,
+        }
+        return config_of(family).model_validate(document)
+
+    def _model_name(self) -> str:
+        model = self.backbone.config.model
+        # a path of this machine means nothing on another
+        return Path(model).name if Path(model).is_absolute() else model
+
+    def write(self, path: Path) -> None:
+        """Write the files of a version into a directory; raises TaskProblem where something is not fitted yet."""
+        if self.adapter is not None and self.fitted.adapter is None:
+            raise TaskProblem(f"the adapter of {self.name!r} is not fitted yet. Call fit first")
+        if not self.fitted.head and self.decoder.needs_weights:
+            raise TaskProblem(f"the decoder of {self.name!r} is not fitted yet. Call fit first")
+        if self.encoder.learns == "always" and not self.fitted.encoder:
+            raise TaskProblem(f"the encoder of {self.name!r} is not fitted yet. Call fit first")
+        if self.fitted.adapter is not None:
+            self.fitted.adapter.write(path / "adapter", self._model_name())
+        if self.fitted.head:
+            save_file(self.fitted.head, path / str(getattr(self.decoder, "weights", WEIGHTS)))
+        if self.fitted.confidence:
+            save_file(self.fitted.confidence, path / CONFIDENCE_WEIGHTS)
+        if self.fitted.encoder:
+            save_file(self.fitted.encoder, path / self.encoder.weights)
+        if self.history is not None and self.history.steps:
+            draw(self.history, path / CURVE)
+        write_config(path, self.config())
+
+    def save(self, repository: str | Path | None = None) -> Path:
+        """Save as a new task with a free tag, or as the next version of a task that exists; returns its directory."""
+        return self._save(repository).path
+
+    def _save(self, repository: str | Path | None) -> Saved:
+        extensions = self._extensions()  # what the server would refuse is refused here
+        pipeline = Pipeline(self.config(), extensions.takes, self.encoder.size(), extensions.outputs, self.write)
+        return ModelRepository(repository or self.backbone.repository).save(
+            self.name, self.backbone.name, pipeline, self.terms
+        )
+
+    def deploy(
+        self,
+        server: str = "localhost:8001",
+        repository: str | Path | None = None,
+        *,
+        timeout: float = 60.0,
+        control_key: str | None = None,
+    ) -> Path:
+        """Save into the repository that a server runs on, load, and wait until it answers with this version.
+
+        Place and server are checked first. Raises ServerProblem, which says where the task is saved, where the server
+        does not take it. `control_key` is the server's, as of `Client`.
+        """
+        place = repository or self.backbone.repository
+        check_destination(self.name, self.backbone.name, place, self.terms, server, control_key=control_key)
+        path = self.save(repository)
+        try:
+            self.serve(server, timeout=timeout, control_key=control_key)
+        except ServerProblem as error:
+            raise not_served(error, self.name, server, path) from error
+        return path
+
+    def serve(self, server: str = "localhost:8001", *, timeout: float = 60.0, control_key: str | None = None) -> None:
+        """Load what is saved on a server that runs on its repository; wait until that answers with these weights."""
+        asked, answer = self._probed()
+        load_and_wait(server, self.name, asked, answer, timeout, control_key)
+
+    def rollback(
+        self,
+        repository: str | Path | None = None,
+        *,
+        to: int | None = None,
+        server: str = "",
+        control_key: str | None = None,
+    ) -> int:
+        """Serve the version before the one that is served, or the version `to`; returns its number.
+
+        `control_key` is the server's.
+        """
+        saved = ModelRepository(repository or self.backbone.repository).rollback(self.name, to)
+        if server:
+            with Client(server, control_key=control_key) as client:
+                client.load(self.name)
+        return saved.version
+
+    @classmethod
+    def load(cls, directory: str | Path, backbone: Backbone | None = None) -> Task:
+        """A task's directory (the version that is served) or a version's, as it was saved."""
+        path = Path(directory).resolve()
+        name, terms = path.name, Terms()
+        if not (path / "task.json").is_file():
+            bound, spec = ModelRepository(path.parent).task(path.name)
+            backbone = backbone or Backbone(bound, repository=path.parent)
+            slo_ms = None if spec.slo is None else spec.slo * 1000
+            path, terms = spec.version.path, Terms(spec.weight, slo_ms, spec.max_queue, spec.max_queue_bytes)
+        elif path.name.isdigit():
+            name = path.parent.name
+        config = load_task_config(path / "task.json")
+        if backbone is None:
+            raise TaskProblem(f"{path} does not name its backbone. Give it: Task.load(DIR, Backbone(...))")
+        return cls._of(name, backbone, config, path, terms)
+
+    @classmethod
+    def _of(cls, name: str, backbone: Backbone, config: TaskConfig, path: Path, terms: Terms) -> Task:
+        head, encoder = _tensors(path, config.decoder), _tensors(path, config.encoder)
+        task = cls(
+            name,
+            backbone,
+            decoder=config.decoder.as_saved(head),
+            encoder=config.encoder,
+            description=config.description,
+            **terms.given(),
+        )
+        sure = read_safetensors(path / CONFIDENCE_WEIGHTS) if config.decoder.fits_confidence else {}
+        task.fitted, task.metrics = TrainedWeights(None, head, encoder, sure), dict(config.metrics)
+        if config.adapter is not None:
+            task.fitted = replace(task.fitted, adapter=AdapterState.read(path / config.adapter.path))
+            task.adapter = Pretrained(path / config.adapter.path)
+        task._source = path
+        return task
+
+
+def _tensors(path: Path, section: Any) -> dict[str, Any]:
+    """The tensors of a section's weights file; empty where it has none."""
+    file = path / getattr(section, "weights", "")
+    return read_safetensors(file) if file.is_file() else {}

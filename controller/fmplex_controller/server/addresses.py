@@ -1,0 +1,37 @@
+"""Where a server listens: ports that are free, and the host by which clients of this machine reach it."""
+
+from __future__ import annotations
+
+import socket
+
+from fmplex_backend.errors import PortInUse
+from fmplex_controller.server.options import ServerOptions
+
+
+def reachable(host: str) -> str:
+    """Where a client of this machine finds a server that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+
+
+def listens(host: str, port: int) -> bool:
+    """Whether somebody takes connections there."""
+    try:
+        with socket.create_connection((host.strip("[]"), port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def check_ports(options: ServerOptions) -> None:
+    """Raise PortInUse for a port that is taken: who has it would answer our readiness probes in its own name."""
+    for service, port in options.ports.items():
+        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((options.host, port))
+            except OSError as error:
+                raise PortInUse(
+                    f"{service} cannot listen on {options.host}:{port}: {error.strerror}. "
+                    f"Choose another with --{service}-port or --host"
+                ) from None

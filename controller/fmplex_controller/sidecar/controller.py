@@ -1,0 +1,179 @@
+"""The loop: observe the repository and the server, compare, carry out; and hear how the backbones' processes are."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from fmplex_backend.errors import ServerProblem, TaskProblem
+from fmplex_backend.repository.following import Following
+from fmplex_backend.status import BackboneStatus
+from fmplex_controller.sidecar.actions import Action, Lift, Quarantine
+from fmplex_controller.sidecar.execution import Attempts, Execution
+from fmplex_controller.sidecar.health import Health
+from fmplex_controller.sidecar.observer import Observer
+from fmplex_controller.sidecar.probes import Probes
+from fmplex_controller.sidecar.processes import Processes
+from fmplex_controller.sidecar.reconcile import BAD_S, STILL_S, reconcile
+from fmplex_controller.sidecar.seen import Directory, Miss, Model, Seen, Sick, Since
+from fmplex_controller.sidecar.triton import Triton
+
+log = logging.getLogger("fmplex.controller")
+
+POLL_S = 1.0  # between rounds in which nothing is about to happen
+SOON_S = 0.2  # while a directory is not still yet
+GROUPS = 16  # backbones that are worked on side by side
+
+
+class Controller:
+    """Of one repository and its server. A backbone and its tasks are worked on in order, several backbones at once."""
+
+    def __init__(self, root: Path, triton: Triton, clock: Callable[[], float] = time.monotonic) -> None:
+        self.root, self.triton, self.clock = root.resolve(), triton, clock
+        self.observer = Observer(self.root)
+        self.execution = Execution(self.root, triton)
+        self.health, self.processes = Health(), Processes()
+        self.probes = Probes(triton, self._told, clock)
+        self._attempts: Attempts = {}
+        self._ready_since, self._gone_since = Since(), Since()
+        self._unwritten: dict[str, str] = {}  # texts of ERROR.txt that could not be written, by directory
+        self._working: dict[str, Future[Attempts]] = {}  # by group
+        self._lock = threading.Lock()  # of these two
+        self._wake = threading.Event()
+        self._said = ""
+
+    def run(self, stop: threading.Event) -> None:
+        """Until stopped."""
+        following = Following(self.root, self._changed)
+        threads = [
+            threading.Thread(target=following.follow_forever, name="fmplex-following"),
+            threading.Thread(target=self.probes.run, args=(stop,), name="fmplex-probes"),
+        ]
+        for thread in threads:
+            thread.start()
+        pool = ThreadPoolExecutor(GROUPS, "fmplex-work")
+        try:
+            while not stop.is_set():
+                self._wake.wait(self.round(pool))
+                self._wake.clear()
+        finally:
+            stop.set()
+            following.stop()
+            pool.shutdown(wait=False, cancel_futures=True)
+            for thread in threads:
+                thread.join()
+
+    def wake(self) -> None:
+        """Begin the next round now. Any thread."""
+        self._wake.set()
+
+    def round(self, pool: ThreadPoolExecutor) -> float:
+        """Find the differences and set to work on them; seconds until the next round."""
+        self._take_in()
+        now = self.clock()
+        try:
+            directories = self.observer.observe(now)
+            loaded = self.triton.loaded()
+        except (TaskProblem, OSError, ServerProblem) as error:
+            self._say(str(error))
+            return POLL_S
+        self._say("")
+        seen = self._seen(directories, loaded, now)
+        self._dispatch(reconcile(seen, str(self.root)), seen, pool)
+        waits = any(each.still_s < (BAD_S if each.inspected.problem else STILL_S) for each in directories.values())
+        return SOON_S if waits or seen.sick else POLL_S
+
+    # -- what a round goes by
+
+    def _seen(self, directories: Mapping[str, Directory], loaded: set[str], now: float) -> Seen:
+        directories = {
+            name: replace(each, error=self._unwritten[name]) if name in self._unwritten else each
+            for name, each in directories.items()
+        }
+        models = {
+            name: Model(name in loaded, self._ready_since.seconds(name, name in loaded, now))
+            for name in loaded | directories.keys()
+        }
+        named = {each.inspected.backbone for each in directories.values()} | loaded
+        gone = {name: self._gone_since.seconds(name, True, now) for name in named - directories.keys()}
+        self._ready_since.keep(models)
+        self._gone_since.keep(gone)
+        self._attempts = {name: attempt for name, attempt in self._attempts.items() if name in directories}
+        backbones = {name for name, each in directories.items() if each.inspected.kind == "backbone"}
+        self.probes.targets = frozenset(backbones & loaded)
+        return Seen(directories, models, self._attempts, self._sick(backbones, directories, loaded, now), gone)
+
+    def _sick(
+        self, backbones: set[str], directories: Mapping[str, Directory], loaded: set[str], now: float
+    ) -> dict[str, Sick]:
+        with self._lock:
+            self.health.forget_others(backbones)
+            found = {
+                name: self.health.judge(name, directories[name].fingerprint, name in loaded, now) for name in backbones
+            }
+        return {name: sick for name, sick in found.items() if sick is not None}
+
+    # -- work
+
+    def _dispatch(self, actions: Sequence[Action], seen: Seen, pool: ThreadPoolExecutor) -> None:
+        groups: dict[str, list[Action]] = {}
+        for action in actions:
+            if isinstance(action, Quarantine | Lift):
+                self._report(action)
+                continue
+            directory = seen.directories.get(action.name)
+            group = action.name if directory is None else directory.inspected.backbone or action.name
+            groups.setdefault(group, []).append(action)
+        for group, own in groups.items():
+            if group not in self._working:
+                self._working[group] = pool.submit(self._work, own)
+
+    def _work(self, actions: Sequence[Action]) -> Attempts:
+        try:
+            return self.execution.carry_out(actions)
+        except Exception:
+            log.exception("carrying out %s", actions)
+            return {}
+        finally:
+            self._wake.set()
+
+    def _take_in(self) -> None:
+        for group, work in list(self._working.items()):
+            if work.done():
+                self._attempts |= work.result()
+                del self._working[group]
+
+    def _report(self, action: Quarantine | Lift) -> None:
+        written = self.execution.report(action)
+        self._unwritten.pop(action.name, None)
+        if not written:
+            self._unwritten[action.name] = action.text if isinstance(action, Quarantine) else ""
+        self.observer.changed({action.name})
+
+    # -- what others tell
+
+    def _changed(self, names: set[str] | None) -> None:
+        self.observer.changed(names)
+        self._wake.set()
+
+    def _told(self, backbone: str, told: BackboneStatus | Miss, sent: float) -> None:
+        with self._lock:
+            if isinstance(told, Miss):
+                if self.processes.is_dead(backbone):
+                    told = replace(told, enough=1)
+                if self.health.missed(backbone, told, sent, self.clock()):
+                    log.error("the backbone %s: %s", backbone, told.reason)
+                    self._wake.set()
+            else:
+                self.processes.named(backbone, told.pid)
+                self.health.answered(backbone, told, self.clock())
+
+    def _say(self, problem: str) -> None:
+        if problem and problem != self._said:
+            log.warning("%s", problem)
+        self._said = problem

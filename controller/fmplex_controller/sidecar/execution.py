@@ -1,0 +1,118 @@
+"""Carries actions out, and tells of each what came of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from fmplex.client.status import by_name
+from fmplex_backend.errors import (
+    ControlClosed,
+    DeadlineExceeded,
+    FmplexError,
+    ServerProblem,
+    TaskRefused,
+    Unreachable,
+)
+from fmplex_backend.repository.completion import Completion
+from fmplex_backend.status import BackboneStatus, TaskStatus
+from fmplex_controller.sidecar.actions import Action, Complete, Lift, Load, Quarantine, Unload
+from fmplex_controller.sidecar.processes import end_process
+from fmplex_controller.sidecar.report import remove_error, write_error
+from fmplex_controller.sidecar.seen import Attempt
+from fmplex_controller.sidecar.triton import Triton
+
+log = logging.getLogger("fmplex.controller")
+Attempts = dict[str, Attempt]
+
+
+class Execution:
+    """Changes the files of a repository and the models of its server."""
+
+    def __init__(self, root: Path, triton: Triton) -> None:
+        self.root, self.triton = root, triton
+        self._said = ""  # the last problem that may pass
+
+    def report(self, action: Quarantine | Lift) -> bool:
+        """Write or remove an ERROR.txt; whether that is done: the repository may be read-only."""
+        try:
+            if isinstance(action, Lift):
+                log.info("%s is mended", action.name)
+                remove_error(self.root / action.name)
+            else:
+                log.error("%s is quarantined: %s", action.name, action.text)
+                write_error(self.root / action.name, action.text)
+        except OSError as error:
+            log.warning("%s: no ERROR.txt can be written or removed: %s", self.root / action.name, error)
+            return False
+        return True
+
+    def carry_out(self, actions: Sequence[Action]) -> Attempts:
+        """One after the other; the attempts that are to be remembered.
+
+        Where the server or a backbone's process does not answer, the rest is left: the next round finds it again.
+        """
+        found: Attempts = {}
+        told: dict[str, BackboneStatus] = {}
+        try:
+            for action in actions:
+                if isinstance(action, Load):
+                    found[action.name] = self._load(action, told)
+                elif isinstance(action, Complete):
+                    if error := self._complete(action):
+                        found[action.name] = Attempt(action.fingerprint, action.depends, error)
+                elif isinstance(action, Unload):
+                    log.info("%s is unloaded: %s", action.name, action.why)
+                    if action.pid:
+                        end_process(action.pid, action.name)
+                    self.triton.unload(action.name)
+        except (ServerProblem, OSError) as error:
+            if str(error) != self._said:
+                self._said = str(error)
+                log.warning("%s", error)
+        return found
+
+    def _complete(self, action: Complete) -> str:
+        try:
+            written = Completion(self.root).complete(action.name)
+        except FmplexError as error:
+            return str(error)
+        if written:
+            log.info("%s has been given %s", action.name, written)
+        return ""
+
+    def _load(self, action: Load, told: dict[str, BackboneStatus]) -> Attempt:
+        if action.backbone and (error := self._refusal(action, told)):
+            return Attempt(action.fingerprint, action.depends, error)
+        try:
+            self.triton.load(action.name)
+        except (Unreachable, DeadlineExceeded, ControlClosed):  # nothing that the model could be blamed for
+            raise
+        except ServerProblem as error:
+            return Attempt(action.fingerprint, action.depends, self._triton_refused(action.name, error))
+        if not action.confirms:
+            log.info("%s is %s", action.name, "loaded as it is now" if action.again else "loaded")
+        return Attempt(action.fingerprint, action.depends)
+
+    def _refusal(self, action: Load, told: dict[str, BackboneStatus]) -> str:
+        """Why a task's backbone refuses it, "" where it does not; raises ServerProblem where it does not say."""
+        if action.confirms:
+            if action.backbone not in told:
+                told[action.backbone] = self.triton.status(action.backbone)
+            task = by_name(told[action.backbone].tasks).get(action.name)
+            if task is not None and task.healthy:
+                return ""
+        task = by_name(self.triton.status(action.backbone, action.name).tasks).get(action.name)
+        return self._said_by(action, task)
+
+    def _said_by(self, action: Load, task: TaskStatus | None) -> str:
+        if task is None or task.state == "leaving":
+            problem = f"the backbone {action.backbone!r} does not find it in its model repository"
+            remedy = "Let the server and its controller run on the same repository"
+            return str(TaskRefused(self.root / action.name, "(directory)", problem, remedy))
+        return "" if task.healthy else task.error
+
+    def _triton_refused(self, name: str, error: ServerProblem) -> str:
+        problem = f"Triton does not load it: {str(error).rstrip('.')}"
+        return str(TaskRefused(self.root / name, "(directory)", problem, "The server's log says more"))

@@ -1,0 +1,201 @@
+"""What has to be done so that the server has loaded what the repository holds. Pure: no file, no server, no clock."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain
+
+from fmplex_backend.errors import TaskRefused
+from fmplex_backend.printable import printable
+from fmplex_backend.repository.binding import AUTO
+from fmplex_backend.repository.configs import CONFIG
+from fmplex_controller.sidecar.actions import Action, Complete, Lift, Load, Quarantine, Unload
+from fmplex_controller.sidecar.seen import Attempt, Directory, Model, Seen
+
+STILL_S = 1.0  # a directory is loaded, and a model without a directory unloaded, after so long without a change
+BAD_S = 5.0  # what is wrong may be that a copy is not finished: it is said after so long without a change
+DOWN_S = 2.0  # what others have unloaded is loaded again after so long: they may be about to load it themselves
+ABSENT = Model(ready=False, for_s=DOWN_S)
+
+
+def reconcile(seen: Seen, root: str = "") -> list[Action]:
+    """What to do, in this order; `root` is the repository's path, for messages.
+
+    A task is not loaded before its backbone, nor an ensemble of tasks before these, because Triton would load them with
+    it; nor is a backbone unloaded before its tasks. What waits for another action is left to the next round.
+    """
+    return _Round(seen, root).actions()
+
+
+class _Round:
+    def __init__(self, seen: Seen, root: str) -> None:
+        self.seen, self.root = seen, root
+        self.keepers = _keepers(seen)
+        taken = Counter(backbone for backbone, _ in self.keepers)
+        self.slots_left = {
+            name: each.inspected.slots - taken[name]
+            for name, each in seen.directories.items()
+            if each.inspected.kind == "backbone"
+        }
+        self.problems = {name: self._problem(each) for name, each in seen.directories.items()}
+
+    def actions(self) -> list[Action]:
+        names = sorted(self.seen.directories)
+        every = [self.seen.directories[name] for name in names]
+        backbones = [each for each in every if each.inspected.kind == "backbone"]
+        tasks = [each for each in every if each.inspected.kind == "task"]
+        others = [each for each in every if each.inspected.kind == "model"]
+        return [
+            *chain.from_iterable(map(self._reports, every)),
+            *self._unloads(),
+            *chain.from_iterable(map(self._completions, tasks)),
+            *chain.from_iterable(map(self._loads, [*backbones, *tasks, *others])),
+        ]
+
+    # -- each kind of action
+
+    def _reports(self, directory: Directory) -> Iterator[Action]:
+        """ERROR.txt: for what is wrong with what is still; gone with what was mended and is loaded."""
+        text = printable(self.problems[directory.name] or self._given_up(directory.name))
+        if text:
+            if directory.error != text and directory.still_s >= BAD_S:
+                yield Quarantine(directory.name, text)
+        elif directory.error and (directory.unloaded or self._is_taken_up(directory)):
+            yield Lift(directory.name)
+
+    def _unloads(self) -> Iterator[Action]:
+        """Tasks before the backbones that they are on."""
+        backbones = self._backbones()
+        found = {name: why for name, model in self.seen.models.items() if (why := self._why_unload(name, model))}
+        for name in sorted(found, key=lambda name: (name in backbones, name)):
+            sick = self.seen.sick.get(name)
+            yield Unload(name, found[name], 0 if sick is None else sick.pid)
+
+    def _completions(self, task: Directory) -> Iterator[Action]:
+        # A tag that is given while a task that had it is still loaded would answer for neither.
+        leaving = any(self._model(name).ready for name in self.seen.gone_s)
+        waits = task.still_s < STILL_S or task.unloaded or bool(self.problems[task.name]) or leaving
+        if not waits and self._lacks(task) and (self._is_unbound(task) or task.inspected.backbone in self.slots_left):
+            yield Complete(task.name, task.fingerprint, self._depends(task))
+
+    def _loads(self, directory: Directory) -> Iterator[Action]:
+        name, model = directory.name, self._model(directory.name)
+        sick = self.seen.sick.get(name)
+        waits = directory.still_s < STILL_S or (sick is not None and (sick.unload or sick.hold))
+        if waits or directory.unloaded or self.problems[name] or self._lacks(directory):
+            return
+        by_others = self._was_taken_up(directory) and sick is None
+        if self._is_taken_up(directory) or (by_others and model.for_s < DOWN_S):
+            return
+        backbone, steps = directory.inspected.backbone, directory.inspected.steps
+        if (backbone and not self._serves(backbone)) or not all(map(self._serves, steps)):
+            return
+        confirms = model.ready and name not in self.seen.attempts
+        yield Load(name, directory.fingerprint, self._depends(directory), backbone, model.ready, confirms)
+
+    # -- what these go by
+
+    def _why_unload(self, name: str, model: Model) -> str:
+        if not model.ready:
+            return ""
+        directory = self.seen.directories.get(name)
+        if directory is None:
+            return "its directory is gone" if self.seen.gone_s.get(name, 0.0) >= STILL_S else ""
+        if directory.unloaded:
+            return "its directory holds UNLOADED"
+        backbone = directory.inspected.backbone
+        if backbone and backbone != AUTO and backbone not in self.seen.directories:
+            return f"its backbone {backbone!r} is gone" if self.seen.gone_s.get(backbone, STILL_S) >= STILL_S else ""
+        for each in (name, backbone):
+            sick = self.seen.sick.get(each)
+            if sick is not None and sick.unload:
+                return sick.reason if each == name else f"its backbone {each!r}: {sick.reason}"
+        return ""
+
+    def _serves(self, name: str) -> bool:
+        """Whether what steps into it can be loaded: it is loaded itself, as its directory is now."""
+        directory, sick = self.seen.directories.get(name), self.seen.sick.get(name)
+        return directory is not None and sick is None and not directory.unloaded and self._is_taken_up(directory)
+
+    def _is_taken_up(self, directory: Directory) -> bool:
+        return self._model(directory.name).ready and self._was_taken_up(directory)
+
+    def _was_taken_up(self, directory: Directory) -> bool:
+        attempt = self.seen.attempts.get(directory.name)
+        return attempt is not None and attempt.fingerprint == directory.fingerprint and not attempt.error
+
+    def _lacks(self, task: Directory) -> bool:
+        """Also where it has a tag that is another task's, or none of its backbone's."""
+        own = task.inspected
+        if own.kind != "task" or own.lack is not None:
+            return own.lack is not None
+        backbone = self.seen.directories.get(own.backbone)
+        beyond = own.tag is not None and backbone is not None and 0 < backbone.inspected.slots <= own.tag
+        return beyond or self.keepers.get((own.backbone, own.tag), task.name) != task.name
+
+    def _problem(self, directory: Directory) -> str:
+        """Why it cannot be loaded as it is, by its own files, by its backbone's absence, or by what was tried."""
+        if directory.inspected.problem:
+            return directory.inspected.problem
+        if missing := self._missing_backbone(directory):
+            return missing
+        attempt = self.seen.attempts.get(directory.name)
+        return attempt.error if attempt is not None and self._is_current(attempt, directory) else ""
+
+    def _is_current(self, attempt: Attempt, directory: Directory) -> bool:
+        return (attempt.fingerprint, attempt.depends) == (directory.fingerprint, self._depends(directory))
+
+    def _depends(self, directory: Directory) -> str:
+        """What an attempt goes by beside the directory: its backbone, or all of them where it is bound to none."""
+        own, unbound = directory.inspected.backbone, self._is_unbound(directory)
+        names = [name for name in sorted(self.slots_left) if unbound or name == own]
+        return " ".join(
+            f"{self.seen.directories[name].fingerprint}{'' if self.slots_left[name] > 0 else ' full'}" for name in names
+        )
+
+    def _is_unbound(self, task: Directory) -> bool:
+        return task.inspected.lack in ("config", "backbone")
+
+    def _missing_backbone(self, task: Directory) -> str:
+        name = task.inspected.backbone
+        if not name or task.inspected.lack == "backbone":
+            return ""
+        found = self.seen.directories.get(name)
+        if found is None:
+            waits = self.seen.gone_s.get(name, BAD_S) < BAD_S
+        else:  # it may be about to be mended, and has its own ERROR.txt else
+            waits = found.still_s < BAD_S or bool(found.inspected.problem) or found.inspected.kind == "backbone"
+        if waits:
+            return ""
+        every = self.seen.directories.items()
+        known = ", ".join(name for name, each in sorted(every) if each.inspected.kind == "backbone") or "none"
+        refused = TaskRefused(
+            f"{self.root}/{task.name}/{CONFIG}",
+            "ensemble_scheduling.step.model_name",
+            f"there is no backbone {name!r} in the repository, which has {known}",
+            f"Add it with `fmplex backbone add {name} MODEL`, or write the name of one of those, or {AUTO!r}",
+        )
+        return str(refused)
+
+    def _given_up(self, name: str) -> str:
+        sick = self.seen.sick.get(name)
+        return sick.reason if sick is not None and sick.given_up else ""
+
+    def _model(self, name: str) -> Model:
+        return self.seen.models.get(name, ABSENT)
+
+    def _backbones(self) -> set[str]:
+        """Those that are there, and those of tasks."""
+        named = {each.inspected.backbone for each in self.seen.directories.values()}
+        return named | {name for name, each in self.seen.directories.items() if each.inspected.kind == "backbone"}
+
+
+def _keepers(seen: Seen) -> dict[tuple[str, int | None], str]:
+    """By backbone and tag, the task that has it: of several the oldest, which is the one that backbones answer for."""
+    found: dict[tuple[str, int | None], str] = {}
+    every = [each for each in seen.directories.values() if each.inspected.kind == "task" and not each.inspected.lack]
+    for each in sorted(every, key=lambda each: each.inspected.age, reverse=True):
+        if each.inspected.tag is not None:
+            found[each.inspected.backbone, each.inspected.tag] = each.name
+    return found

@@ -1,0 +1,339 @@
+"""Many adapters in one pass over the backbone, picked row by row.
+
+Every Linear that any adapter targets is wrapped once. LoRA weights of similar rank (a bucket: the next power of two)
+lie stacked, slot 0 all zeros, so a pass gathers its rows' slots and adds x @ a[slots].T @ b[slots] with two batched
+products per module, whatever the mix (Punica and S-LoRA do the same with kernels of their own). On a CPU nothing is
+stacked ahead or padded: a slot's rows are multiplied alone, or those of many slots together over copies of their
+weights. Rows are sorted so that each bucket, each slot in it, and each adapter that cannot be stacked, is one slice of
+the batch; rows with no adapter pay nothing.
+
+Threads may run passes side by side, each over rows of its own; nothing is attached meanwhile.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fmplex_backend.adapters.peft import Adapter, LoraWeights
+
+try:
+    from fmplex_backend.adapters.lora_kernels import add_lora
+except ImportError:  # torch has no Triton on this platform: batched products do the same
+    add_lora = None  # type: ignore[assignment]
+
+MIN_BUCKET = 4
+FEWEST_STACKED = 3  # runs: so few are no slower one by one
+MOST_COPIED = 1 << 17  # bytes a run: to copy more takes longer than the products that it saves
+
+
+@dataclass(frozen=True, slots=True)
+class _LoraPart:
+    """Rows [start, end) of the pass take their adapters from one bucket's stacks."""
+
+    start: int
+    end: int
+    bucket: int
+    runs: tuple[tuple[int, int, int], ...]  # (slot, first row, row after the last), in order; none while captured
+    slots: Tensor  # [end - start]
+    captured: bool = False  # into a CUDA graph, whose rows have other slots at each replay
+
+
+@dataclass(frozen=True, slots=True)
+class _SoloPart:
+    """Rows [start, end) of the pass belong to one adapter that is applied on its own."""
+
+    start: int
+    end: int
+    adapter: Adapter
+
+
+class _Stack:
+    """One module's LoRA weights of one bucket, by slot: for devices that take all rows in one product."""
+
+    def __init__(self, linear: nn.Linear, rank: int, slots: int) -> None:
+        self.filled: set[int] = set()
+        self.a = linear.weight.new_zeros(slots, rank, linear.in_features)  # [slots, r, in]
+        self.b = linear.weight.new_zeros(slots, rank, linear.out_features)  # [slots, r, out]
+
+    def grow(self, slots: int) -> None:
+        """Make room for that many slots; new ones are zero."""
+        more = slots - len(self.a)
+        self.a = torch.cat([self.a, self.a.new_zeros(more, *self.a.shape[1:])])
+        self.b = torch.cat([self.b, self.b.new_zeros(more, *self.b.shape[1:])])
+
+    def put(self, slot: int, weights: LoraWeights) -> None:
+        """Fill a slot; the rest of a smaller rank stays zero."""
+        self.a[slot, : weights.rank] = weights.a
+        self.b[slot, : weights.rank] = weights.b
+        self.filled.add(slot)
+
+    def clear(self, slot: int) -> None:
+        if slot in self.filled:
+            self.a[slot].zero_()
+            self.b[slot].zero_()
+            self.filled.discard(slot)
+
+    def add(self, part: _LoraPart, x: Tensor, y: Tensor) -> None:
+        """x: [n, t, in], y: [n, t, out] of the part's rows; y changes."""
+        if part.captured and add_lora is not None:
+            add_lora(x, self.a, self.b, part.slots, y)
+            return
+        low = torch.bmm(x, self.a[part.slots].mT)  # [n, t, r]
+        y.baddbmm_(low, self.b[part.slots])
+
+    def serves(self, part: _LoraPart) -> bool:
+        return part.captured or any(slot in self.filled for slot, _, _ in part.runs)
+
+
+class _Pairs:
+    """The same for a CPU: each slot's weights as they are.
+
+    A run, the rows of one slot, is multiplied alone, which costs some 40 us in bfloat16 before the first number. Where
+    runs are many and short, a copy of the weights for each row costs less: two batched products then take all runs.
+    """
+
+    def __init__(self) -> None:
+        self.filled: dict[int, LoraWeights] = {}
+
+    def grow(self, slots: int) -> None:
+        """There is always room."""
+
+    def put(self, slot: int, weights: LoraWeights) -> None:
+        self.filled[slot] = weights
+
+    def clear(self, slot: int) -> None:
+        self.filled.pop(slot, None)
+
+    def serves(self, part: _LoraPart) -> bool:
+        return any(slot in self.filled for slot, _, _ in part.runs)
+
+    def add(self, part: _LoraPart, x: Tensor, y: Tensor) -> None:
+        """x: [n, t, in], y: [n, t, out] of the part's rows; y changes."""
+        for rank, group in itertools.groupby(part.runs, key=self._rank):
+            runs = list(group)
+            first, last = runs[0][1] - part.start, runs[-1][2] - part.start
+            copied = (last - first) * rank * (x.shape[-1] + y.shape[-1]) * x.element_size()
+            if rank and len(runs) >= FEWEST_STACKED and copied <= MOST_COPIED * len(runs):
+                self._add_together(runs, x[first:last], y[first:last])
+            elif rank:
+                for slot, start, end in runs:
+                    rows = slice(start - part.start, end - part.start)
+                    self._add_alone(self.filled[slot], x[rows], y[rows])
+
+    def _rank(self, run: tuple[int, int, int]) -> int:
+        """0 where the adapter has no weights for this module."""
+        weights = self.filled.get(run[0])
+        return 0 if weights is None else weights.rank
+
+    def _add_alone(self, weights: LoraWeights, x: Tensor, y: Tensor) -> None:
+        low = nn.functional.linear(x.flatten(0, 1), weights.a)  # [n * t, r]
+        y.view(-1, y.shape[-1]).addmm_(low, weights.b)  # view, as a reshape might copy and leave y as it was
+
+    def _add_together(self, runs: Sequence[tuple[int, int, int]], x: Tensor, y: Tensor) -> None:
+        of_rows = [self.filled[slot] for slot, start, end in runs for _ in range(end - start)]
+        a, b = torch.stack([each.a for each in of_rows]), torch.stack([each.b for each in of_rows])  # [n, r, in or out]
+        y.baddbmm_(torch.bmm(x, a.mT), b)
+
+
+class AdaptedLinear(nn.Module):
+    """A shared Linear, plus the adapters of the rows in this thread's pass."""
+
+    def __init__(self, base: nn.Linear, path: str, bank: AdapterBank) -> None:
+        super().__init__()
+        self.base = base
+        self.path = path
+        self.stacks: dict[int, _Stack | _Pairs] = {}  # by bucket
+        object.__setattr__(self, "bank", bank)
+
+    @property
+    def weight(self) -> Tensor:
+        """The shared weight: some models read its dtype."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.base.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [rows, t, in] -> [rows, t, out]; in a pooler [rows, in] -> [rows, out]."""
+        y: Tensor = self.base(x)
+        bank: AdapterBank = self.__dict__["bank"]
+        for part in bank.current.parts:
+            if isinstance(part, _SoloPart):
+                if transform := part.adapter.solo.get(self.path):
+                    inputs, outputs = self._rows(x, part.start, part.end), self._rows(y, part.start, part.end)
+                    outputs.copy_(transform(self.base, inputs, outputs))
+            elif (stack := self.stacks.get(part.bucket)) and stack.serves(part):
+                stack.add(part, self._rows(x, part.start, part.end), self._rows(y, part.start, part.end))
+        return y
+
+    def _rows(self, x: Tensor, start: int, end: int) -> Tensor:
+        """Those rows of x as [n, t, width]: a view, so that what is written to it is written to x."""
+        rows = self.__dict__["bank"].current.rows
+        if x.shape[0] != rows or x.dim() not in (2, 3):
+            raise RuntimeError(
+                f"{self.path} sees a tensor of shape {list(x.shape)} in a pass of {rows} "
+                "rows: adapters on this module cannot be told apart by row"
+            )
+        return x[start:end] if x.dim() == 3 else x[start:end, None]
+
+
+class _CurrentPass(threading.local):
+    """The rows of the pass that this thread runs, and their adapters."""
+
+    rows = 0
+    parts: tuple[_LoraPart | _SoloPart, ...] = ()
+
+
+class AdapterBank:
+    """The adapters of a backbone. Everything but the constructor and `applied` runs on the engine thread.
+
+    Args:
+        stacked: whether the rows of all adapters of a bucket share one batched product; else each adapter's rows are
+            multiplied alone. By default everywhere but on CPUs.
+    """
+
+    def __init__(self, backbone: nn.Module, device: torch.device, *, stacked: bool | None = None) -> None:
+        self.backbone = backbone
+        self.device = device
+        self.stacked = device.type != "cpu" if stacked is None else stacked
+        self.current = _CurrentPass()
+        self.attached = 0
+        self.generation = 0  # grows when modules or stacks are replaced: CUDA graphs of before read the former ones
+        self._wrapped: dict[str, AdaptedLinear] = {}
+        self._free: dict[int, list[int]] = {}  # by bucket
+        self._slots: dict[int, int] = {}  # by bucket: how many there are
+
+    def attach(self, adapter: Adapter) -> None:
+        """Give an adapter a slot and put its weights there; one that does not fit keeps nothing on the device."""
+        for path in adapter.solo:
+            self._wrap(path)
+        try:
+            if adapter.batched:
+                adapter.bucket = max(MIN_BUCKET, 1 << (adapter.rank - 1).bit_length())
+                adapter.slot = self._take_slot(adapter.bucket)
+            self.attached += 1
+            try:
+                for path, weights in adapter.lora.items():
+                    self._stack(path, adapter.bucket).put(adapter.slot, weights)
+            except BaseException:  # e.g. the device has no memory left for a stack
+                self.detach(adapter)
+                self._drop_empty(adapter.bucket)
+                raise
+        finally:
+            adapter.lora.clear()
+
+    def _take_slot(self, bucket: int) -> int:
+        free = self._free.setdefault(bucket, [])
+        if not free:
+            have = self._slots.get(bucket, 1)  # slot 0 stays zero: it stands for no adapter
+            grown = max(4, have + have // 2)
+            self.generation += 1  # first, as there may be memory for some of the larger stacks only
+            for linear in self._wrapped.values():
+                if bucket in linear.stacks:
+                    linear.stacks[bucket].grow(grown)
+            self._slots[bucket] = grown
+            free.extend(reversed(range(have, grown)))
+        return free.pop()
+
+    def _stack(self, path: str, bucket: int) -> _Stack | _Pairs:
+        linear = self._wrap(path)
+        if bucket not in linear.stacks:
+            self.generation += 1
+            linear.stacks[bucket] = _Stack(linear.base, bucket, self._slots[bucket]) if self.stacked else _Pairs()
+        return linear.stacks[bucket]
+
+    def detach(self, adapter: Adapter) -> None:
+        """Clear an adapter's slot and let another one have it."""
+        self.attached -= 1
+        if adapter.batched:
+            for linear in self._wrapped.values():
+                if adapter.bucket in linear.stacks:
+                    linear.stacks[adapter.bucket].clear(adapter.slot)
+            self._free[adapter.bucket].append(adapter.slot)
+
+    def _drop_empty(self, bucket: int) -> None:
+        """Drop stacks of a bucket that hold nothing: whoever needs them next makes them again."""
+        for linear in self._wrapped.values():
+            if bucket in linear.stacks and not linear.stacks[bucket].filled:
+                self.generation += 1
+                del linear.stacks[bucket]
+
+    def order(self, adapter: Adapter | None) -> tuple[int, int]:
+        """The sort key of a pass's rows: no adapter, then LoRA by bucket and slot, then each of the other adapters."""
+        if adapter is None:
+            return (0, 0)
+        return (adapter.bucket, adapter.slot) if adapter.batched else (1 << 30, id(adapter))
+
+    @contextmanager
+    def applied(self, adapters: Sequence[Adapter | None]) -> Iterator[None]:
+        """Apply each row's adapter to the passes that this thread runs inside."""
+        with self._in_pass(len(adapters), self._parts(adapters)):
+            yield
+
+    @contextmanager
+    def applied_by_slots(self, slots: Mapping[int, Tensor], rows: int) -> Iterator[None]:
+        """Apply LoRA to a pass that is captured: by bucket, the slots of all its rows, 0 for rows without.
+
+        Replays read what is in the tensors at that time.
+        """
+        parts = (_LoraPart(0, rows, bucket, (), own, captured=True) for bucket, own in slots.items())
+        with self._in_pass(rows, parts):
+            yield
+
+    @contextmanager
+    def _in_pass(self, rows: int, parts: Iterable[_LoraPart | _SoloPart]) -> Iterator[None]:
+        self.current.rows, self.current.parts = rows, tuple(parts)
+        try:
+            yield
+        finally:
+            self.current.parts = ()
+
+    def _parts(self, adapters: Sequence[Adapter | None]) -> Iterator[_LoraPart | _SoloPart]:
+        start = 0
+        while start < len(adapters):
+            first, end = adapters[start], start + 1
+            if first is None:
+                start = end
+                continue
+            shared = first.batched
+            while end < len(adapters) and _same_part(first, adapters[end]):
+                end += 1
+            if shared:
+                slots = [adapter.slot for adapter in adapters[start:end] if adapter is not None]
+                yield _LoraPart(start, end, first.bucket, _runs(slots, start), torch.tensor(slots, device=self.device))
+            else:
+                yield _SoloPart(start, end, first)
+            start = end
+
+    def _wrap(self, path: str) -> AdaptedLinear:
+        if path not in self._wrapped:
+            base = self.backbone.get_submodule(path)
+            assert isinstance(base, nn.Linear)  # load_adapter has checked it
+            self.generation += 1
+            self._wrapped[path] = AdaptedLinear(base, path, self)
+            self.backbone.set_submodule(path, self._wrapped[path])
+        return self._wrapped[path]
+
+
+def _runs(slots: Sequence[int], start: int) -> tuple[tuple[int, int, int], ...]:
+    """Run-length encoding of `slots`, whose first entry is row `start`: (slot, first row, row after the last)."""
+    runs = []
+    for slot, group in itertools.groupby(slots):
+        end = start + sum(1 for _ in group)
+        runs.append((slot, start, end))
+        start = end
+    return tuple(runs)
+
+
+def _same_part(first: Adapter, other: Adapter | None) -> bool:
+    if other is None:
+        return False
+    return other is first or (first.batched and other.batched and other.bucket == first.bucket)

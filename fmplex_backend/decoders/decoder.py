@@ -1,0 +1,219 @@
+"""What a decoder kind is: a section of task.json, a head that is served, a result for clients, and how it is fitted.
+
+A kind is one class in a file of its own, a line in `decoders/__init__.py`, and a name in its family's spec. What only
+fitting needs (torch's losses, scikit-learn) is imported inside the methods that need it: serving imports none of it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic.dataclasses import dataclass
+from typing_extensions import Self
+
+from fmplex_backend.decoders.results import Raw, Result
+from fmplex_backend.decoders.rows import Rows
+from fmplex_backend.errors import TaskProblem
+from fmplex_backend.interface import TensorSpec
+from fmplex_backend.section import CHECKED, PathInside, is_from_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fmplex_backend.decoders.confidence import Sample
+    from fmplex_backend.decoders.figures import Evaluation
+    from fmplex_backend.decoders.trainable import TrainableHead
+
+Array = npt.NDArray[np.float32]
+Outputs = Mapping[str, npt.NDArray[Any]]  # one item's output tensors, by the names clients see
+Pooling = Literal["mean", "cls", "max"]
+TOKENS = "tokens"  # in the place of a pooling: the decoder reads every token's hidden state
+WEIGHTS = "decoder.safetensors"
+SHOWN = 20  # labels in a message, at most
+
+
+@plain_dataclass(frozen=True, slots=True)
+class Encoded:
+    """A request's hidden states after the backbone: n items, vectors of width h."""
+
+    pooled: Array | None  # [n, h]
+    tokens: list[Array]  # n arrays [t_i, h], special tokens left out; empty unless the decoder reads TOKENS
+    offsets: list[npt.NDArray[np.int32]]  # n arrays [t_i, 2], characters [start, end) in the text as sent
+    truncated: npt.NDArray[np.bool_]  # [n, 1]
+
+    @property
+    def vectors(self) -> Array:
+        """The pooled vectors [n, h], for decoders that read them."""
+        assert self.pooled is not None
+        return self.pooled
+
+
+@plain_dataclass(frozen=True, slots=True)
+class LoadedDecoder:
+    """A decoder with its weights, as the reply thread calls it."""
+
+    reads: str  # the pooling it wants: mean, cls, max or TOKENS
+    sizes: Mapping[str, int | None]  # every tensor it makes -> its last dim, None where that varies
+    decode: Callable[[Encoded], dict[str, npt.NDArray[Any]]]  # output tensors by name, batch first
+
+
+@dataclass(config=CHECKED, frozen=True)
+class Decoder:
+    """Base of all kinds: all that a family, the server, a client and training need to know of one."""
+
+    kind: str = field(default="", kw_only=True, repr=False)
+
+    gives: ClassVar[tuple[TensorSpec, ...]] = ()
+    may_give: ClassVar[tuple[TensorSpec, ...]] = ()  # outputs that only some tasks of the kind have
+    # gradient: a head is trained; vectors: its tensors are computed from the rows' vectors; nothing: it takes no labels
+    learns: ClassVar[Literal["gradient", "vectors", "nothing"]] = "gradient"
+    by_token: ClassVar[bool] = False  # whether it reads every token's state; else one pooled vector an item
+    stratified: ClassVar[bool] = False  # whether validation rows are held out label by label
+    needs_weights: ClassVar[bool] = True  # whether it must be fitted before it can be served
+    has_figures: ClassVar[bool] = True
+
+    @property
+    def reads(self) -> str:
+        """What it takes from the backbone: mean, cls or max of an item's states, or TOKENS."""
+        return TOKENS if self.by_token else str(getattr(self, "pooling", "mean"))
+
+    @property
+    def label_names(self) -> Sequence[str]:
+        """Its labels in the order of its scores; none for kinds without labels."""
+        return ()
+
+    # -- serving
+
+    def load(self, directory: Path, hidden: int) -> LoadedDecoder:
+        """Read its weights out of a version directory; raises TaskRefused.
+
+        Args:
+            hidden: the width of the backbone's vectors.
+        """
+        raise NotImplementedError
+
+    def sizes(self, directory: Path, hidden: int | None) -> dict[str, int | None]:
+        """Every output of a saved version -> its last dim; None where that varies or needs an unknown `hidden`."""
+        raise NotImplementedError
+
+    # -- what clients get
+
+    @classmethod
+    def joined(cls, parts: Sequence[Outputs]) -> Outputs:
+        """The output tensors of a whole reply, of those of its parts (at least one): of each tensor the last, unless
+        a kind knows better.
+        """
+        return {name: tensor for part in parts for name, tensor in part.items()}
+
+    @classmethod
+    def result(cls, labels: Sequence[str], item: Any, outputs: Outputs, truncated: bool) -> Result:
+        """One item's output tensors as a Python object."""
+        return Raw(outputs, truncated)
+
+    # -- fitting
+
+    def with_labels_of(self, rows: Rows) -> Self:
+        """A copy with the labels that occur in the rows, where it has none yet."""
+        return self
+
+    def as_saved(self, tensors: Mapping[str, Tensor]) -> Self:
+        """A copy with the settings that only its tensors tell, such as the widths of its layers."""
+        return self
+
+    def check_labels(self, rows: Rows) -> None:
+        """Raise TaskProblem that lists rows whose label is blank or of the wrong type; `targets` finds the rest."""
+
+    def remarks(self, rows: Rows) -> list[str]:
+        """What is odd about rows that it is to be fitted on, in whole sentences; raises TaskProblem where they cannot
+        teach it anything.
+        """
+        return []
+
+    def targets(self, rows: Rows) -> list[Any]:
+        """The training target of each row; raises TaskProblem where a label cannot be read."""
+        raise TaskProblem(f"a {self.kind} decoder has no weights to fit")
+
+    def trainable(self, hidden: int, class_weights: Tensor | None = None) -> TrainableHead:
+        """A head to be trained by gradient descent, on vectors of this width."""
+        raise NotImplementedError
+
+    def figure_of(self, values: Tensor, targets: Tensor) -> tuple[str, float] | None:
+        """A figure's name and value, of a head's values for rows and their stacked targets; None for kinds without."""
+        return None
+
+    @property
+    def plain(self) -> Self:
+        """A copy that rejects nothing, and has the same labels."""
+        return self
+
+    @property
+    def fits_confidence(self) -> bool:
+        """Whether `fit` is to make the tensors that tell what to reject, by `confidence_of`."""
+        return False
+
+    def confidence_of(
+        self, training: Sample, targets: Sequence[Any], held: Sample | None, outside: Sample | None
+    ) -> dict[str, Tensor]:
+        """The tensors of CONFIDENCE_WEIGHTS, from rows as the fitted task sees them.
+
+        Args:
+            held: rows that were not trained on. outside: rows that are to be rejected, whose targets are IGNORED.
+        """
+        raise NotImplementedError
+
+    def from_vectors(self, vectors: Tensor, targets: Sequence[Any]) -> dict[str, Tensor]:
+        """Its tensors, computed from the training rows' vectors [n, h] and targets."""
+        raise NotImplementedError
+
+    def balanced_weights(self, targets: Sequence[Any]) -> Tensor:
+        """A weight per label that makes rare labels count as much as others; raises TaskProblem without labels."""
+        raise TaskProblem(f"class_weights do nothing for a {self.kind} decoder. Leave them out")
+
+    def figures(self, rows: Rows, outputs: Sequence[Outputs]) -> Evaluation:
+        """Compare outputs, one mapping a row, with the rows' labels."""
+        raise TaskProblem(f"a {self.kind} decoder cannot be evaluated. Compare its outputs yourself")
+
+
+@dataclass(config=CHECKED, frozen=True)
+class Weighted(Decoder):
+    """A kind with tensors of its own, in a safetensors file of the version directory."""
+
+    weights: PathInside = field(default=WEIGHTS, kw_only=True, repr=False)
+
+
+@dataclass(config=CHECKED, frozen=True)
+class Labelled(Decoder):
+    """A kind with labels: those given, or those that occur in the rows it is fitted on."""
+
+    labels: Annotated[Sequence[str], Field(validate_default=True)] = ()
+
+    @field_validator("labels")
+    @classmethod
+    def _usable(cls, labels: Sequence[str], info: ValidationInfo) -> Sequence[str]:
+        if is_from_file(info) and not labels:
+            raise ValueError("a list of at least one label is needed")
+        twice = sorted(label for label, count in Counter(labels).items() if count > 1)
+        if twice:
+            raise ValueError(f"labels must differ, these are given twice: {twice[:SHOWN]}")
+        return labels
+
+    @property
+    def label_names(self) -> Sequence[str]:
+        return self.labels
+
+    def with_labels_of(self, rows: Rows) -> Self:
+        if self.labels:
+            return self
+        return replace(self, labels=sorted(self.labels_in(rows), key=lambda label: (label != "O", label)))
+
+    def labels_in(self, rows: Rows) -> set[str]:
+        """All labels that occur."""
+        return {str(label) for label in rows.labels}

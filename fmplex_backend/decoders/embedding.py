@@ -1,0 +1,43 @@
+"""EMBEDDING: the pooled vector itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic.dataclasses import dataclass
+
+from fmplex_backend.decoders.decoder import Array, Decoder, Encoded, LoadedDecoder, Outputs, Pooling
+from fmplex_backend.decoders.head import unit
+from fmplex_backend.decoders.results import Result, Vector
+from fmplex_backend.interface import EMBEDDING
+from fmplex_backend.section import CHECKED
+
+
+@dataclass(config=CHECKED, frozen=True)
+class Embedder(Decoder):
+    """The pooled vector itself, L2-normalised unless `normalize` is false. It has no weights."""
+
+    pooling: Pooling = "mean"
+    normalize: bool = True
+
+    kind: Literal["embedding"] = field(default="embedding", kw_only=True, repr=False)
+    gives = (EMBEDDING,)
+    learns = "nothing"
+    needs_weights = False
+    has_figures = False
+
+    def load(self, directory: Path, hidden: int) -> LoadedDecoder:
+        def decode(encoded: Encoded) -> dict[str, Array]:
+            return {"EMBEDDING": unit(encoded.vectors) if self.normalize else encoded.vectors}
+
+        return LoadedDecoder(self.pooling, self.sizes(directory, hidden), decode)
+
+    def sizes(self, directory: Path, hidden: int | None) -> dict[str, int | None]:
+        return {"EMBEDDING": hidden}
+
+    @classmethod
+    def result(cls, labels: Sequence[str], item: Any, outputs: Outputs, truncated: bool) -> Result:
+        return Vector(outputs["EMBEDDING"], truncated)

@@ -1,0 +1,1 @@
+"""Text encoders: BERT, RoBERTa, MPNet, DistilBERT, ModernBERT and their like."""

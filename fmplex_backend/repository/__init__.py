@@ -1,0 +1,1 @@
+"""A task's entry in the model repository: read, checked, written."""

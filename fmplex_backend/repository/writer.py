@@ -1,0 +1,334 @@
+"""Writing tasks into a model repository atomically: a server sees the whole of a change, or nothing of it.
+
+Files are written into a staging directory beside the repository and renamed into place, under a lock; config.pbtxt is
+the last to change. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from google.protobuf import text_format
+
+from fmplex_backend.errors import BackboneRefused, TaskProblem, TaskRefused
+from fmplex_backend.families import family
+from fmplex_backend.repository.backbone import BackboneEntry
+from fmplex_backend.repository.config import TaskConfig, load_backbone_config, load_task_config
+from fmplex_backend.repository.configs import (
+    CONFIG,
+    Terms,
+    backbone_parameters,
+    merged,
+    put_terms,
+    read_config,
+)
+from fmplex_backend.repository.entry import TaskEntry
+from fmplex_backend.repository.loadable import check_loadable
+from fmplex_backend.repository.reader import RepositoryReader
+from fmplex_backend.repository.tags import check_tag, free_tag, put_tag
+from fmplex_backend.repository.tasks import TaskSpec
+
+LOCK = ".fmplex.lock"
+LOCK_S = 60.0  # how long a writer waits for another one
+MAX_BATCH_SIZE = 32
+MIN_FREE_BYTES = 64 * 2**20  # many times an ordinary adapter and head
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """A version to be saved: its task.json, the tensors that its entry declares, and what writes its files."""
+
+    config: TaskConfig
+    takes: str  # the input that its encoder reads
+    takes_size: int | None  # the last dim of that, where it is fixed
+    outputs: Mapping[str, int | None]  # every tensor it answers with -> its last dim, None where that varies
+    write: Callable[[Path], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A task in a repository."""
+
+    name: str
+    path: Path  # of the version
+    version: int
+    vfm: int
+
+
+class ModelRepository(RepositoryReader):
+    """A directory of Triton models: its tasks are listed, saved, changed and removed."""
+
+    def save(self, name: str, backbone: str, pipeline: Pipeline, terms: Terms) -> Saved:
+        """Save a new task, or the next version of one; raises TaskProblem."""
+        with self._locked():
+            tag = self._tag_for(name, backbone, terms)
+            check_loadable(self.root / backbone)  # Triton reads it too when it loads a task
+            if (self.root / name).exists():
+                check_loadable(self.root / name)
+                return self._next_version(name, backbone, pipeline, tag, terms)
+            entry = self._entry(name, backbone, pipeline, tag, terms)
+            with self._staging() as staging:
+                (staging / name / "1").mkdir(parents=True)
+                pipeline.write(staging / name / "1")
+                (staging / name / CONFIG).write_text(entry.to_pbtxt(), encoding="utf-8")
+                _readable(staging / name)
+                (staging / name).rename(self.root / name)
+            return Saved(name, self.root / name / "1", 1, entry.vfm)
+
+    def check_place(self, name: str, backbone: str, terms: Terms) -> None:
+        """Raise the TaskProblem that `save` would raise whatever is saved, and where the disk is full or read-only."""
+        self._tag_for(name, backbone, terms)
+        folder = self.root.resolve()
+        for directory in (folder.parent, folder):
+            if not os.access(directory, os.W_OK):
+                raise TaskProblem(f"{directory} cannot be written to. Save into another repository, or as its owner")
+        free = shutil.disk_usage(folder).free
+        if free < MIN_FREE_BYTES:
+            raise TaskProblem(f"{folder} has {free / 2**20:.0f} MiB left, which may be too little. Make some room")
+
+    def add_backbone(self, entry: BackboneEntry) -> Path:
+        """Write a backbone's directory; raises as `check_free` does."""
+        directory = self.root / entry.name
+        with self._locked():
+            self.check_free(entry.name)
+            with self._staging() as staging:
+                # Triton wants a version, and git keeps no empty directory.
+                (staging / entry.name / "1").mkdir(parents=True)
+                (staging / entry.name / "1" / ".gitkeep").touch()
+                (staging / entry.name / CONFIG).write_text(entry.to_pbtxt(), encoding="utf-8")
+                _readable(staging / entry.name)
+                (staging / entry.name).rename(directory)
+        return directory
+
+    def check_free(self, name: str) -> None:
+        """Raise TaskProblem where no new directory can have this name."""
+        _check_name(name)
+        if name in self.names() or (self.root / name).exists():
+            raise TaskProblem(f"{self.root / name} exists. Choose another name, or remove that directory")
+
+    def set(self, name: str, terms: Terms) -> None:
+        """Change a task's terms, in effect with the backbone's next batch."""
+        terms.check()
+        with self._locked():
+            self.task(name)
+            proto = self._proto(name)
+            put_terms(proto, terms)
+            self._replace_config(name, proto)
+
+    def set_new_tag(self, name: str) -> int:
+        """Give a task a tag that no other one has, in effect when the task is loaded again; returns it."""
+        with self._locked():
+            tasks = self.tasks()
+            if name not in tasks:
+                self.task(name)  # raises, naming the tasks there are
+            backbone, _ = tasks[name]
+            tag = self._free_tag(name, backbone)
+            proto = self._proto(name)
+            put_tag(proto, backbone, tag)
+            proto.name = name  # a copy may still have that of the original
+            self._replace_config(name, proto)
+            return tag
+
+    def rollback(self, name: str, to: int | None = None) -> Saved:
+        """Serve another version: `to`, or the one before the one that is served; raises TaskProblem without it."""
+        with self._locked():
+            backbone, spec = self.task(name)
+            versions = self.versions(name)
+            number = self._before(name, spec.version.number, versions) if to is None else to
+            if number not in versions:
+                raise TaskProblem(
+                    f"{name!r} has no version {number}, but {', '.join(map(str, versions))}. Name one of them"
+                )
+            check_loadable(self.root / backbone)
+            check_loadable(self.root / name)
+            path = self.root / name / str(number)
+            pipeline = self._saved(path, backbone, spec)
+            # The highest is what the server takes without being told, and goes on from there.
+            pinned = None if number == versions[-1] else number
+            entry = replace(self._entry(name, backbone, pipeline, spec.vfm, Terms()), version=pinned)
+            self._replace_config(name, merged(self._proto(name), entry, Terms()))
+            return Saved(name, path, number, spec.vfm)
+
+    def remove(self, name: str) -> None:
+        """Remove a task with all its versions; raises TaskProblem."""
+        with self._locked():
+            tasks = self.tasks()
+            if name not in tasks:
+                raise TaskProblem(
+                    f"there is no task {name!r} in {self.root}, which has {', '.join(sorted(tasks))}. Name one of them"
+                )
+            with self._staging() as staging:
+                (self.root / name).rename(staging / name)
+
+    # -- steps of these
+
+    def _before(self, name: str, served: int, versions: list[int]) -> int:
+        earlier = [number for number in versions if number < served]
+        if not earlier:
+            later = [number for number in versions if number > served]
+            remedy = f"Name a later one with --to: {', '.join(map(str, later))}" if later else "Save another one first"
+            raise TaskProblem(f"{name!r} has no version before {served} to go back to. {remedy}")
+        return earlier[-1]
+
+    def _tag_for(self, name: str, backbone: str, terms: Terms) -> int:
+        """The tag that a task has, or that a new one gets; raises TaskProblem where it cannot be saved."""
+        _check_name(name)
+        terms.check()
+        if not self.root.is_dir() or backbone_parameters(self.root, backbone) is None:
+            known = ", ".join(self.backbones()) or "(none)"
+            raise TaskProblem(
+                f"there is no backbone {backbone!r} in {self.root}, which has {known}. Name one of them: "
+                "--backbone, or Backbone(..., name=...)"
+            )
+        if not (self.root / name).exists():
+            return self._free_tag(name, backbone)
+        own, entry = self.tasks().get(name, ("", None))
+        if entry is None or entry.vfm is None:
+            raise TaskProblem(
+                f"{self.root / name} exists and is not a task. Save under another name, or move that directory away"
+            )
+        if own != backbone:
+            raise TaskProblem(
+                f"the task {name!r} in {self.root} is on the backbone {own!r}, this one on {backbone!r}. Save under "
+                "another name, or remove that task first"
+            )
+        check_tag(self.root, self.names(), name, backbone, entry.vfm)
+        return entry.vfm
+
+    def _next_version(self, name: str, backbone: str, pipeline: Pipeline, tag: int, terms: Terms) -> Saved:
+        number = max(self.versions(name), default=0) + 1
+        with self._staging() as staging:
+            (staging / str(number)).mkdir()
+            pipeline.write(staging / str(number))
+            _readable(staging / str(number))
+            (staging / str(number)).rename(self.root / name / str(number))
+        fresh = self._entry(name, backbone, pipeline, tag, terms)
+        proto = merged(self._proto(name), fresh, terms)
+        if proto != self._proto(name):
+            self._replace_config(name, proto)
+        return Saved(name, self.root / name / str(number), number, tag)
+
+    def _entry(self, name: str, backbone: str, pipeline: Pipeline, vfm: int, terms: Terms) -> TaskEntry:
+        decoder = pipeline.config.decoder
+        spec = family(pipeline.config.family)
+        shown = {each.name: each.client_name for each in spec.outputs}
+        sizes = {shown[each]: size for each, size in pipeline.outputs.items() if size is not None}
+        if pipeline.takes_size is not None:
+            sizes[pipeline.takes] = pipeline.takes_size
+        largest = read_config(self.root / backbone / CONFIG).max_batch_size
+        return TaskEntry(
+            name=name,
+            backbone=backbone,
+            vfm=vfm,
+            family=pipeline.config.family,
+            decoder=decoder.kind,
+            max_batch_size=min(MAX_BATCH_SIZE, largest),
+            weight=1.0 if terms.weight is None else terms.weight,
+            slo_ms=terms.slo_ms,
+            max_queue=terms.max_queue,
+            max_queue_bytes=terms.max_queue_bytes,
+            sizes=tuple(sizes.items()),
+            labels=tuple(decoder.label_names),
+            gives=tuple(pipeline.outputs),
+            takes=pipeline.takes,
+        )
+
+    def _saved(self, path: Path, backbone: str, served: TaskSpec | None = None) -> Pipeline:
+        """A saved version as its files describe it; what only a missing package could tell is as `served` has it.
+
+        Raises TaskRefused where that is not known either.
+        """
+        config = load_task_config(path / "task.json")
+        try:
+            takes, size = config.encoder.reads().tensor.name, config.encoder.size()
+        except TaskRefused:
+            if served is None:
+                raise
+            takes, size = served.inputs[0], None
+        try:
+            outputs = config.decoder.sizes(path, self._hidden_width(backbone))
+        except TaskRefused:
+            if served is None:
+                raise
+            outputs = {name: dims[-1] if dims and dims[-1] >= 0 else None for name, dims in served.outputs.items()}
+        return Pipeline(config, takes, size, outputs, _write_nothing)
+
+    def _hidden_width(self, backbone: str) -> int | None:
+        """The width of a backbone's vectors; None where its model is not on this machine."""
+        file = self.root / backbone / CONFIG
+        try:
+            config = load_backbone_config(file, backbone_parameters(self.root, backbone) or {})
+            return family(config.family).hidden_width(config, file)
+        except BackboneRefused:
+            return None
+
+    def _free_tag(self, name: str, backbone: str) -> int:
+        return free_tag(self.root, self.names(), name, backbone, self.slots(backbone))
+
+    def _proto(self, name: str) -> Any:
+        return read_config(self.root / name / CONFIG)
+
+    def _replace_config(self, name: str, proto: Any) -> None:
+        with self._staging() as staging:
+            file = staging / CONFIG
+            file.write_text(text_format.MessageToString(proto), encoding="utf-8")
+            file.chmod(0o644)
+            file.replace(self.root / name / CONFIG)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.names()
+        try:
+            with FileLock(self.root / LOCK, timeout=LOCK_S):
+                yield
+        except Timeout:
+            raise TaskProblem(
+                f"another process has held {self.root / LOCK} for {LOCK_S:.0f} s. Wait until it is done"
+            ) from None
+
+    @contextmanager
+    def _staging(self) -> Iterator[Path]:
+        """A temporary directory on the repository's file system, which no server scans."""
+        folder = Path(tempfile.mkdtemp(prefix=".fmplex-", dir=self.root.resolve().parent))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_name(name: str) -> None:
+    wrong = not name or name.startswith(".") or any(not (each.isalnum() or each in "-_.") for each in name)
+    if wrong:
+        raise TaskProblem(
+            f"{name!r} cannot name a task or a backbone. Use letters, digits, '-', '_' and '.', but no '.' at its "
+            "beginning"
+        )
+
+
+def _readable(directory: Path) -> None:
+    """Let everybody read it: safetensors writes files for their owner alone, and a server may be another user."""
+    directory.chmod(0o755)
+    for file in directory.rglob("*"):
+        file.chmod(0o755 if file.is_dir() else 0o644)
+
+
+def _write_nothing(path: Path) -> None:
+    """Writes nothing: the version exists."""
+
+
+def write_config(path: Path, config: TaskConfig) -> None:
+    """Write a version's task.json, atomically."""
+    document = config.model_dump(mode="json", exclude_none=True)
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    staging = path / f".task.json.{os.getpid()}"
+    staging.write_text(f"{text}\n", encoding="utf-8")
+    staging.replace(path / "task.json")

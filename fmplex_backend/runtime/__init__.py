@@ -1,1 +1,0 @@
-"""What executes a family. One file per family and executor."""

@@ -1,0 +1,6 @@
+"""Environment variables by which whoever starts a server tells its backbones about it."""
+
+from __future__ import annotations
+
+ALLOW_LINKS = "FMPLEX_ALLOW_LINKS"  # directories that links of a version may lead into, with os.pathsep between them
+MODEL_CONTROL = "FMPLEX_MODEL_CONTROL"  # the server's model control mode: explicit or poll

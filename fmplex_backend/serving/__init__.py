@@ -1,0 +1,1 @@
+"""A backbone at work: requests in, batches over it, replies out."""

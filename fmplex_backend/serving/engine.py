@@ -1,0 +1,406 @@
+"""The loop of a backbone: admit, schedule, run, hand over, settle.
+
+One thread runs `step` and owns every queue, account and adapter. Other threads post to its inbox: a request, or a
+command, which is a function that the engine calls between two batches.
+
+Where passes are queued on a device, the next batch is chosen and queued shortly before the one at hand ends, so that
+the device need not wait for the interpreter. Commands are called while nothing is queued there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from queue import Empty, SimpleQueue
+from typing import Protocol
+
+from fmplex_backend.errors import Cancelled, ExecutionFailed, FmplexError, ShuttingDown
+from fmplex_backend.scheduling import CostModel, Scheduler
+from fmplex_backend.scheduling.rows import BatchRows
+from fmplex_backend.serving.sequences import Sequences
+from fmplex_backend.types import Extensions, Failed, Outcome, Pass, Request, Running, Runtime, Sharing, Vfm, Work
+
+EARLY = 0.95  # of a batch's predicted time: the next one is there if it ends this much sooner
+LEAD_GAIN = 0.1  # of the exponential moving average of the seconds that starting a batch takes
+
+Command = Callable[[], None]
+HandOver = Callable[[Request, Outcome], None]
+
+
+class Preparer(Protocol):
+    """What prepares requests, on threads of its own."""
+
+    def prepare_again(self, request: Request) -> None:
+        """Prepare a request for the present extensions of its vFM, then add it to the engine. Must not block."""
+
+    def resume(self) -> None:
+        """Look again which vFMs are ahead of their share. Must not block."""
+
+
+class BackboneCounts:
+    """Totals over all batches. The engine thread writes them, the metrics thread reads them."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self.passes = 0
+        self.items = 0
+        self.rows_saved = 0  # of the items: an equal row ran for them
+        self.busy_s = 0.0
+        self.last_batch_at: float | None = None  # when the last one ended, by the engine's clock
+        self.broken_passes = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Requests that run together, and their passes: queued on the device, or each run when it is asked for."""
+
+    requests: list[Request]
+    passes: Iterator[Pass]
+    started_at: float
+
+
+class Engine:
+    """Runs batches of many vFMs over one runtime.
+
+    Args:
+        hand_over: takes a request's one Finished or Failed, and before it each Running that has a part of the reply;
+            must not block.
+        clock: seconds; `Request.arrived_at` is on the same clock.
+
+    `preparer` is set before the engine runs.
+    """
+
+    preparer: Preparer
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        scheduler: Scheduler,
+        cost: CostModel,
+        hand_over: HandOver,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.runtime, self.scheduler, self.cost = runtime, scheduler, cost
+        self.hand_over, self.clock = hand_over, clock
+        self.counts = BackboneCounts()
+        self.vfms: set[Vfm] = set()
+        self.stopping = False
+        self._inbox: SimpleQueue[Request | Command] = SimpleQueue()
+        self._command: Command | None = None  # received while a batch ran
+        self._ahead: Batch | None = None  # queued on the device behind the batch at hand
+        self._lead_s = 0.0  # what starting a batch takes
+        self._last_pass_at = 0.0
+        self._in_flight: dict[Request, None] = {}  # of the batch at hand: those without an outcome
+        self._running: list[Request] = []  # of the batch at hand: those that need another step
+        self._sequences = Sequences(lambda extensions: self.runtime.detach(extensions))
+
+    # -- any thread
+
+    def add_request(self, request: Request) -> None:
+        """Queue a prepared request."""
+        request.vfm.arriving.append(request)
+        self._inbox.put(request)
+
+    @property
+    def running(self) -> int:
+        """Requests of the batch at hand, and of the one that is queued behind it, that have no outcome yet."""
+        ahead = self._ahead
+        return len(self._in_flight) + (len(ahead.requests) if ahead else 0)
+
+    def post(self, command: Command) -> None:
+        """Let the engine thread call a function between two batches."""
+        self._inbox.put(command)
+
+    # -- the engine thread
+
+    def run_forever(self) -> None:
+        """Step until told to stop and nothing is left."""
+        while not (self.stopping and not self.scheduler.queued and self._inbox.empty() and not self._ahead):
+            self.step()
+
+    def step(self, *, wait: bool = True) -> bool:
+        """Run one batch; False where nothing was queued.
+
+        Args:
+            wait: where nothing is queued, wait for a message first.
+        """
+        batch = self._ahead or self._start_batch(wait=wait)
+        self._ahead = None
+        if batch:
+            self._in_flight = dict.fromkeys(batch.requests)
+            if self.runtime.queues_passes:
+                self._ahead = self._start_ahead(batch)
+            passes, broken = self.counts.passes, self.counts.broken_passes
+            portions, elapsed = self._run(batch)
+            self._settle(batch.requests, portions, elapsed)
+            self.counts.last_batch_at = now = self.clock()
+            if self.counts.broken_passes == broken:  # else its requests ran one by one
+                # What is done outside of passes goes on beside those that are queued; a stall there counts little.
+                outside = 0.0 if self.runtime.queues_passes else min(now - batch.started_at - elapsed, elapsed)
+                self.cost.observe_batch(self.counts.passes - passes, outside)
+        self.preparer.resume()
+        return bool(batch)
+
+    def _start_batch(self, *, wait: bool) -> Batch | None:
+        self._admit(wait=wait and not self.scheduler.queued)
+        return self._choose_and_start(self.clock())
+
+    def _start_ahead(self, running: Batch) -> Batch | None:
+        """Start the next batch behind `running`, as late as it goes: requests that arrive until then may be in it."""
+        rows = BatchRows()
+        for request in running.requests:
+            rows.add(request)
+        adapted = len({request.vfm.id for request in running.requests if request.vfm.adapted})
+        end = max(running.started_at, self._last_pass_at) + EARLY * self.cost.batch(rows.total, adapted)
+        while not self._command:
+            try:
+                left = end - self._lead_s - self.clock()
+                message = self._inbox.get(timeout=left) if left > 0 else self._inbox.get_nowait()
+            except Empty:
+                return self._choose_and_start(max(end, self.clock()))
+            if isinstance(message, Request):
+                self._receive(message)
+            else:
+                self._command = message
+        return None  # what was posted after the command waits for it
+
+    def _choose_and_start(self, at: float) -> Batch | None:
+        """Start a batch that will run from `at` on."""
+        start = self.clock()
+        requests = self.scheduler.choose(at)
+        if not requests:
+            return None
+        try:
+            passes = self.runtime.run(requests)
+        except Exception as error:
+            passes = _raising(error)
+        self._lead_s += LEAD_GAIN * (self.clock() - start - self._lead_s)
+        return Batch(requests, passes, start)
+
+    def _admit(self, *, wait: bool) -> None:
+        if self._command:
+            command, self._command = self._command, None
+            command()
+        elif wait:
+            self._receive(self._inbox.get())
+        for _ in range(self._inbox.qsize()):  # a command that posts itself again is not called twice in one step
+            try:
+                self._receive(self._inbox.get_nowait())
+            except Empty:  # `abandon` has emptied it
+                break
+
+    def _receive(self, message: Request | Command) -> None:
+        if not isinstance(message, Request):
+            message()
+            return
+        vfm = message.vfm
+        vfm.arriving.popleft()  # the count is what matters: where threads post at once it may be another's request
+        if vfm.refused is not None:
+            self._give_up(message, vfm.refused)
+        elif vfm not in self.vfms:  # retired while the request was being prepared: its extensions are detached
+            self._give_up(message, ShuttingDown(f"the task {vfm.name!r} was removed or moved"))
+        elif message.extensions is not vfm.extensions:  # they were replaced meanwhile
+            self.scheduler.charge_refused(message)
+            self.preparer.prepare_again(message)
+        else:
+            self.scheduler.admit(message)
+
+    def _run(self, batch: Batch) -> tuple[list[tuple[Request, Work]], float]:
+        """Run a batch and hand over its outcomes. Returns who took part with how much work, and the seconds."""
+        self.counts.batches += 1
+        self.counts.items += batch.requests[0].batch_items
+        portions: list[tuple[Request, Work]] = []
+        elapsed = 0.0
+        for done, seconds in self._timed(batch):
+            self._hand_over_outcomes(done)
+            self._count_shared(done.sharing)
+            portions += done.portions
+            elapsed += seconds
+        return portions, elapsed
+
+    def _passes(self, batch: list[Request], passes: Iterator[Pass]) -> Iterator[Pass]:
+        """The batch's passes. If one raises, what is left runs request by request, so that only the culprit fails."""
+        try:
+            yield from passes
+            if missing := sum(request in self._in_flight for request in batch):
+                raise RuntimeError(f"the runtime left {missing} requests without an outcome")
+        except Exception as error:
+            self.counts.broken_passes += 1
+            if self.runtime.is_fatal(error):
+                raise  # ends the thread, and that the process, with every request answered
+            left = [request for request in batch if request in self._in_flight]
+            alone = len(batch) == 1
+            failed = ExecutionFailed(f"the pass over the backbone raised {type(error).__name__}: {error}")
+            yield Pass(
+                None,
+                [(request, request.work) for request in left],
+                [(request, Failed(failed)) for request in left] if alone else [],
+            )
+            if not alone:
+                for request in left:
+                    yield from self._passes([request], self._run_alone(request))
+
+    def _run_alone(self, request: Request) -> Iterator[Pass]:
+        yield from self.runtime.run([request])
+
+    def _timed(self, batch: Batch) -> Iterator[tuple[Pass, float]]:
+        """Each pass with its seconds, from which the cost model learns.
+
+        What is done between two passes is left out, but where they are queued on a device: it goes on meanwhile.
+        """
+        start = max(batch.started_at, self._last_pass_at)
+        for done in self._passes(batch.requests, batch.passes):
+            self._last_pass_at = now = self.clock()
+            seconds = now - start
+            self.counts.passes += 1
+            self.counts.busy_s += seconds
+            if done.shape is not None:
+                self.cost.observe(done.shape, len(done.portions), seconds, done.worked)
+            yield done, seconds
+            start = now if self.runtime.queues_passes else self.clock()
+
+    def _hand_over_outcomes(self, done: Pass) -> None:
+        """Hand over the replies and parts of replies that a pass made, while the rest of the batch may go on."""
+        now = self.clock()
+        for request, outcome in done.outcomes:
+            self._count(request, outcome, now)
+            self._in_flight.pop(request, None)
+            if isinstance(outcome, Running):
+                request.work, request.rows = outcome.next_work, outcome.next_rows
+                self._running.append(request)
+                if outcome.value is None:
+                    continue
+            else:
+                self._forget(request)
+            self.hand_over(request, outcome)
+
+    def _count_shared(self, sharing: Sharing) -> None:
+        self.counts.rows_saved += sharing.saved
+        for request, rows in sharing.rows.items():
+            request.vfm.engine.shared += rows
+
+    def _count(self, request: Request, outcome: Outcome, now: float) -> None:
+        request.compute_s += max(0.0, now - request.scheduled_at)  # it may run sooner than predicted
+        request.queue_s = now - request.arrived_at - request.compute_s
+        if isinstance(outcome, Running):
+            return
+        counts = request.vfm.engine
+        counts.requests += 1
+        counts.items += request.items
+        counts.queue_s += request.queue_s
+        counts.compute_s += request.compute_s
+        counts.misses += now > request.deadline
+        if isinstance(outcome, Failed):
+            counts.fail(outcome.error.reason)
+
+    def _settle(self, batch: list[Request], portions: list[tuple[Request, Work]], elapsed: float) -> None:
+        """Correct the tags by what the batch took as a whole, then queue the sequences again that need another step.
+
+        All requests bear the batch's seconds in proportion to their work, not those of their own pass: which rows
+        share a pass, and that sending the first replies slows the later passes, is not the doing of any one of them.
+        """
+        self.scheduler.measure(portions, elapsed)
+        self.scheduler.settle(batch)
+        for request in self._running:
+            if request.resolved:  # a part of its reply could not be sent, and its last reply says so
+                self._forget(request)
+            else:
+                self._sequences.add(request)
+                self.scheduler.requeue(request)
+        self._running = []
+
+    def _give_up(self, request: Request, error: FmplexError) -> None:
+        """Of a request that is not queued, or no longer."""
+        if request.preparation_s:
+            self.scheduler.charge_refused(request)
+        request.vfm.engine.fail(error.reason)
+        self._forget(request)
+        self.hand_over(request, Failed(error))
+
+    def _forget(self, request: Request) -> None:
+        """It has its outcome: what is kept for it is free."""
+        request.vfm.given_bytes += request.bytes
+        self._sequences.remove(request)
+
+    # -- commands: called on the engine thread
+
+    def attach(self, vfm: Vfm, extensions: Extensions) -> None:
+        """Let a vFM serve with these extensions from the next batch on.
+
+        Requests in its queue were prepared for the former ones. They are prepared again, except those that have run a
+        step: the former stay attached for them.
+        """
+        former = vfm.extensions if vfm in self.vfms else None
+        self.runtime.attach(extensions)
+        vfm.extensions, vfm.adapted, vfm.refused = extensions, extensions.adapted, None
+        self.vfms.add(vfm)
+        if former is not None and former is not extensions:
+            waiting = [request for request in vfm.queue if request not in self._sequences]
+            self.scheduler.discard(vfm, waiting)
+            self._sequences.release(former)
+            for request in waiting:
+                self.preparer.prepare_again(request)
+
+    def refuse(self, vfm: Vfm, error: FmplexError) -> None:
+        """Answer a vFM's requests with an error, those that are queued and those to come, until it is attached."""
+        vfm.refused = error
+        waiting = list(vfm.queue)
+        self.scheduler.discard(vfm, waiting)
+        for request in waiting:
+            self._give_up(request, error)
+
+    def retire(self, vfm: Vfm) -> None:
+        """Remove a vFM and detach its extensions once its queue is empty."""
+        if vfm.queue:
+            self.post(partial(self.retire, vfm))
+        elif vfm in self.vfms:
+            self.vfms.discard(vfm)
+            self.runtime.detach(vfm.extensions)
+
+    def set_reply_latency(self, seconds: float) -> None:
+        """Allow this long from the end of a batch to its last reply where a deadline is to be met."""
+        self.scheduler.reply_latency = seconds
+
+    def stop(self) -> None:
+        """Return from `run_forever` once everything queued has run."""
+        self.stopping = True
+
+    def waiting(self, since: float, most: int) -> list[Request]:
+        """Up to `most` queued requests that arrived before `since`."""
+        queued = (request for vfm in self.vfms for request in vfm.queue if request.arrived_at < since)
+        return list(islice(queued, most))
+
+    def cancel(self, requests: Sequence[Request]) -> None:
+        """Drop those of the requests that are queued; one that is not has its outcome, or gets it as usual."""
+        for request in requests:
+            if request in request.vfm.queue:
+                self.scheduler.discard(request.vfm, [request])
+                self._give_up(request, Cancelled("the client cancelled the request"))
+
+    # -- any thread, once the engine thread has ended or hangs
+
+    def abandon(self, error: FmplexError) -> None:
+        """Fail everything that is posted, queued or in flight."""
+        ahead = self._ahead.requests if self._ahead else []
+        queued = [request for vfm in self.vfms for request in vfm.queue]
+        left = [*self._in_flight, *self._running, *ahead, *queued]
+        self._in_flight, self._running, self._ahead = {}, [], None
+        while not self._inbox.empty():
+            message = self._inbox.get_nowait()
+            if isinstance(message, Request):
+                message.vfm.arriving.popleft()
+                left.append(message)
+        for vfm in self.vfms:
+            self.scheduler.discard(vfm, list(vfm.queue))
+        for request in left:
+            request.vfm.given_bytes += request.bytes
+            self.hand_over(request, Failed(error))
+
+
+def _raising(error: Exception) -> Iterator[Pass]:
+    """Passes of a batch that could not be started."""
+    raise error
+    yield

@@ -1,0 +1,151 @@
+"""Calls become requests: their tag is looked up, their wishes read, and `Preparation` gets them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from fmplex_backend.errors import ExecutionFailed, FmplexError, InvalidRequest
+from fmplex_backend.interface import tag_of
+from fmplex_backend.serving.loader import Loader, Refusal
+from fmplex_backend.serving.ownership import Ownership
+from fmplex_backend.serving.preparation import Preparation
+from fmplex_backend.serving.watch import Watch
+from fmplex_backend.types import Counts, Failed, Request, Send, Vfm
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request as the server hands it over."""
+
+    inputs: Mapping[str, Any]
+    outputs: Sequence[str]  # requested, the tag among them
+    parameters: Mapping[str, Any]  # the client's wishes: `slo_ms`
+    send: Send  # gets exactly one last reply
+    is_cancelled: Callable[[], bool] | None = None
+
+
+class Intake:
+    """Takes calls in, on any thread but the engine's.
+
+    `counts` are of calls for which there is no vFM.
+    """
+
+    def __init__(
+        self, backbone: str, preparation: Preparation, loader: Loader, watch: Watch, clock: Callable[[], float]
+    ) -> None:
+        self.backbone, self.clock = backbone, clock
+        self.preparation, self.loader, self.watch = preparation, loader, watch
+        self.ownership = Ownership(loader, clock)
+        self.counts = Counts()
+        self._closed: FmplexError | None = None
+
+    def close(self, error: FmplexError) -> None:
+        """Refuse calls with this error from now on."""
+        self._closed = error
+
+    def submit(self, call: Call) -> None:
+        """Take a call in; whatever becomes of it, it gets exactly one last reply."""
+        try:
+            tag = self._tag(call.outputs)
+            found = self.loader.table.get(tag)
+            if found is None or (isinstance(found, Vfm) and not self.ownership.is_certain(found.name, tag)):
+                self.watch.look_up(partial(self._submit_again, call, tag))
+                self.fail_look_ups_if_closed()
+            else:
+                self._enter(call, found)
+        except Exception as error:
+            _refuse(call, self.counts, _as_refusal(error))
+
+    def _submit_again(self, call: Call, tag: int) -> None:
+        """Once the repository has been read for a tag that was unknown, or may have become another task's."""
+        try:
+            if self._closed is not None:
+                raise self._closed
+            found = self.loader.table.get(tag)
+            if found is None:
+                self.loader.log.unknown_tag(tag, self.clock())
+                raise InvalidRequest(f"VFM_{tag} is no task's tag on backbone {self.backbone!r}; {self._instead()}")
+            self._enter(call, found)
+        except Exception as error:
+            _refuse(call, self.counts, _as_refusal(error))
+
+    def fail_look_ups(self) -> None:
+        """Refuse calls that wait for a look-up when no thread serves them any more; call `close` first."""
+        for submit_again in self.watch.unanswered():
+            with suppress(Exception):  # the server may still take the others
+                submit_again()
+
+    def fail_look_ups_if_closed(self) -> None:
+        """The same for one that was asked for while this was being closed: the look-up thread may have ended."""
+        if self._closed is not None:
+            self.fail_look_ups()
+
+    def _enter(self, call: Call, found: Vfm | Refusal) -> None:
+        if isinstance(found, Refusal):
+            _refuse(call, found.counts, found.error)
+            return
+        request = Request(
+            vfm=found,
+            inputs=call.inputs,
+            requested_outputs=tuple(output for output in call.outputs if tag_of(output) is None),
+            arrived_at=self.clock(),
+            send=call.send,
+            is_cancelled=call.is_cancelled,
+            input_bytes=sum(map(_bytes_of, call.inputs.values())),
+        )
+        try:
+            request.slo_s = _slo_s(call.parameters)
+            self.preparation.submit(request)
+        except Exception as error:
+            _refuse(call, found.intake, _as_refusal(error))
+        else:
+            if self._closed is not None:  # closed meanwhile: the engine may have ended
+                request.resolve(Failed(self._closed))
+
+    def _tag(self, outputs: Sequence[str]) -> int:
+        if self._closed is not None:
+            raise self._closed
+        tags = {tag for tag in map(tag_of, outputs) if tag is not None}
+        if len(tags) != 1:
+            asked = "no task's tag" if not tags else f"{len(tags)} tasks' tags"
+            raise InvalidRequest(f"{self.backbone!r} is a backbone and the request asks for {asked}: {self._instead()}")
+        return tags.pop()
+
+    def _instead(self) -> str:
+        names = sorted(entry.name for entry in self.loader.table.values())
+        return f"call a task instead: {', '.join(names[:20]) or '(none is in the repository)'}"
+
+
+def _refuse(call: Call, counts: Counts, error: FmplexError) -> None:
+    counts.fail(error.reason)
+    call.send(Failed(error), True)
+
+
+def _as_refusal(error: Exception) -> FmplexError:
+    if isinstance(error, FmplexError):
+        return error
+    return ExecutionFailed(f"preparing the request raised {type(error).__name__}: {error}")
+
+
+def _bytes_of(array: Any) -> int:
+    """Of an input tensor; the strings of one with dtype object are counted, too."""
+    size: int = array.nbytes
+    return size + sum(map(len, array.flat)) if array.dtype.hasobject else size
+
+
+def _slo_s(parameters: Mapping[str, Any]) -> float | None:
+    """A request's own `slo_ms`, in seconds; raises InvalidRequest."""
+    wish = parameters.get("slo_ms")
+    if wish is None:
+        return None
+    try:
+        value = 0.0 if isinstance(wish, bool) else float(wish)
+    except (TypeError, ValueError, OverflowError):
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise InvalidRequest(f"the request's parameter slo_ms is {wish!r}; it must be a number above 0")
+    return value / 1000

@@ -1,0 +1,322 @@
+"""Brings the vFMs of a backbone in step with the model repository, off the engine thread.
+
+A round of `refresh` reads the entries, compares them with what is served (`serving/reconcile.py`) and carries out the
+changes: files are read and checked here, and the engine attaches what is ready between two batches.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from fmplex_backend.confinement import Confinement
+from fmplex_backend.errors import ExecutionFailed, FmplexError, TaskRefused
+from fmplex_backend.repository.check import load_checked
+from fmplex_backend.repository.tasks import Entry, Repository, TaskSpec
+from fmplex_backend.serving.engine import Engine
+from fmplex_backend.serving.memory import give_back
+from fmplex_backend.serving.reconcile import (
+    Attach,
+    Change,
+    KeepFormer,
+    Refuse,
+    RefusedVersion,
+    Retire,
+    Served,
+    SetTerms,
+    changes,
+    changes_of_refused,
+    changes_without_former,
+    contested,
+    without_conflicts,
+)
+from fmplex_backend.serving.standing import Standing, standings
+from fmplex_backend.serving.tags import Models, Tags, Unasked
+from fmplex_backend.serving.tasklog import TaskLog
+from fmplex_backend.types import MAX_QUEUE_BYTES, Counts, Extensions, Runtime, Vfm
+
+log = logging.getLogger("fmplex")
+
+REMOVAL_GRACE_S = 2.0
+LARGE_BYTES = 4 << 20  # of a version: more than a LoRA adapter and a head of a small encoder
+ALONE = Confinement()  # no roots beside a version itself
+RETRY_S = 5.0  # what raised when it was loaded is loaded again after this time
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A task whose requests are answered with an error."""
+
+    name: str
+    error: FmplexError
+    counts: Counts
+
+
+Table = Mapping[int, Vfm | Refusal]
+
+
+class Loader:
+    """Reads the repository, loads extensions, tells the engine.
+
+    `table` maps tags to what answers their requests. It is replaced as a whole, so that other threads read it without
+    a lock.
+
+    Args:
+        max_queue, max_queue_bytes: of vFMs whose task does not set them.
+        slots: tags from 0 to slots - 1 exist.
+        grace: seconds that a task which was removed or moved is still served, where no other task claims its tag.
+        confinement: what a version may have read.
+        models: the server's.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        runtime: Runtime,
+        engine: Engine,
+        *,
+        max_queue: int,
+        slots: int,
+        max_queue_bytes: int = MAX_QUEUE_BYTES,
+        grace: float = REMOVAL_GRACE_S,
+        confinement: Confinement = ALONE,
+        models: Models | None = None,
+    ) -> None:
+        self.repository, self.runtime, self.engine = repository, runtime, engine
+        self.max_queue, self.max_queue_bytes = max_queue, max_queue_bytes
+        self.slots, self.grace = slots, grace
+        self.confinement = confinement
+        self.models: Models = models or Unasked()
+        self.tags = Tags(
+            engine.clock,
+            is_loaded=self.models.is_loaded,
+            has_moved=self._has_moved,
+            oldest=repository.oldest,
+            grace=grace,
+        )
+        self.table: Table = {}
+        self.standings: Sequence[Standing] = ()  # of every task, replaced as a whole like `table`
+        self.log = TaskLog()
+        self._published = self.tags.claims  # that the table is made of
+        self._entries: dict[str, Entry] = {}
+        self._served: dict[str, Served] = {}
+        self._refused: dict[str, Refuse | KeepFormer] = {}  # in this round
+        self._refused_versions: dict[str, RefusedVersion] = {}
+        self._raised: dict[str, tuple[RefusedVersion, float]] = {}  # and until when it is not loaded again
+        self._leaving: dict[int, tuple[Vfm, float]] = {}  # by tag: served until this time of the engine's clock
+        self._refreshing = threading.Lock()  # several threads ask for a round
+
+    def refresh(self, names: Iterable[str] | None = None) -> None:
+        """Bring the vFMs in step with the repository; `names`: read these directories only. Any thread."""
+        with self._refreshing:
+            try:
+                self._read(names)
+            except OSError as error:  # a file system that is away for a moment must not remove every task
+                log.error("the model repository cannot be read, the tasks stay as they are: %s", error)
+                return
+            self.tags.settle(self._entries)
+            entries = without_conflicts(
+                self._entries,
+                self.tags.claims.by_tag,
+                self.tags.keepers,
+                slots=self.slots,
+                root=self.repository.root,
+                backbone=self.repository.backbone,
+            )
+            self._refused = {}
+            for name in self._refused_versions.keys() - entries.keys():
+                del self._refused_versions[name]
+            due = changes(self._served, entries, self._refused_versions)
+            for change in due:
+                self._apply(change)
+            self.log.forget_refusals(self._refused.keys(), self.tags.rivals.keys())
+            self._replace_table()
+            if any(isinstance(change, Attach) and change.spec.version.size >= LARGE_BYTES for change in due):
+                give_back()
+
+    def _read(self, names: Iterable[str] | None) -> None:
+        looked = None if names is None else set(names)
+        found = self.repository.read(looked, self._entries)
+        kept = {} if looked is None else {name: e for name, e in self._entries.items() if name not in looked}
+        self._entries = kept | found
+
+    def _replace_table(self) -> None:
+        """Publish what answers each tag; vFMs that nothing refers to any more are retired after that."""
+        table: dict[int, Vfm | Refusal] = {served.spec.vfm: served.vfm for served in self._served.values()}
+        for refused in self._refused.values():
+            if isinstance(refused, Refuse) and refused.vfm is not None:
+                table[refused.vfm] = self._refusal(refused.name, refused.vfm, refused.error)
+        asked_for = {*self.tags.keepers, *self._leaving}
+        table |= {tag: self._contested(tag, rivals) for tag, rivals in self.tags.rivals.items() if tag in asked_for}
+        now = self.engine.clock()
+        ended = [
+            tag
+            for tag, (vfm, until) in self._leaving.items()
+            if tag in table or (now >= until and not vfm.preparing)  # what was taken in is still answered
+        ]
+        retired = [self._leaving.pop(tag)[0] for tag in ended]
+        leaving = {tag: vfm for tag, (vfm, _) in self._leaving.items()}
+        self.table = table | leaving
+        self.standings = tuple(standings(self._served, self._refused, leaving))
+        self._published = self.tags.claims
+        for vfm in retired:  # the engine answers requests that were prepared by the former table
+            self.engine.post(partial(self.engine.retire, vfm))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing changes before the repository does: False asks for another round soon."""
+        waits = self.tags.rivals.keys() & self.tags.keepers.keys()
+        return not (waits or self.tags.newcomers or self._leaving)
+
+    @property
+    def has_newcomers(self) -> bool:
+        """Whether the server has tasks loaded that `unload_newcomers` is to take off it. Any thread."""
+        return any(True for _ in self._loaded_newcomers())
+
+    @property
+    def settles_in(self) -> float:
+        """Seconds until another round may change something, as far as that is known; infinite where it is not."""
+        return max(0.0, self.tags.until - self.engine.clock())
+
+    def has_left(self, tag: int) -> bool:
+        """Whether the task that a tag is answered for has left the repository, or moved. Any thread."""
+        return tag in self._leaving
+
+    def has_read(self, name: str, tag: int) -> bool:
+        """Whether the table says who has the tag that an entry claims. Any thread.
+
+        A table that was taken before this was asked may be an older one. Its tasks that have left are not answered for
+        by then: `has_left` is false.
+        """
+        return name in self._published.by_tag.get(tag, ())
+
+    def unload_newcomers(self) -> None:
+        """Take tasks whose tag another one keeps off the server: their requests are answered by nobody then.
+
+        Not under the lock of `refresh`, and not on the engine's thread: the server may take its time.
+        """
+        for tag, name in self._loaded_newcomers():
+            self._unload(name, tag)
+
+    def _loaded_newcomers(self) -> Iterator[tuple[int, str]]:
+        for tag, rivals in self.tags.rivals.items():
+            newcomers = self.tags.newcomers.get(tag, ())
+            yield from ((tag, name) for name in rivals if name in newcomers)
+
+    def _unload(self, name: str, tag: int) -> None:
+        try:
+            if self.repository.tag(name) == tag and self.models.is_loaded(name):  # it may have another tag by now
+                self.models.unload(name)
+                self.log.unloaded(name, tag, self.tags.last_keepers[tag])
+        except FmplexError as error:
+            self.log.stays_loaded(name, str(error))
+        except OSError:
+            return  # its entry is gone, or cannot be read now
+
+    def _has_moved(self, name: str, tag: int) -> bool:
+        served = self._served.get(name)
+        return served is not None and served.spec.vfm != tag and served.vfm.engine.requests > 0
+
+    def _contested(self, tag: int, rivals: Sequence[str]) -> Refusal:
+        keeper, newcomers = self.tags.last_keepers[tag], self.tags.newcomers.get(tag, ())
+        error = contested(tag, keeper, rivals, newcomers, self.repository.root)
+        self.log.contested(tag, str(error))
+        return self._refusal(keeper, tag, error)
+
+    def _refusal(self, name: str, tag: int, error: FmplexError) -> Refusal:
+        former = self.table.get(tag)
+        goes_on = isinstance(former, Refusal) and former.name == name
+        return Refusal(name, error, former.counts if goes_on and isinstance(former, Refusal) else Counts())
+
+    # -- one change
+
+    def _apply(self, change: Change) -> None:
+        match change:
+            case Attach():
+                self._attach(change)
+            case SetTerms():
+                self._serve(change.spec, change.former.vfm)
+            case KeepFormer():
+                self._keep_former(change)
+            case Refuse():
+                self._refused[change.name] = change
+                self.log.refused(change.name, str(change.error))
+            case Retire():
+                self._retire(change)
+
+    def _attach(self, change: Attach) -> None:
+        spec, former = change.spec, change.former
+        loaded = self._load(spec)
+        if isinstance(loaded, TaskRefused):
+            for consequence in changes_of_refused(spec, former, loaded):
+                self._apply(consequence)
+            return
+        vfm = former.vfm if former else Vfm(spec.vfm, spec.name)
+        if former is None:
+            vfm.extensions = loaded  # so that requests can be prepared before the engine has attached them
+        self.engine.post(partial(self._attach_on_engine, vfm, loaded))
+        self._serve(spec, vfm)
+
+    def _load(self, spec: TaskSpec) -> Extensions | TaskRefused:
+        before, until = self._raised.get(spec.name, (None, 0.0))
+        if before is not None and before.spec == spec and self.engine.clock() < until:
+            return before.error
+        try:
+            with self.confinement.around(spec.version.path, spec.version.size):
+                extensions = load_checked(self.runtime.load, spec)
+        except TaskRefused as raised:
+            error = raised.without_traceback()
+            self._refused_versions[spec.name] = RefusedVersion(spec, error)
+            return error
+        except Exception as unforeseen:  # one task's files must not take the others down
+            self.log.raised(spec.name, unforeseen)
+            problem = f"loading it raised {type(unforeseen).__name__}: {unforeseen}"
+            error = TaskRefused(spec.version.path, "(whole version)", problem, "See the server's log")
+            self._raised[spec.name] = RefusedVersion(spec, error), self.engine.clock() + RETRY_S
+            return error
+        self._refused_versions.pop(spec.name, None)
+        self._raised.pop(spec.name, None)
+        return extensions
+
+    def _attach_on_engine(self, vfm: Vfm, extensions: Extensions) -> None:
+        try:
+            self.engine.attach(vfm, extensions)
+        except Exception as error:  # no memory for one task's adapter is no reason to stop the others
+            log.exception("attaching task %s", vfm.name)
+            self.engine.refuse(vfm, ExecutionFailed(f"the extensions of {vfm.name!r} cannot be attached: {error}"))
+
+    def _serve(self, spec: TaskSpec, vfm: Vfm) -> None:
+        vfm.max_queue = spec.max_queue or self.max_queue
+        vfm.max_queue_bytes = spec.max_queue_bytes or self.max_queue_bytes
+
+        def set_terms() -> None:
+            vfm.set_weight(spec.weight)
+            vfm.slo = spec.slo
+
+        self.engine.post(set_terms)
+        self._served[spec.name] = Served(spec, vfm)
+        self.log.serves(spec)
+
+    def _keep_former(self, change: KeepFormer) -> None:
+        spec, former = change.spec, change.former
+        version = former.spec.version
+        if not version.intact():
+            for consequence in changes_without_former(spec, former, change.error):
+                self._apply(consequence)
+            return
+        self._refused[spec.name] = change
+        self.log.refused(spec.name, f"{change.error} (version {version.number} goes on serving)")
+        kept = replace(spec, version=version, outputs=former.spec.outputs)
+        if kept != former.spec:
+            self._serve(kept, former.vfm)
+
+    def _retire(self, change: Retire) -> None:
+        spec, vfm = change.served.spec, change.served.vfm
+        grace = 0.0 if change.cause == "refused" else self.grace
+        self._leaving[spec.vfm] = (vfm, self.engine.clock() + grace)
+        self._served.pop(spec.name)
+        if change.cause == "removed":
+            self.log.removed(spec.name)

@@ -1,0 +1,140 @@
+"""Answers requests for a backbone's status, past the engine: also while that is busy, or hangs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from functools import partial
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from fmplex_backend.errors import ExecutionFailed, FmplexError, InvalidRequest
+from fmplex_backend.interface import STATUS, TASK
+from fmplex_backend.printable import printable
+from fmplex_backend.repository.parameters import BackboneConfig
+from fmplex_backend.serving.engine import Engine
+from fmplex_backend.serving.intake import Call, Intake
+from fmplex_backend.serving.loader import Loader, Refusal
+from fmplex_backend.serving.standing import Standing
+from fmplex_backend.serving.watch import Watch
+from fmplex_backend.status import BackboneStatus, TaskStatus
+from fmplex_backend.types import Answer, Failed, Usage, Vfm
+
+log = logging.getLogger("fmplex")
+
+NO_USAGE = Usage(0, 0, 0)
+
+
+def asks_for_status(call: Call) -> bool:
+    """Whether a call is for a Reporter rather than for a task."""
+    return TASK.name in call.inputs
+
+
+class Reporter:
+    """Reads plain numbers that other threads write; takes no lock."""
+
+    def __init__(
+        self, backbone: str, config: BackboneConfig, engine: Engine, loader: Loader, watch: Watch, intake: Intake
+    ) -> None:
+        self.backbone, self.config = backbone, config
+        self.engine, self.loader, self.watch, self.intake = engine, loader, watch, intake
+        self._since = engine.clock()
+        self._version = _own_version()
+
+    def submit(self, call: Call) -> None:
+        """Answer with the status: at once of all tasks, or of one that is named once the repository has been read."""
+        try:
+            name = _name(call.inputs)
+        except FmplexError as error:
+            call.send(Failed(error), True)
+            return
+        if name:
+            self.watch.look_up(partial(self._answer, call, name))
+            self.intake.fail_look_ups_if_closed()
+        else:
+            self._answer(call, "")
+
+    def _answer(self, call: Call, name: str) -> None:
+        try:
+            document = self.status(name).model_dump_json().encode()
+        except Exception as error:  # on the look-up thread it would end the process
+            log.exception("telling the status")
+            call.send(Failed(ExecutionFailed(f"the status cannot be told: {error}")), True)
+            return
+        call.send(Answer({STATUS.name: np.array([[document]], dtype=np.object_)}, NO_USAGE), True)
+
+    def status(self, name: str = "") -> BackboneStatus:
+        """The backbone as it is now, with all its tasks or the one that is named."""
+        now, counts = self.engine.clock(), self.engine.counts
+        standings = self.loader.standings
+        last = counts.last_batch_at
+        return BackboneStatus(
+            name=self.backbone,
+            family=self.config.family,
+            model=self.config.model,
+            dtype=self.engine.runtime.dtype,
+            scheduler=self.config.scheduler,
+            slots=self.config.vfm_slots,
+            fmplex=self._version,
+            pid=os.getpid(),
+            up_s=now - self._since,
+            batches=counts.batches,
+            last_batch_s=None if last is None else now - last,
+            queued=sum(each.vfm.depth for each in standings if each.vfm is not None),
+            running=self.engine.running,
+            failures=dict(self.intake.counts.failures),
+            tasks=tuple(self._task(each) for each in standings if name in ("", printable(each.name))),
+        )
+
+    def _task(self, standing: Standing) -> TaskStatus:
+        vfm = standing.vfm
+        # Its extensions could not be attached: the engine found out after the loader's round.
+        refused = None if vfm is None else vfm.refused
+        return TaskStatus(
+            name=printable(standing.name),
+            backbone=self.backbone,
+            tag=standing.tag,
+            state="refused" if refused else standing.state,
+            version=standing.version,
+            error=printable(str(refused) if refused else standing.error),
+            **(self._failures_of_refused(standing) if vfm is None else _account(vfm)),
+        )
+
+    def _failures_of_refused(self, standing: Standing) -> dict[str, Any]:
+        refusal = None if standing.tag is None else self.loader.table.get(standing.tag)
+        if isinstance(refusal, Refusal) and refusal.name == standing.name:
+            return {"failures": dict(refusal.counts.failures)}
+        return {}
+
+
+def _account(vfm: Vfm) -> dict[str, Any]:
+    return {
+        "weight": vfm.weight,
+        "slo_ms": None if vfm.slo is None else vfm.slo * 1000,
+        "max_queue": vfm.max_queue,
+        "max_queue_bytes": vfm.max_queue_bytes,
+        "queued": vfm.depth,
+        "requests": vfm.engine.requests,
+        "failures": vfm.failures(),
+        "service_s": vfm.service,
+    }
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version("fmplex")
+    except metadata.PackageNotFoundError:  # on PYTHONPATH without having been installed
+        return "unknown"
+
+
+def _name(inputs: Mapping[str, Any]) -> str:
+    """The task's name in the input TASK; "" stands for all."""
+    cells = inputs[TASK.name].ravel().tolist()
+    try:
+        (name,) = [cell.decode() if isinstance(cell, bytes) else str(cell) for cell in cells]
+    except ValueError as error:  # of several, of none, or of bytes that are not UTF-8
+        raise InvalidRequest(f"{TASK.name} must be one task's name, or an empty text for all: {error}") from None
+    return name

@@ -1,0 +1,192 @@
+"""A whole backbone, with no server around it: what its parts are, how they start and how they end.
+
+    submit -> Intake -> Preparation -> Engine -> Replies -> Call.send
+           -> Reporter         ^           ^ Cancellation
+    repository -> Watch -> Loader -> Engine
+
+Every call gets exactly one last reply, also when a thread dies: the process then ends, after the last reply.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from fmplex_backend.confinement import Confinement
+from fmplex_backend.errors import ExecutionFailed, FmplexError, ShuttingDown
+from fmplex_backend.repository.parameters import BackboneConfig
+from fmplex_backend.repository.tasks import Repository
+from fmplex_backend.scheduling import POLICIES, CostModel
+from fmplex_backend.serving.cancellation import Cancellation
+from fmplex_backend.serving.engine import Engine
+from fmplex_backend.serving.intake import Call, Intake
+from fmplex_backend.serving.loader import Loader
+from fmplex_backend.serving.preparation import WORKERS, Preparation
+from fmplex_backend.serving.replies import Replies
+from fmplex_backend.serving.reporter import Reporter, asks_for_status
+from fmplex_backend.serving.tags import Models
+from fmplex_backend.serving.watch import Watch
+from fmplex_backend.types import Runtime
+
+log = logging.getLogger("fmplex")
+
+JOIN_TIMEOUT_S = 10.0  # for another thread to end after one has died
+EXIT_STATUS = 70  # EX_SOFTWARE of sysexits.h
+
+
+class Service:
+    """One backbone with all its vFMs.
+
+    Args:
+        root: the model repository.
+        name: the backbone's name in it.
+        max_items: Bmax, the most rows of a batch.
+        make_runtime: gets the cost model, whose `predict` may decide how batches are cut into passes.
+        exit_process: what ends the process when a thread has died.
+        models: the server's.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        config: BackboneConfig,
+        max_items: int,
+        make_runtime: Callable[[CostModel], Runtime],
+        exit_process: Callable[[int], None] = os._exit,
+        models: Models | None = None,
+    ) -> None:
+        self.name = name
+        self.cost = CostModel()
+        self.runtime = make_runtime(self.cost)
+        log.info("backbone %s: %s, computed in %s", name, config.model, self.runtime.dtype)
+        self.cost.seed(self.runtime.profile())
+        scheduler = POLICIES[config.scheduler](
+            self.cost,
+            max_items=max_items,
+            max_tokens=self.runtime.max_batch_tokens,
+            efficiency=config.batch_efficiency,
+        )
+        self.replies = Replies(self.runtime)
+        self.engine = Engine(self.runtime, scheduler, self.cost, self.replies.put)
+        self.preparation = Preparation(self.runtime, self.engine)
+        self.loader = Loader(
+            Repository(root, name),
+            self.runtime,
+            self.engine,
+            max_queue=config.max_queue,
+            max_queue_bytes=config.max_queue_bytes,
+            slots=config.vfm_slots,
+            confinement=Confinement.of(os.environ, config.max_version_bytes),
+            models=models,
+        )
+        self.watch = Watch(self.loader)
+        self.intake = Intake(name, self.preparation, self.loader, self.watch, self.engine.clock)
+        self.reporter = Reporter(name, config, self.engine, self.loader, self.watch, self.intake)
+        self.cancellation = Cancellation(self.preparation, self.engine, self.replies)
+        self._exit = exit_process
+        self._dying = threading.Lock()
+        self._threads: dict[str, threading.Thread] = {}
+        self._workers = [f"preparation-{number}" for number in range(WORKERS)]
+
+    def submit(self, call: Call) -> None:
+        """Take a call in; whatever becomes of it, it gets exactly one last reply. Any thread but the engine's."""
+        if asks_for_status(call):
+            self.reporter.submit(call)
+        else:
+            self.intake.submit(call)
+
+    def start(self) -> None:
+        """Load the tasks that are there, then serve."""
+        self._start("engine", self.engine.run_forever)  # attaches each adapter as it is read, not all at the end
+        self.intake.ownership.look()  # before the loader, which then finds every entry parsed
+        self.loader.refresh()
+        for worker in self._workers:
+            self._start(worker, self.preparation.run_forever)
+        self._start("reply", partial(self.replies.run_forever, self.engine))
+        self._start("watch", self.watch.follow_forever)
+        self._start("look-up", self.watch.look_up_forever)
+        self._start("tags", self.watch.settle_forever)
+        self._start("cancellation", self.cancellation.run_forever)
+
+    def stop(self, timeout: float = 20.0) -> None:
+        """Answer what is queued, refuse what comes, end the threads."""
+        closed = ShuttingDown(f"the backbone {self.name!r} is being unloaded")
+        self.intake.close(closed)
+        self.cancellation.stop()
+        self.watch.stop()
+        self._end_preparation(closed, timeout)
+        self.engine.post(self.engine.stop)
+        self._join("engine", timeout)
+        if self._threads["engine"].is_alive():
+            log.error("the engine did not end within %g s; what it holds is answered with an error", timeout)
+        self.engine.abandon(closed)
+        self.engine.post(self.engine.stop)  # for an engine that is late: `abandon` has emptied its inbox
+        self.replies.stop()
+        self._join("reply", timeout)
+        self.replies.fail_all(closed)
+        self.replies.stop()  # for a reply thread that is late: `fail_all` has emptied its inbox
+        self._join("look-up", timeout)
+        self._join("tags", timeout)  # the server must not be asked once it is told that this is the end
+        self.intake.fail_look_ups()
+
+    def _end_preparation(self, error: FmplexError, timeout: float) -> None:
+        """Let the workers prepare what waits; what they have not within the time is answered with the error."""
+        self.preparation.stop()
+        until = time.monotonic() + timeout
+        for worker in self._workers:
+            self._join(worker, max(0.0, until - time.monotonic()))
+        self.preparation.fail_all(error)
+
+    # -- threads
+
+    def _start(self, role: str, main: Callable[[], None]) -> None:
+        def guarded() -> None:
+            try:
+                main()
+            except BaseException as error:
+                self._die(role, error)
+
+        self._threads[role] = threading.Thread(target=guarded, name=f"fmplex-{role}", daemon=True)
+        self._threads[role].start()
+
+    def _join(self, role: str, timeout: float) -> None:
+        thread = self._threads.get(role)
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+
+    # -- when a thread dies
+
+    def _die(self, role: str, error: BaseException) -> None:
+        """Answer everything with an error, then end the process. Runs on the thread that dies."""
+        with self._dying:
+            log.critical("the %s thread died of %s: %s", role, type(error).__name__, error, exc_info=error)
+            died = ExecutionFailed(
+                f"the {role} thread of backbone {self.name!r} died of {type(error).__name__}: {error}"
+            )
+            self.intake.close(died)
+            try:
+                self._fail_all(died)
+            except BaseException:
+                log.exception("not everything could be answered")
+            finally:
+                time.sleep(0.1)  # replies that were just sent are still on their way to the server
+                self._exit(EXIT_STATUS)
+
+    def _fail_all(self, error: FmplexError) -> None:
+        self.watch.stop()
+        self.preparation.stop()
+        self.preparation.fail_all(error)
+        self.engine.post(self.engine.stop)
+        self._join("engine", JOIN_TIMEOUT_S)
+        self.engine.abandon(error)
+        self.replies.stop()
+        self._join("reply", JOIN_TIMEOUT_S)
+        self.replies.fail_all(error)
+        self._join("look-up", JOIN_TIMEOUT_S)
+        self.intake.fail_look_ups()

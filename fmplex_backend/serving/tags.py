@@ -1,0 +1,149 @@
+"""Which task has each tag, and whose requests may come with it besides.
+
+A backbone sees of a request the tag and not the task. Where Triton may send requests of two tasks with one tag, none of
+them can be answered: the answer could be another task's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from fmplex_backend.repository.tasks import BrokenTask, Entry
+
+
+class Models(Protocol):
+    """The server's models, as far as a backbone may ask about them."""
+
+    def is_loaded(self, name: str) -> bool | None:
+        """Whether requests may come by this model's entry; None before the first request, when none has come."""
+
+    def unload(self, name: str) -> None:
+        """Unload a model; raises ServerProblem where that is not done."""
+
+
+class Unasked:
+    """Models of a server that cannot be asked which it has loaded: the grace alone decides."""
+
+    def is_loaded(self, name: str) -> bool:
+        """Not known to be."""
+        return False
+
+    def unload(self, name: str) -> None:
+        """Nothing is known to be loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What the entries of one reading claim: by tag, the names of the tasks."""
+
+    by_tag: Mapping[int, tuple[str, ...]]
+
+    @staticmethod
+    def of(entries: Mapping[str, Entry], former: Mapping[str, int]) -> Claims:
+        """An entry that cannot be read keeps the tag it had: its clients must not be answered by another task."""
+        found: dict[int, tuple[str, ...]] = {}
+        for name, entry in entries.items():
+            tag = former.get(name) if entry.vfm is None and isinstance(entry, BrokenTask) else entry.vfm
+            if tag is not None:
+                found[tag] = (*found.get(tag, ()), name)
+        return Claims(found)
+
+    def tags(self) -> dict[str, int]:
+        """The tag of each task."""
+        return {name: tag for tag, names in self.by_tag.items() for name in names}
+
+
+class Tags:
+    """Decides, round by round, which task keeps a tag that several claim or that had another task before.
+
+    Args:
+        is_loaded: `Models.is_loaded`.
+        has_moved: whether requests of a task have come with another tag than this one, so that the server no longer
+            sends them by an entry with this one.
+        oldest: of several tasks.
+        grace: seconds that requests may be on their way after the server has unloaded a task.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        *,
+        is_loaded: Callable[[str], bool | None],
+        has_moved: Callable[[str, int], bool],
+        oldest: Callable[[Iterable[str]], str],
+        grace: float,
+    ) -> None:
+        self.clock, self.is_loaded, self.has_moved, self.oldest = clock, is_loaded, has_moved, oldest
+        self.grace = grace
+        self.claims = Claims({})
+        self.keepers: Mapping[int, str] = {}
+        self.last_keepers: Mapping[int, str] = {}  # of every tag that a task ever had
+        self.newcomers: Mapping[int, tuple[str, ...]] = {}  # by tag: those that claim it and do not keep it
+        # by tag: others than its last keeper whose requests may come with it
+        self.rivals: Mapping[int, tuple[str, ...]] = {}
+        self.until = math.inf  # by the clock: when the first of them may send nothing any more, as far as that is known
+        # by tag and task: until when its requests may come with it; None while that depends on the server
+        self._senders: dict[int, dict[str, float | None]] = {}
+
+    def settle(self, entries: Mapping[str, Entry]) -> None:
+        """Take in what stands in the repository."""
+        former = self.claims.tags()
+        self.claims = Claims.of(entries, former)
+        now = self.claims.tags()
+        for name, tag in former.items():
+            if now.get(name) != tag and (self.keepers[tag] == name or self.is_loaded(name) is not False):
+                self._senders.setdefault(tag, {})[name] = None
+        self.keepers = {tag: self._keeper(tag, names) for tag, names in self.claims.by_tag.items()}
+        self.newcomers = {
+            tag: tuple(name for name in names if name != self.keepers[tag])
+            for tag, names in self.claims.by_tag.items()
+            if len(names) > 1
+        }
+        self.last_keepers = {**self.last_keepers, **self.keepers}
+        rivals = {tag: self._rivals(tag) for tag in {*self._senders, *self.newcomers}}
+        self.rivals = {tag: names for tag, names in rivals.items() if names}
+        ends = (until for senders in self._senders.values() for until in senders.values() if until is not None)
+        self.until = min(ends, default=math.inf)
+
+    def may_send(self, name: str, tag: int) -> bool:
+        """Whether the server may send a newcomer's requests now: asked when a request comes with a tag of several."""
+        return name in self.rivals.get(tag, ()) or self.is_loaded(name) is not False
+
+    def _keeper(self, tag: int, names: tuple[str, ...]) -> str:
+        """The one that has it; else the only one that is loaded; else the oldest."""
+        if (keeper := self.keepers.get(tag)) in names:
+            return str(keeper)
+        if len(names) == 1:
+            return names[0]
+        loaded = [name for name in names if self.is_loaded(name)]
+        if len(loaded) == 1:
+            return loaded[0]
+        return self.oldest(names)
+
+    def _rivals(self, tag: int) -> tuple[str, ...]:
+        senders, last = self._senders.setdefault(tag, {}), self.last_keepers[tag]
+        if tag in self.keepers:
+            senders.pop(last, None)
+        newcomers = self.newcomers.get(tag, ())
+        for name in {*senders, *newcomers} - {last}:
+            self._follow(senders, name, tag, claims=name in newcomers)
+        if not senders:
+            del self._senders[tag]
+        return tuple(sorted(senders.keys() - {last}))
+
+    def _follow(self, senders: dict[str, float | None], name: str, tag: int, *, claims: bool) -> None:
+        """One that claims the tag sends while it is loaded; a former one until it is seen unloaded, or moved."""
+        is_loaded = self.is_loaded(name) if claims or senders[name] is None else False
+        if is_loaded and (claims or not self.has_moved(name, tag)):
+            senders[name] = None
+            return
+        if name not in senders or is_loaded is None:  # a newcomer that was never seen loaded has sent nothing
+            return
+        until = senders[name]
+        if until is None:
+            until = senders[name] = self.clock() + self.grace
+        if self.clock() >= until:
+            del senders[name]

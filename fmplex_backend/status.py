@@ -1,0 +1,68 @@
+"""What a backbone tells of itself and of its tasks: the JSON of its output STATUS, for clients and for probes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+State = Literal["serving", "serving former version", "refused", "leaving", "not served"]
+
+
+class Report(BaseModel):
+    """Base of both; a field that a newer backbone adds is no error to an older client."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class TaskStatus(Report):
+    """One task, as its backbone serves it.
+
+    `state` is "refused" where its requests are answered with `error`; "serving former version" where its newest version
+    is refused for `error`; "leaving" where it was removed or moved a moment ago; "not served" where the server does
+    not send it any requests, which clients find out. Counts are since the task was attached.
+    """
+
+    name: str
+    backbone: str
+    tag: int | None = None  # None where its entry does not say it
+    state: State
+    version: int | None = None
+    weight: float | None = None
+    slo_ms: float | None = None
+    max_queue: int | None = None
+    max_queue_bytes: int | None = None
+    queued: int = 0  # requests that wait
+    requests: int = 0  # that went through the backbone
+    failures: dict[str, int] = {}  # by reason
+    service_s: float = 0.0  # seconds of the backbone's time charged to it
+    error: str = ""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it answers, with the version that its entry asks for."""
+        return self.state == "serving"
+
+
+class BackboneStatus(Report):
+    """A backbone and its tasks.
+
+    A probe can tell by it that the engine stands still: requests are `queued` or `running`, and the last batch ended
+    long ago, `last_batch_s` seconds (None before the first).
+    """
+
+    name: str
+    family: str
+    model: str
+    dtype: str  # of the weights in memory, also where the config leaves the choice
+    scheduler: str
+    slots: int
+    fmplex: str  # its version
+    pid: int = 0  # of its process, in the server's container; 0 from an older backbone
+    up_s: float
+    batches: int
+    last_batch_s: float | None
+    queued: int  # requests of all tasks that wait
+    running: int  # requests of the batch at hand
+    failures: dict[str, int]  # by reason, of requests that name no task
+    tasks: tuple[TaskStatus, ...]

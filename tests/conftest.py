@@ -1,0 +1,38 @@
+"""How `make test` spreads the tests over processes, and what these may say."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+MEASURING = ("account", "family_contract", "life", "second_family", "shutdown")  # of tests/triton
+
+
+class FilesWhole(LoadScopeScheduling):
+    """Files stay whole, for their fixtures; those that measure shares and delays run one after the other."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "measuring" if file in {f"tests/triton/test_{name}.py" for name in MEASURING} else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesWhole:
+    """Wherever processes are asked for."""
+    return FilesWhole(config, log)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escape what no encoding has, such as names of files that are not UTF-8: processes exchange reports as UTF-8."""
+    report = yield
+    report.sections = [(_encodable(title), _encodable(text)) for title, text in report.sections]
+    if report.longrepr is not None and (shown := _encodable(str(report.longrepr))) != str(report.longrepr):
+        report.longrepr = shown
+    return report
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

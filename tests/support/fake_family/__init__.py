@@ -1,0 +1,1 @@
+"""A family for tests, with a spec, a runtime and no model."""

@@ -1,0 +1,239 @@
+"""What the reply thread makes of outcomes: answers and receipts, parts in order, errors, and the reply latency."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from backend_fixtures import EngineRig, TextExtensions
+from service_fixtures import Gate, ServiceRig, until
+
+from fmplex_backend.errors import ExecutionFailed
+from fmplex_backend.serving.replies import REPORT_EVERY, Replies
+from fmplex_backend.types import Answer, Failed, Finished, Reply, Request, Running, Vfm, Work
+
+
+def test_an_answer_and_its_receipt(rig: ServiceRig) -> None:
+    reply = rig.ask(1, text="three words here")
+    assert isinstance(reply, Answer)
+    assert np.array_equal(reply.tensors["EMBEDDING"], [[3, 2]])
+    assert reply.usage.batch_items == 1
+
+
+def test_the_receipt_says_how_long_a_request_waited_and_ran(gated: ServiceRig, gate: Gate) -> None:
+    start = time.monotonic()
+    gated.submit(0)
+    gate.wait()
+    running = time.monotonic()
+    gated.submit(1)
+    waiting = time.monotonic()
+    gate.step()
+    gate.wait()
+    second = time.monotonic()
+    gate.step()
+    gated.caller.wait()
+    end = time.monotonic()
+    first_usage, second_usage = (gated.caller.answer(number).usage for number in (0, 1))
+    assert first_usage.queue_us <= 1e6 * (running - start)
+    assert 1e6 * (waiting - running) - 1 <= first_usage.compute_us <= 1e6 * (second - start)
+    assert second_usage.queue_us <= 1e6 * (second - running)
+    assert second_usage.queue_us + second_usage.compute_us >= 1e6 * (second - waiting) - 2
+    assert second_usage.compute_us <= 1e6 * (end - waiting)
+
+
+def test_each_task_is_answered_with_its_own_extensions(rig: ServiceRig) -> None:
+    for number in range(40):
+        rig.submit(number % 2)
+    rig.caller.wait()
+    marks = [float(rig.caller.answer(number).tensors["EMBEDDING"][0, 1]) for number in range(40)]
+    assert marks == [1.0, 2.0] * 20
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("text", ["too much", "stream steps=3 too much"])
+def test_an_answer_that_is_no_number_is_never_sent(rig: ServiceRig, text: str, value: float) -> None:
+    """The others of the batch are answered."""
+    runtime: Any = rig.service.runtime
+    plain = runtime.tensors
+
+    def tensors(rows: Any, extensions: Any) -> Any:
+        made = plain(rows, extensions)
+        if rows != [["some", "words"]]:
+            made["EMBEDDING"][-1, 0] = value
+        return made
+
+    runtime.tensors = tensors
+    numbers = [rig.submit(0), rig.submit(0, text=text), rig.submit(0), rig.submit(1)]
+    rig.caller.wait()
+    assert [rig.codes()[number] for number in numbers] == ["", "INTERNAL", "", ""]
+    assert "the answer of 'one' holds NaN or infinite numbers in EMBEDDING" in rig.caller.failure(1)[1]
+    assert not rig.caller.parts[1]
+    vfm: Any = rig.service.loader.table[0]
+    assert vfm.replied.failures == {"not_finite": 1}
+
+
+@pytest.mark.parametrize(("text", "code"), [("refuse", "INVALID_ARG"), ("crash", "INTERNAL"), ("fail", "INTERNAL")])
+def test_what_fails_fails_alone(rig: ServiceRig, text: str, code: str) -> None:
+    numbers = [rig.submit(0), rig.submit(0, text=text), rig.submit(1)]
+    rig.caller.wait()
+    assert [rig.codes()[number] for number in numbers] == ["", code, ""]
+
+
+def test_a_decoder_that_raises_fails_its_request_alone(rig: ServiceRig) -> None:
+    numbers = [rig.submit(0), rig.submit(0, text="undecodable"), rig.submit(0, text="poison"), rig.submit(0)]
+    rig.caller.wait()
+    assert [rig.codes()[number] for number in numbers] == ["", "INTERNAL", "INTERNAL", ""]
+    assert "the decoder of 'one' raised ValueError" in rig.caller.failure(1)[1]
+    vfm: Any = rig.service.loader.table[0]
+    assert vfm.replied.failures == {"execution": 1}
+
+
+def test_the_scheduler_learns_how_long_answers_take_to_leave(rig: ServiceRig) -> None:
+    now = [100.0]
+    rig.service.engine.clock = lambda: now[0]
+    call = rig.caller.call((0,))
+
+    def slow(reply: Reply, final: bool) -> None:
+        now[0] += 0.25  # a server that takes its time
+        call.send(reply, final)
+
+    rig.service.submit(replace(call, send=slow))
+    rig.caller.wait()
+    until(lambda: rig.service.engine.scheduler.reply_latency == 0.25)
+    for _ in range(REPORT_EVERY):
+        rig.ask(0)
+    until(lambda: 0.2 < rig.service.engine.scheduler.reply_latency < 0.25)
+
+
+# -- replies of several parts
+
+
+def test_parts_come_in_order_before_the_last_reply(rig: ServiceRig) -> None:
+    rig.ask(0, text="stream steps=4 a b c")
+    words = [float(part.tensors["EMBEDDING"][0, 0]) for part in rig.caller.parts[0]]
+    assert words == [1.0, 2.0, 3.0]
+    answer = rig.caller.answer(0)
+    assert float(answer.tensors["EMBEDDING"][0, 0]) == 5.0
+    times = [part.usage.queue_us + part.usage.compute_us for part in (*rig.caller.parts[0], answer)]
+    assert times == sorted(times)
+    vfm: Any = rig.service.loader.table[0]
+    assert (vfm.engine.requests, vfm.depth) == (1, 0)
+
+
+def test_a_part_that_cannot_be_decoded_fails_its_request_alone(rig: ServiceRig) -> None:
+    numbers = [rig.submit(0, text=text) for text in ("stream steps=1000 undecodable a", "stream steps=3 a")]
+    rig.caller.wait()
+    assert [rig.codes()[number] for number in numbers] == ["INTERNAL", ""]
+    assert "the decoder of 'one' raised ValueError" in rig.caller.failure(0)[1]
+    assert [len(parts) for parts in rig.caller.parts] == [2, 2]
+    vfm: Any = rig.service.loader.table[0]
+    assert vfm.replied.failures == {"execution": 1}
+    until(lambda: vfm.depth == 0 and not rig.service.engine.scheduler.queued)
+    assert rig.service.engine.counts.batches < 1000  # nothing runs for a request that was answered
+
+
+def test_a_part_that_cannot_be_sent_fails_its_request(rig: ServiceRig) -> None:
+    """A backbone whose config does not let a request have several responses."""
+    call = rig.caller.call((0,), "stream steps=1000")
+
+    def send(reply: Reply, final: bool) -> None:
+        if not final:
+            raise ExecutionFailed("one response only")
+        call.send(reply, final)
+
+    rig.service.submit(replace(call, send=send))
+    rig.caller.wait()
+    assert rig.caller.failure() == ("INTERNAL", "one response only")
+    vfm: Any = rig.service.loader.table[0]
+    assert vfm.replied.failures == {"execution": 1}
+    until(lambda: vfm.depth == 0 and not rig.service.engine.scheduler.queued)
+    assert rig.service.engine.counts.batches < 1000
+
+
+# -- the thread alone
+
+
+class ReplyRig:
+    """A queue of replies with no thread yet, and an engine that keeps what it is told of their latency."""
+
+    def __init__(self) -> None:
+        self.engine = EngineRig().engine
+        self.replies = Replies(self.engine.runtime)
+        self.sent: list[tuple[Reply, bool]] = []
+        self.vfm = Vfm(0, "task")
+        self.told: list[float] = []
+        self.engine.set_reply_latency = self.told.append  # type: ignore[method-assign]
+
+    def request(self, latency: float = 0.0) -> Request:
+        """One that ran, and whose reply is sent so many seconds after its batch."""
+
+        def send(reply: Reply, final: bool) -> None:
+            self.sent.append((reply, final))
+            request.arrived_at = self.engine.clock() - latency
+
+        request = Request(self.vfm, {}, (), 0.0, send)
+        request.extensions = TextExtensions()
+        return request
+
+    def put(self, *latencies: float) -> None:
+        """Requests that are finished."""
+        for latency in latencies:
+            self.replies.put(self.request(latency), Finished([["a"]]))
+
+    def told_so_far(self) -> list[float]:
+        """Once the engine has received what was posted."""
+        self.engine.step(wait=False)
+        return self.told
+
+
+def test_the_engine_is_told_of_a_peak_once_no_more_replies_wait_and_of_its_decay_now_and_then() -> None:
+    rig = ReplyRig()
+    rig.put(0.1, 0.2, 0.3)
+    thread = threading.Thread(target=rig.replies.run_forever, args=(rig.engine,))
+    thread.start()
+    until(lambda: bool(rig.told_so_far()))
+    assert rig.told == [pytest.approx(0.3)]
+    rig.put(*[0.0] * REPORT_EVERY)
+    until(lambda: len(rig.told_so_far()) == 2)
+    assert rig.told[1] == pytest.approx(0.3 * 0.98**REPORT_EVERY)
+    rig.replies.stop()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert len(rig.told_so_far()) == 2
+
+
+def test_what_is_left_when_the_thread_has_died_is_answered_with_an_error() -> None:
+    rig = ReplyRig()
+
+    def broken(reply: Reply, final: bool) -> None:
+        raise OSError("the server is gone")
+
+    first, second, third = rig.request(), rig.request(), rig.request()
+    first.send = broken
+    rig.replies.put(first, Finished([["a"]]))
+    rig.replies.put(second, Running(Work(1, 1, 1), [["a"]]))
+    rig.replies.put(third, Finished([["a"]]))
+    with pytest.raises(OSError, match="the server is gone"):
+        rig.replies.run_forever(rig.engine)
+    error = ExecutionFailed("dead")
+    rig.replies.fail_all(error)
+    assert rig.sent == [(Failed(error), True)] * 2
+    assert all(request.resolved for request in (first, second, third))
+
+
+def test_nothing_is_decoded_for_a_request_that_was_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = ReplyRig()
+    decoded: list[Request] = []
+    monkeypatch.setattr(rig.replies, "_decode", lambda request, value: decoded.append(request))
+    request = rig.request()
+    request.resolve(Failed(ExecutionFailed("before")))
+    rig.replies.put(request, Running(Work(1, 1, 1), [["a"]]))
+    rig.replies.put(request, Finished([["a"]]))
+    rig.replies.stop()
+    rig.replies.run_forever(rig.engine)
+    assert decoded == []
+    assert len(rig.sent) == 1

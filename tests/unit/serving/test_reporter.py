@@ -1,0 +1,183 @@
+"""A backbone's status: what it says of each task, and that it is said whatever the engine does."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from backend_fixtures import bytes_of, write_config, write_task, write_version
+from service_fixtures import Gate, ServiceRig, until
+
+from fmplex_backend.serving.intake import Call
+from fmplex_backend.status import BackboneStatus, TaskStatus
+from fmplex_backend.types import MAX_QUEUE_BYTES, Answer, Failed, Reply
+
+
+class Asked:
+    """A request for the status, and its one reply."""
+
+    def __init__(self, rig: ServiceRig, cells: Any) -> None:
+        self.replies: list[Reply] = []
+        rig.service.submit(Call({"TASK": cells}, ["STATUS"], {}, self._reply))
+
+    def _reply(self, reply: Reply, final: bool) -> None:
+        assert final
+        self.replies.append(reply)
+
+    def status(self) -> BackboneStatus:
+        until(lambda: bool(self.replies))
+        (reply,) = self.replies
+        assert isinstance(reply, Answer), reply
+        return BackboneStatus.model_validate_json(reply.tensors["STATUS"].item())
+
+
+def status(rig: ServiceRig, name: str = "") -> BackboneStatus:
+    return Asked(rig, bytes_of(name)).status()
+
+
+def only(rig: ServiceRig, name: str) -> TaskStatus:
+    """One task, once the repository has been read."""
+    (task,) = status(rig, name).tasks
+    return task
+
+
+def test_a_backbone_and_its_tasks(rig: ServiceRig) -> None:
+    for _ in range(3):
+        rig.ask(0)
+    rig.failure(0, parameters={"slo_ms": "soon"})
+    rig.failure(9)
+    found = status(rig)
+    assert (found.name, found.model, found.scheduler, found.slots) == ("base", "none", "bfq", 256)
+    assert found.dtype == rig.service.runtime.dtype == "float32"  # its config says auto
+    assert (found.batches, found.queued, found.running) == (3, 0, 0)
+    assert found.failures == {"invalid": 1}
+    assert found.last_batch_s is not None
+    assert 0 <= found.last_batch_s <= found.up_s
+    one, two = found.tasks
+    assert (one.name, one.backbone, one.tag, one.state, one.version) == ("one", "base", 0, "serving", 1)
+    assert (one.weight, one.slo_ms, one.max_queue, one.error) == (1.0, None, 1024, "")
+    assert one.max_queue_bytes == MAX_QUEUE_BYTES
+    assert (one.requests, one.queued, one.failures) == (3, 0, {"invalid": 1})
+    assert one.service_s > 0
+    assert (two.name, two.requests, two.service_s) == ("two", 0, 0.0)
+    assert one.healthy
+
+
+def test_a_refused_task_says_why_and_counts(rig: ServiceRig, tmp_path: Path) -> None:
+    write_config(tmp_path, "half", 5)
+    half = only(rig, "half")
+    assert (half.tag, half.state, half.version) == (5, "refused", None)
+    assert "there is no such version directory" in half.error
+    rig.failure(5)
+    assert only(rig, "half").failures == {"refused": 1}
+    write_version(tmp_path, "half", 1, {})
+    assert only(rig, "half").state == "serving"
+
+
+def test_an_entry_that_cannot_be_read_has_no_tag(rig: ServiceRig, tmp_path: Path) -> None:
+    write_config(tmp_path, "torn", 5).write_text('"base" {')
+    torn = only(rig, "torn")
+    assert (torn.tag, torn.state) == (None, "refused")
+    assert "not a Triton model configuration" in torn.error
+
+
+def test_a_name_that_is_no_utf_8_is_written_out(rig: ServiceRig, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"x\xff")
+    odd.mkdir()
+    (odd / "config.pbtxt").write_text('"base" {')
+    rig.service.loader.refresh()
+    assert "x\\xff" in [task.name for task in status(rig).tasks]
+    assert only(rig, "x\\xff").state == "refused"
+
+
+def test_a_status_that_cannot_be_told_is_an_error_of_that_request(
+    rig: ServiceRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(name: str) -> BackboneStatus:
+        raise RuntimeError("torn")
+
+    monkeypatch.setattr(rig.service.reporter, "status", told)
+    for name in ("", "one"):
+        asked = Asked(rig, bytes_of(name))
+        until(lambda asked=asked: bool(asked.replies))  # type: ignore[misc]
+        (reply,) = asked.replies
+        assert isinstance(reply, Failed)
+        assert (reply.error.code, "torn" in str(reply.error)) == ("INTERNAL", True)
+    rig.ask(0)
+
+
+def test_a_refused_version_leaves_the_former_one_serving(rig: ServiceRig, tmp_path: Path) -> None:
+    write_version(tmp_path, "one", 2, {})
+    (tmp_path / "one" / "2" / "task.json").write_text("{")
+    one = only(rig, "one")
+    assert (one.state, one.version) == ("serving former version", 1)
+    assert "2/task.json" in one.error
+    assert not one.healthy
+
+
+def test_extensions_that_cannot_be_attached_are_a_refusal(
+    rig: ServiceRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def attach(extensions: Any) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(rig.service.runtime, "attach", attach)
+    write_task(tmp_path, "large", 4)
+    assert only(rig, "large").tag == 4
+    until(lambda: only(rig, "large").state == "refused")
+    assert "no room" in only(rig, "large").error
+
+
+def test_a_task_that_was_removed_is_leaving(rig: ServiceRig, tmp_path: Path) -> None:
+    rig.service.loader.grace = 100.0
+    (tmp_path / "two").rename(tmp_path.parent / f"{tmp_path.name}-two")
+    assert only(rig, "two").state == "leaving"
+
+
+def test_a_name_that_no_task_has(rig: ServiceRig) -> None:
+    assert status(rig, "nobody").tasks == ()
+
+
+@pytest.mark.parametrize("cells", [bytes_of("one", "two"), np.array([[b"\xff"]], dtype=np.object_), bytes_of()])
+def test_what_is_no_name_is_refused(rig: ServiceRig, cells: Any) -> None:
+    asked = Asked(rig, cells)
+    (reply,) = asked.replies
+    assert isinstance(reply, Failed)
+    assert reply.error.code == "INVALID_ARG"
+
+
+def test_it_is_answered_while_a_pass_hangs_and_the_queue_is_full(gated: ServiceRig, gate: Gate) -> None:
+    gated.submit(0)
+    gate.wait()
+    for _ in range(5):
+        gated.submit(0)  # its max_queue is 3
+    for found in (Asked(gated, bytes_of("")).status(), status(gated, "one")):
+        assert (found.queued, found.running, found.batches) == (3, 1, 1)
+        assert found.last_batch_s is None
+        assert found.tasks[0].failures == {"queue_full": 2}
+
+
+def test_it_is_answered_after_the_end(tmp_path: Path) -> None:
+    """The look-up thread is gone: a request that comes meanwhile must not hang."""
+    write_task(tmp_path, "one", 0)
+    rig = ServiceRig(tmp_path)
+    rig.service.start()
+    rig.stop()
+    assert [task.name for task in status(rig, "one").tasks] == ["one"]
+
+
+def test_a_hundred_tasks_take_little_time(tmp_path: Path) -> None:
+    for tag in range(100):
+        write_task(tmp_path, f"task{tag}", tag)
+    rig = ServiceRig(tmp_path)
+    rig.service.loader.refresh()
+    taken = []
+    for _ in range(20):
+        start = time.perf_counter()
+        assert len(Asked(rig, bytes_of("")).status().tasks) == 100
+        taken.append(time.perf_counter() - start)
+    assert min(taken) < 0.02, "reading the answer included"

@@ -1,0 +1,385 @@
+"""Who has a tag: no request is ever answered by another task's vFM, whatever repository and server go through."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from backend_fixtures import BACKBONE, LoaderRig, edit, write_config, write_task
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fmplex_backend.errors import TaskRefused
+from fmplex_backend.repository.tasks import CONFIG, BrokenTask, Entry, Repository
+from fmplex_backend.serving.ownership import Ownership
+from fmplex_backend.serving.tags import Tags
+from fmplex_backend.types import Vfm
+
+GRACE = 2.0
+BROKEN = TaskRefused("config.pbtxt", "name", "it is wrong", "Correct it")
+
+# -- the decision alone
+
+
+class TagsRig:
+    """Tags, and what they ask."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.loaded: set[str] | None = set()
+        self.moved: set[tuple[str, int]] = set()
+        self.tags = Tags(
+            lambda: self.now,
+            is_loaded=lambda name: None if self.loaded is None else name in self.loaded,
+            has_moved=lambda name, tag: (name, tag) in self.moved,
+            oldest=min,
+            grace=GRACE,
+        )
+
+    def settle(self, **tags: int | None) -> None:
+        """A round in which the repository has these tasks, with these tags."""
+        entries: dict[str, Entry] = {name: BrokenTask(name, tag, BROKEN) for name, tag in tags.items()}
+        self.tags.settle(entries)
+
+
+@pytest.fixture
+def rig() -> TagsRig:
+    return TagsRig()
+
+
+def test_at_a_start_the_one_that_is_loaded_alone_keeps_a_tag_else_the_older(rig: TagsRig) -> None:
+    rig.loaded = {"b", "y", "x"}
+    rig.settle(a=0, b=0, x=1, y=1, m=2, n=2)
+    assert rig.tags.keepers == {0: "b", 1: "x", 2: "m"}
+    assert rig.tags.newcomers == {0: ("a",), 1: ("y",), 2: ("n",)}
+    assert rig.tags.rivals == {1: ("y",)}
+
+
+def test_before_the_first_request_nothing_is_contested_but_a_former_tasks_tag(rig: TagsRig) -> None:
+    """Whether the server has loaded a task is not known by then."""
+    rig.loaded = None
+    rig.settle(a=0, b=0, c=1)
+    assert rig.tags.rivals == {}
+    assert rig.tags.may_send("b", 0)
+    rig.settle(a=0, b=0, d=1)
+    rig.now += GRACE
+    rig.settle(a=0, b=0, d=1)
+    assert rig.tags.rivals == {1: ("c",)}
+    rig.loaded = {"a", "b"}
+    rig.settle(a=0, b=0, d=1)
+    assert rig.tags.rivals == {0: ("b",), 1: ("c",)}
+    rig.now += GRACE
+    rig.settle(a=0, b=0, d=1)
+    assert rig.tags.rivals == {0: ("b",)}
+
+
+def test_who_keeps_a_tag_keeps_it_also_while_its_entry_cannot_be_read(rig: TagsRig) -> None:
+    rig.settle(b=0)
+    rig.settle(a=0, b=0)
+    rig.loaded = {"a"}
+    rig.settle(a=0, b=None)
+    assert rig.tags.keepers == {0: "b"}
+    rig.settle(a=0)
+    assert rig.tags.keepers == {0: "a"}
+
+
+def test_a_former_task_is_a_rival_until_it_was_seen_unloaded_for_the_grace(rig: TagsRig) -> None:
+    rig.settle(a=0)
+    rig.settle()
+    rig.now = 100.0
+    rig.loaded = {"a"}
+    rig.settle(b=0)
+    assert rig.tags.rivals == {0: ("a",)}
+    rig.loaded = set()
+    rig.settle(b=0)
+    rig.loaded = {"a"}  # loaded again, by an entry that is not this one
+    rig.now += GRACE - 0.1
+    rig.settle(b=0)
+    assert rig.tags.rivals == {0: ("a",)}
+    rig.now += 0.2
+    rig.settle(b=0)
+    assert rig.tags.rivals == {}
+
+
+def test_a_task_that_moved_is_no_rival_once_requests_come_with_its_new_tag(rig: TagsRig) -> None:
+    rig.loaded = {"a", "b"}
+    rig.settle(a=0)
+    rig.settle(a=1, b=0)
+    assert rig.tags.rivals == {0: ("a",)}
+    rig.moved = {("a", 0)}
+    rig.settle(a=1, b=0)
+    rig.now += GRACE
+    rig.settle(a=1, b=0)
+    assert rig.tags.rivals == {}
+
+
+def test_a_newcomer_that_was_never_loaded_is_no_rival(rig: TagsRig) -> None:
+    rig.settle(a=0)
+    rig.settle(a=0, b=0)
+    rig.settle(a=0)
+    assert rig.tags.rivals == {}
+    rig.settle(a=0, b=0)
+    assert not rig.tags.may_send("b", 0)
+    rig.loaded = {"b"}
+    assert rig.tags.may_send("b", 0)
+
+
+def test_it_is_known_when_a_rival_that_was_unloaded_sends_no_more(rig: TagsRig) -> None:
+    rig.settle(a=0, c=1)
+    assert rig.tags.until == math.inf
+    rig.loaded = {"b"}
+    rig.settle(a=0, b=0, c=1)
+    assert rig.tags.until == math.inf, "it may be loaded for ever"
+    rig.loaded = set()
+    rig.settle(a=0, b=0, c=1)
+    assert rig.tags.until == GRACE
+    rig.now = 1.0
+    rig.settle(a=0, b=0)
+    assert rig.tags.until == GRACE, "the first of two"
+    rig.now = GRACE
+    rig.settle(a=0, b=0)
+    assert rig.tags.rivals.get(0, ()) == ()
+
+
+def test_a_newcomer_that_is_loaded_again_is_a_rival_again(rig: TagsRig) -> None:
+    rig.settle(a=0)
+    for loaded, rivals in ((set(), {}), ({"b"}, {0: ("b",)}), (set(), {0: ("b",)}), ({"b"}, {0: ("b",)})):
+        rig.loaded = loaded
+        rig.settle(a=0, b=0)
+        assert rig.tags.rivals == rivals
+        rig.now += GRACE - 0.1
+
+
+# -- with a loader, and a server that sends by the entries it has loaded
+
+
+class Served:
+    """A repository, a loader over it, and a server's models. Time passes by hand."""
+
+    def __init__(self, root: Path) -> None:
+        self.rig = LoaderRig(root, grace=GRACE)
+        self.root, self.models, self.loader = root, self.rig.models, self.rig.loader
+        self.ownership = Ownership(self.loader, self.rig.engine_rig.clock)
+        self.sent_by: dict[str, int] = {}  # by task: the tag in the entry that the server has loaded
+
+    def put(self, name: str, tag: int) -> None:
+        """A new directory, or another tag in one that is there."""
+        if (self.root / name).exists():
+            write_config(self.root, name, tag)
+            return
+        aside = self.root.parent / "aside"
+        aside.mkdir(exist_ok=True)
+        write_task(aside, name, tag)
+        (aside / name).rename(self.root / name)
+
+    def remove(self, name: str) -> None:
+        shutil.rmtree(self.root / name, ignore_errors=True)
+
+    def load(self, name: str) -> None:
+        """As it stands on disk, where it is there."""
+        if (tag := self.on_disk().get(name)) is not None:
+            self.sent_by[name] = tag
+            self.models.loaded.add(name)
+
+    def unload(self, name: str) -> None:
+        self.sent_by.pop(name, None)
+        self.models.loaded.discard(name)
+
+    def on_disk(self) -> dict[str, int]:
+        repository = Repository(self.root, BACKBONE)  # the server has no part in what the loader remembers
+        found = ((path.name, repository.tag(path.name)) for path in self.root.iterdir())
+        return {name: tag for name, tag in found if tag is not None}
+
+    def round(self, name: str = "") -> None:
+        """What the watch does every now and then."""
+        self.loader.unload_newcomers()
+        for unloaded in set(self.sent_by) - self.models.loaded:
+            del self.sent_by[unloaded]
+        self.rig.refresh()
+
+    def tick(self, name: str = "") -> None:
+        self.rig.engine_rig.clock.sleep(0.7)
+
+    def ask(self, name: str) -> str:
+        """A request by a task's loaded entry: the name of the vFM that answers it, or "" where none does."""
+        if name not in self.sent_by:
+            return ""
+        tag = self.sent_by[name]
+        found = self.loader.table.get(tag)
+        if found is None or (isinstance(found, Vfm) and not self.ownership.is_certain(found.name, tag)):
+            self.rig.refresh()
+            found = self.loader.table.get(tag)
+        return found.name if isinstance(found, Vfm) else ""
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Served:
+    (tmp_path / "repository").mkdir()
+    return Served(tmp_path / "repository")
+
+
+NAMES = st.sampled_from(["a", "b", "c"])
+STEPS = st.one_of(
+    st.tuples(st.just("put"), NAMES, st.integers(0, 1)),
+    st.tuples(st.sampled_from(["remove", "load", "load", "unload", "round", "tick"]), NAMES),
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(STEPS, max_size=20))
+def test_no_tag_is_ever_answered_by_another_tasks_vfm(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, ...]]
+) -> None:
+    root = tmp_path_factory.mktemp("served") / "repository"
+    root.mkdir()
+    served = Served(root)
+    for action, *arguments in steps:
+        getattr(served, action)(*arguments)
+        for name in "abc":
+            assert served.ask(name) in ("", name), (action, arguments)
+    for name in set(served.sent_by) | {"a", "b", "c"}:  # in the end the server has what is on disk
+        served.unload(name)
+    for _ in range(2):
+        served.round()
+        served.rig.engine_rig.clock.sleep(GRACE)
+    served.round()
+    tags = served.on_disk()
+    for name, tag in tags.items():
+        if list(tags.values()).count(tag) == 1:
+            served.load(name)
+            assert served.ask(name) == name
+
+
+# -- before the watch tells of it
+
+
+def test_a_directory_that_came_is_seen_with_the_request(served: Served) -> None:
+    served.put("a", 0)
+    served.load("a")
+    assert served.ask("a") == "a"
+    served.remove("a")
+    served.put("b", 0)
+    served.load("b")
+    assert (served.ask("b"), served.ask("a")) == ("", "")
+
+
+def test_a_directory_that_fills_slowly_is_seen_too(served: Served) -> None:
+    """As `cp -r` fills it: the repository's directory does not change when the entry comes."""
+    served.put("a", 0)
+    served.load("a")
+    (served.root / "b").mkdir()
+    assert served.ask("a") == "a"
+    write_task(served.root, "b", 0)
+    served.load("b")
+    assert (served.ask("b"), served.ask("a")) == ("", "")
+    served.round()
+    assert served.models.unloads == ["b"]
+    served.round()
+    served.rig.engine_rig.clock.sleep(GRACE)
+    served.round()
+    assert served.ask("a") == "a"
+
+
+def test_a_newcomer_that_is_loaded_is_seen_with_the_request(served: Served) -> None:
+    """Nothing changes on disk when the server loads it."""
+    for name in "ab":
+        served.put(name, 0)
+        served.round()
+    served.load("a")
+    assert served.ask("a") == "a"
+    served.load("b")
+    assert (served.ask("b"), served.ask("a")) == ("", "")
+
+
+def test_a_task_that_left_a_contested_tag_is_not_answered_for(served: Served) -> None:
+    """The requests that come may be those of the one that had the tag before."""
+    for name in "ab":
+        served.put(name, 1)
+    served.load("b")
+    assert served.ask("b") == "b"
+    served.remove("b")
+    assert served.ask("b") == ""
+    served.put("a", 0)
+    assert served.ask("b") == ""
+
+
+def test_an_entry_that_changed_is_read_with_the_request(served: Served) -> None:
+    served.put("a", 0)
+    served.load("a")
+    assert served.ask("a") == "a"
+    former = served.loader.table[0]
+    assert isinstance(former, Vfm)
+    write_config(served.root, "a", 0, weight=3.0)
+    assert served.ask("a") == "a"
+    assert served.loader.table[0] is former
+    assert former.weight == 1.0  # the watch has not been there
+    write_config(served.root, "a", 1)
+    write_task(served.root, "b", 0)
+    served.load("b")
+    assert served.ask("b") == ""
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+@pytest.mark.parametrize("in_place", [True, False])
+def test_an_entry_that_was_given_another_tasks_tag_is_seen_with_the_request(
+    served: Served, in_place: bool, is_known: bool
+) -> None:
+    """Nothing of the one that has the tag changes, nor does the repository's directory."""
+    for name, tag in (("a", 0), ("b", 1)):
+        served.put(name, tag)
+        served.load(name)
+        assert served.ask(name) == name
+    if is_known:
+        assert served.ask("a") == "a"
+    file, times = served.root / "b" / CONFIG, os.stat(served.root / "b" / CONFIG)
+    text = file.read_text().replace("VFM_1", "VFM_0")
+    if in_place:
+        file.write_text(text)
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # as it is within one tick of the file system's clock
+    else:
+        aside = served.root / "b" / "aside"
+        aside.write_text(text)
+        aside.rename(file)
+    served.load("b")
+    assert (served.ask("b"), served.ask("a")) == ("", "")
+
+
+@pytest.mark.parametrize("change", [lambda root: root.rename(root.with_name("away")), lambda root: root.chmod(0)])
+def test_a_repository_that_is_away_for_a_moment(served: Served, change: Callable[[Path], object]) -> None:
+    served.put("a", 0)
+    served.load("a")
+    assert served.ask("a") == "a"
+    change(served.root)
+    try:
+        assert served.ask("a") == "a"
+    finally:
+        if not served.root.exists():
+            served.root.with_name("away").rename(served.root)
+        served.root.chmod(0o755)
+    assert served.ask("a") == "a"
+
+
+def test_a_tag_of_one_task_costs_no_question_to_the_server(served: Served) -> None:
+    for name, tag in (("a", 0), ("b", 1)):
+        served.put(name, tag)
+        served.load(name)
+    served.round()
+    served.models.asked = 0
+    for _ in range(10):
+        assert served.ask("a") == "a"
+    assert served.models.asked == 0
+
+
+def test_a_copy_that_nobody_loads_costs_the_original_nothing_but_a_question(served: Served) -> None:
+    served.put("a", 0)
+    served.load("a")
+    shutil.copytree(served.root / "a", served.root / "b")
+    edit(served.root / "b" / "config.pbtxt", 'name: "a"', 'name: "b"')
+    shutil.copytree(served.root / "a", served.root / "a.bak")
+    for _ in range(3):
+        assert served.ask("a") == "a"
+        served.round()

@@ -1,0 +1,240 @@
+"""When the repository is read: at a change on disk, every so often where none is reported, and for unknown tags."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from backend_fixtures import LoaderRig, write_config, write_task
+
+from fmplex_backend.repository import following
+from fmplex_backend.serving import watch as watch_module
+from fmplex_backend.serving.watch import Watch
+from fmplex_backend.types import Vfm
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> LoaderRig:
+    return LoaderRig(tmp_path)
+
+
+@pytest.fixture
+def watch(rig: LoaderRig) -> Watch:
+    return Watch(rig.loader)
+
+
+@pytest.fixture
+def followed(watch: Watch) -> Iterator[list[Any]]:
+    """What `follow_forever`, on a thread, passes to `refresh`."""
+    looks: list[Any] = []
+    former = watch.loader.refresh
+
+    def refresh(names: Any = None) -> None:
+        former(names)
+        looks.append(names)
+
+    watch.loader.refresh = refresh  # type: ignore[method-assign]
+    thread = threading.Thread(target=watch.follow_forever)
+    thread.start()
+    yield looks
+    watch.stop()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def eventually(condition: Any, again: Any = None) -> None:
+    """Poll; `again` is done before each look, because the watch may begin after the first write."""
+    for _ in range(1000):
+        if again is not None:
+            again()
+        if condition():
+            return
+        threading.Event().wait(0.02)
+    raise AssertionError("it never came")
+
+
+def test_watching_follows_a_change(rig: LoaderRig, followed: list[Any]) -> None:
+    write_task(rig.root, "one", 0)
+    eventually(lambda: 5 in rig.loader.table, lambda: write_config(rig.root, "one", 5))
+    assert any(names == {"one"} for names in followed)
+
+
+@pytest.mark.parametrize("error", [OSError("no inotify handles are left"), RuntimeError("not supported")])
+def test_where_the_system_reports_no_changes_the_repository_is_polled(
+    rig: LoaderRig, watch: Watch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    def broken(*args: Any, **options: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(following, "watch", broken)
+    monkeypatch.setattr(following, "POLL_S", 0.01)
+    thread = threading.Thread(target=watch.follow_forever)
+    thread.start()
+    write_task(rig.root, "one", 3)
+    eventually(lambda: 3 in rig.loader.table)
+    watch.stop()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert str(error) in caplog.text
+
+
+def test_while_something_waits_for_the_server_rounds_come_by_themselves(
+    rig: LoaderRig, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "SETTLE_S", 0.01)
+    write_task(rig.root, "one", 0)
+    rig.refresh()
+    rounds: list[Any] = []
+    former = watch.loader.refresh
+
+    def refresh(names: Any = None) -> None:
+        rounds.append(names)
+        former(names)
+
+    monkeypatch.setattr(watch.loader, "refresh", refresh)
+    thread = threading.Thread(target=watch.settle_forever)
+    thread.start()
+    threading.Event().wait(0.1)
+    assert rounds == []
+    write_task(rig.root, "two", 0)
+    rig.models.loaded = {"two"}
+    former()
+    eventually(lambda: rig.models.unloads == ["two"])
+    eventually(lambda: isinstance(rig.loader.table[0], Vfm))
+    assert set(rounds) == {()}
+    watch.stop()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_a_newcomer_that_a_request_finds_is_unloaded_at_once(
+    rig: LoaderRig, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "SETTLE_S", 1000.0)
+    write_task(rig.root, "one", 0)
+    rig.refresh()
+    write_task(rig.root, "two", 0)
+    rig.models.loaded = {"two"}
+    threads = [threading.Thread(target=main) for main in (watch.settle_forever, watch.look_up_forever)]
+    for thread in threads:
+        thread.start()
+    watch.look_up(lambda: None)
+    eventually(lambda: rig.models.unloads == ["two"])
+    watch.stop()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_a_path_names_the_directory_that_it_is_in(watch: Watch) -> None:
+    root = watch._following.root
+    paths = [root, root / "one", root / "two" / "1" / "task.json", root.parent, root.parent / "three" / "config.pbtxt"]
+    assert watch._following._names(map(str, paths)) == {"one", "two"}
+
+
+def test_changes_are_followed_again_after_some_polls(
+    rig: LoaderRig, watch: Watch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries: list[str] = []
+
+    def sometimes(*args: Any, **options: Any) -> Any:
+        tries.append("")
+        if len(tries) == 3:
+            watch.stop()
+            return []
+        raise OSError("no inotify handles are left")
+
+    monkeypatch.setattr(following, "watch", sometimes)
+    monkeypatch.setattr(following, "POLL_S", 0.001)
+    monkeypatch.setattr(following, "POLLS", 2)
+    watch.follow_forever()
+    assert len(tries) == 3
+    assert caplog.text.count("are polled for") == 1, "the same thing is said once"
+
+
+def test_a_look_up_is_answered_after_a_look(rig: LoaderRig, watch: Watch) -> None:
+    write_task(rig.root, "one", 0)
+    found: list[bool] = []
+    for _ in range(3):
+        watch.look_up(lambda: found.append(0 in rig.loader.table))
+    watch.stop()
+    thread = threading.Thread(target=watch.look_up_forever)
+    thread.start()
+    thread.join(20)
+    assert found == [True] * 3
+    assert not thread.is_alive()
+
+
+def test_look_ups_that_nobody_serves_are_given_back_and_the_thread_ends(watch: Watch) -> None:
+    def one() -> None: ...
+    def two() -> None: ...
+
+    watch.look_up(one)
+    watch.look_up(two)
+    assert watch.unanswered() == [one, two]
+    thread = threading.Thread(target=watch.look_up_forever)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_look_ups_that_were_taken_when_the_thread_dies_are_given_back(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("a bug")
+
+    def one() -> None: ...
+
+    watch.look_up(broken)
+    watch.look_up(one)
+    with pytest.raises(RuntimeError, match="a bug"):
+        watch.look_up_forever()
+    assert watch.unanswered() == [one]
+
+
+def test_a_look_that_fails_is_not_the_last(
+    rig: LoaderRig, watch: Watch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    found: list[bool] = []
+    fails = [True, False]
+    former = watch.loader.refresh
+
+    def refresh(names: Any = None) -> None:
+        if fails.pop(0):
+            raise ValueError("embedded null byte")
+        former(names)
+
+    monkeypatch.setattr(watch.loader, "refresh", refresh)
+    write_task(rig.root, "one", 0)
+    watch.look_up(lambda: (found.append(0 in rig.loader.table), watch.look_up(last)))
+
+    def last() -> None:
+        found.append(0 in rig.loader.table)
+        watch.stop()
+
+    watch.look_up_forever()
+    assert found == [False, True]
+    assert "embedded null byte" in caplog.text
+
+
+def test_a_name_that_is_not_utf8_is_polled_for(
+    rig: LoaderRig, watch: Watch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Watchfiles gives up at such a name; the other tasks' changes are seen none the less."""
+    monkeypatch.setattr(following, "POLL_S", 0.01)
+    monkeypatch.setattr(following, "POLLS", 2)
+    odd = rig.root / os.fsdecode(b"x\xff")
+    odd.mkdir()
+    thread = threading.Thread(target=watch.follow_forever)
+    thread.start()
+    eventually(lambda: "are polled for" in caplog.text, lambda: (odd / "file").write_text("x"))
+    write_task(rig.root, "tâche", 3)
+    eventually(lambda: 3 in rig.loader.table)
+    watch.stop()
+    thread.join(20)
+    assert not thread.is_alive()

@@ -1,0 +1,214 @@
+"""Rounds over a repository on disk and a server that only remembers, by a clock of the test's own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from backend_fixtures import text_task, write_config, write_version
+from live_server import status, task
+from task_fixtures import BASE, tiny_repository
+
+from fmplex_backend.errors import ServerProblem, Unreachable
+from fmplex_backend.repository.configs import read_config
+from fmplex_backend.status import BackboneStatus
+from fmplex_controller.sidecar.controller import POLL_S, SOON_S, Controller
+from fmplex_controller.sidecar.seen import Miss
+
+DEAD = Miss("it is dead", enough=2)
+EMBEDDING = text_task({"kind": "embedding"})
+
+
+class FakeTriton:
+    """Loads whatever it is told to, but for what `refuses` says."""
+
+    def __init__(self) -> None:
+        self.models: set[str] = set()
+        self.calls: list[str] = []
+        self.refuses: dict[str, ServerProblem] = {}
+        self.errors: dict[str, str] = {}  # by task: why its backbone refuses it
+        self.problem: ServerProblem | None = None
+
+    def loaded(self) -> set[str]:
+        if self.problem is not None:
+            raise self.problem
+        return set(self.models)
+
+    def load(self, name: str) -> None:
+        if name in self.refuses:
+            raise self.refuses[name]
+        self.calls.append(f"load {name}")
+        self.models.add(name)
+
+    def unload(self, name: str) -> None:
+        self.calls.append(f"unload {name}")
+        self.models.discard(name)
+
+    def status(self, backbone: str, name: str = "") -> BackboneStatus:
+        names = [name] if name else sorted(self.models - {backbone})
+        return status(
+            *(
+                task(each, state="refused" if each in self.errors else "serving", error=self.errors.get(each, ""))
+                for each in names
+                if each != "unknown"
+            )
+        )
+
+
+class Rig:
+    """A controller whose rounds and time the test decides."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.now = root, 100.0
+        self.triton = FakeTriton()
+        self.begin_anew()
+        self.pool = ThreadPoolExecutor(2)
+
+    def begin_anew(self) -> None:
+        """Another controller, which knows nothing."""
+        fake: Any = self.triton
+        self.controller = Controller(self.root, fake, lambda: self.now)
+
+    def run(self, seconds: float) -> list[str]:
+        """Rounds every half second; what the server was told in them."""
+        before = len(self.triton.calls)
+        for _ in range(int(seconds * 2)):
+            self.controller.observer.changed(None)
+            self.controller.round(self.pool)
+            for work in self.controller._working.values():
+                work.exception(20)
+            self.now += 0.5
+        return self.triton.calls[before:]
+
+    def write(self, name: str, tag: int = 1, document: Any = EMBEDDING, **terms: Any) -> Path:
+        """A task."""
+        write_config(self.root, name, tag, **terms)
+        return write_version(self.root, name, 1, document)
+
+    def error(self, name: str) -> str:
+        """What its ERROR.txt says."""
+        file = self.root / name / "ERROR.txt"
+        return file.read_text() if file.exists() else ""
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    rig = Rig(tiny_repository(tmp_path, slots=8))
+    yield rig
+    rig.pool.shutdown()
+
+
+def test_directories_come_change_and_go(rig: Rig) -> None:
+    rig.write("a")
+    assert rig.run(5) == ["load base", "load a"]
+    (rig.root / "a" / "2").mkdir()
+    assert rig.run(0.5) == []
+    (rig.root / "a" / "2" / "task.json").write_text((rig.root / "a" / "1" / "task.json").read_text())
+    assert rig.run(3) == ["load a"]
+    shutil.rmtree(rig.root / "a")
+    assert rig.run(3) == ["unload a"]
+    assert rig.run(3) == []
+
+
+def test_another_controller_goes_on_where_one_was_killed(rig: Rig) -> None:
+    rig.write("a")
+    rig.write("b", 2)
+    rig.run(5)
+    shutil.rmtree(rig.root / "b")
+    rig.write("c", 3)
+    rig.begin_anew()
+    assert sorted(rig.run(6)) == ["load a", "load base", "load c", "unload b"]
+    assert rig.run(3) == []
+
+
+def test_a_bad_one_gets_an_error_that_goes_when_it_is_mended(rig: Rig) -> None:
+    version = rig.write("a", document={"family": "text-encoder", "decoder": {"kind": "nothing"}})
+    assert rig.run(8) == ["load base"]
+    assert f"{version}/task.json: decoder: its kind should be" in rig.error("a")
+    stamp = (rig.root / "a" / "ERROR.txt").stat()
+    rig.run(3)
+    assert (rig.root / "a" / "ERROR.txt").stat() == stamp
+    write_version(rig.root, "a", 1, EMBEDDING)
+    assert rig.run(4) == ["load a"]
+    assert not rig.error("a")
+
+
+def test_what_the_backbone_or_triton_refuses_is_tried_once(rig: Rig) -> None:
+    rig.write("a")
+    rig.write("unknown", 2)
+    (rig.root / "other" / "1").mkdir(parents=True)
+    rig.triton.errors["a"] = "a/1/decoder.safetensors: weight: its shape is wrong. Train it again"
+    rig.triton.refuses["other"] = ServerProblem("no model.onnx", "INTERNAL")
+    assert rig.run(10) == ["load base"]
+    assert "weight: its shape is wrong" in rig.error("a")
+    assert f"{rig.root}/other: (directory): Triton does not load it: no model.onnx." in rig.error("other")
+    assert "does not find it in its model repository" in rig.error("unknown")
+    rig.triton.errors.clear()
+    rig.triton.refuses.clear()
+    (rig.root / "a" / "note").touch()
+    assert rig.run(3) == ["load a"]
+
+
+def test_a_server_that_is_away_is_nobodys_fault(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.write("a")
+    rig.triton.problem = Unreachable("no server there")
+    assert rig.run(5) == []
+    assert caplog.text.count("no server there") == 1
+    rig.triton.problem = None
+    rig.triton.refuses["base"] = Unreachable("it went down")
+    assert rig.run(8) == []
+    assert not rig.error("base")
+    rig.triton.refuses.clear()
+    assert rig.run(4) == ["load base", "load a"]
+
+
+def test_a_repository_that_is_away_unloads_nothing(rig: Rig) -> None:
+    rig.write("a")
+    rig.run(5)
+    rig.root.rename(rig.root.with_name("away"))
+    assert rig.run(5) == []
+    rig.root.with_name("away").rename(rig.root)
+    assert rig.run(5) == []
+
+
+def test_what_an_entry_lacks_is_written_once(rig: Rig) -> None:
+    rig.write("a")
+    shutil.copytree(rig.root / "a", rig.root / "b")
+    write_version(rig.root, "c", 1, EMBEDDING)
+    assert sorted(rig.run(8)) == ["load a", "load b", "load base", "load c"]
+    assert {read_config(rig.root / name / "config.pbtxt").name for name in "abc"} == {"a", "b", "c"}
+
+
+def test_a_repository_that_cannot_be_written_to(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("fmplex_controller.sidecar.execution.write_error", refuse)
+    rig.write("a", document={"family": "nothing"})
+    rig.run(10)
+    assert caplog.text.count("a is quarantined") == 1
+    assert caplog.text.count("no ERROR.txt can be written") == 1
+
+
+def test_rounds_come_soon_while_something_is_about_to_happen(rig: Rig) -> None:
+    assert rig.controller.round(rig.pool) == SOON_S
+    rig.run(10)
+    assert rig.controller.round(rig.pool) == POLL_S
+
+
+def test_a_backbone_that_does_not_answer_is_unloaded_and_loaded_again(rig: Rig) -> None:
+    rig.write("a")
+    rig.run(5)
+    assert rig.controller.probes.targets == {BASE}
+    rig.controller._told(BASE, DEAD, rig.now)
+    assert rig.run(1) == []
+    rig.controller._told(BASE, DEAD, rig.now)
+    assert rig.run(3) == ["unload a", "unload base", "load base"]
+    rig.controller._told(BASE, status().model_copy(update={"up_s": 0.1}), rig.now)
+    assert rig.run(2) == ["load a"]
