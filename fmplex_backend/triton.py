@@ -47,6 +47,7 @@ class TritonPythonModel:
     publisher: Publisher
     models: ServerModels
     decoupled: bool  # whether the config's transaction policy lets a request have several responses
+    batched: bool  # whether its tensors have a batch dimension; in here all have
 
     @staticmethod
     def auto_complete_config(auto_complete_model_config: Any) -> Any:
@@ -55,11 +56,12 @@ class TritonPythonModel:
         file = Path(document["name"], "config.pbtxt")
         config = load_backbone_config(file, _parameters(document))
         served = family(config.family)
-        for spec in (*(each.tensor for each in served.inputs), TASK):
+        task, status = (replace(each, dims=(*served.leading, *each.dims)) for each in (TASK, STATUS))
+        for spec in (*(each.tensor for each in served.inputs), *served.optional_inputs, task):
             auto_complete_model_config.add_input(
                 {"name": spec.name, "data_type": spec.data_type, "dims": list(spec.dims), "optional": True}
             )
-        for spec in (*served.outputs, STATUS):
+        for spec in (*served.outputs, status):
             auto_complete_model_config.add_output(
                 {"name": spec.name, "data_type": spec.data_type, "dims": list(spec.dims)}
             )
@@ -67,12 +69,15 @@ class TritonPythonModel:
             auto_complete_model_config.add_output(
                 {"name": tag_name(vfm), "data_type": "TYPE_INT64", "dims": list(USAGE_DIMS)}
             )
-        if document["max_batch_size"] == 0:
+        if not served.batched:
+            _check_unbatched(file, document)
+        elif document["max_batch_size"] == 0:
             auto_complete_model_config.set_max_batch_size(32)
         if served.streams:
             _check_decoupled(file, document)
             auto_complete_model_config.set_model_transaction_policy({"decoupled": True})
-        auto_complete_model_config.set_dynamic_batching()  # waiting requests then share one call of `execute`
+        if served.batched:
+            auto_complete_model_config.set_dynamic_batching()  # waiting requests then share one call of `execute`
         return auto_complete_model_config
 
     def initialize(self, args: dict[str, str]) -> None:
@@ -88,7 +93,8 @@ class TritonPythonModel:
         _check_instances(file, document)
 
         device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
-        max_items = document["max_batch_size"]
+        self.batched = family(config.family).batched
+        max_items = family(config.family).max_items(config, document["max_batch_size"])
 
         def make_runtime(cost: CostModel) -> Runtime:
             return family(config.family).make_runtime(config, file, device, max_items, cost.predict)
@@ -115,17 +121,20 @@ class TritonPythonModel:
         for request in requests:
             sender = request.get_response_sender()
             names = request.requested_output_names()
-            to = Destination(sender, names, self.decoupled)
+            to = Destination(sender, names, self.decoupled, self.batched)
             try:
-                inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+                inputs = {tensor.name(): self._with_batch(tensor.as_numpy()) for tensor in request.inputs()}
                 parameters = json.loads(request.parameters() or "{}")
             except Exception as error:  # pb_utils raises whatever numpy and json raise
                 _send(to, Failed(ExecutionFailed(f"the request cannot be read: {error}")), True)
                 continue
             to = replace(to, status_in_errors=STATUS_IN_ERRORS in parameters)
             if TASK.name in inputs:  # `generate` requests every output there is
-                to = replace(to, names=[STATUS.name])
+                to = replace(to, names=[STATUS.name], batched=True)
             self.service.submit(Call(inputs, names, parameters, partial(_send, to), sender.is_cancelled))
+
+    def _with_batch(self, array: Any) -> Any:
+        return array if self.batched else array[None]
 
     def finalize(self) -> None:
         """Answer the requests that are left, and end the threads."""
@@ -140,6 +149,7 @@ class Destination:
     sender: Any
     names: list[str]  # the requested outputs, the tag among them
     decoupled: bool  # several responses may be sent
+    batched: bool = True  # else tensors go without the batch dimension
     status_in_errors: bool = False  # the client sees no other
 
 
@@ -169,7 +179,7 @@ def _send_part(to: Destination, part: Answer) -> None:
         )
     names = [name for name in to.names if name in part.tensors or tag_of(name) is not None]
     try:
-        to.sender.send(_response(part, names))
+        to.sender.send(_response(part, names, to.batched))
     except Exception as error:
         raise ExecutionFailed(f"a part of the answer cannot be sent: {error}") from error
 
@@ -183,21 +193,24 @@ def _final_response(reply: Reply, to: Destination) -> Any:
         gives = ", ".join(reply.tensors)
         return _error_response(InvalidRequest(f"this task does not make {', '.join(missing)}, but {gives}"), to)
     try:
-        return _response(reply, to.names)
+        return _response(reply, to.names, to.batched)
     except Exception as error:
         return _error_response(ExecutionFailed(f"the answer's tensors cannot be sent: {error}"), to)
 
 
-def _response(answer: Answer, names: list[str]) -> Any:
-    """Tensors [n, ...] in the order of `names`; the tag's is the receipt, the same for each of the n items."""
+def _response(answer: Answer, names: list[str], batched: bool) -> Any:
+    """Tensors [n, ...] in the order of `names`; the tag's is the receipt, the same for each of the n items.
+
+    Without a batch dimension they are the one item's.
+    """
     tensors = []
     for name in names:
         if tag_of(name) is None:
-            tensors.append(pb_utils.Tensor(name, np.ascontiguousarray(answer.tensors[name])))
+            array = np.ascontiguousarray(answer.tensors[name])
         else:
             items = len(next(iter(answer.tensors.values())))
-            receipt = np.tile(np.array(answer.usage, dtype=np.int64), (items, 1))
-            tensors.append(pb_utils.Tensor(name, receipt))
+            array = np.tile(np.array(answer.usage, dtype=np.int64), (items, 1))
+        tensors.append(pb_utils.Tensor(name, array if batched else array[0]))
     return pb_utils.InferenceResponse(output_tensors=tensors)
 
 
@@ -224,6 +237,16 @@ def _check_decoupled(file: Path, document: dict[str, Any]) -> None:
             "model_transaction_policy.decoupled",
             "it is false, but the backbone's family answers in parts",
             "Say true, or leave the field out",
+        )
+
+
+def _check_unbatched(file: Path, document: dict[str, Any]) -> None:
+    if document["max_batch_size"]:
+        raise BackboneRefused(
+            file,
+            "max_batch_size",
+            f"it is {document['max_batch_size']}, but a request of this family has no batch dimension",
+            "Leave it out; docs/serve.md names the parameter that says how many requests run together",
         )
 
 

@@ -110,6 +110,7 @@ class Request:
     send: Send
     slo_s: float | None = None  # overrides the vFM's
     is_cancelled: Callable[[], bool] | None = None  # asks the server: a round trip
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # the client's wishes, and whatever else it sent
     input_bytes: int = 0
     # set when it is prepared
     extensions: Any = None  # those of the vFM at that time: they run all its steps, and their decoder answers
@@ -272,7 +273,7 @@ class PassShape:
     """A pass over the backbone as the cost model sees it, padding included."""
 
     tokens: int  # rows * longest
-    longest: int
+    longest: int  # tokens * longest is the work of attention; of rows of several lengths without padding the mean
     adapter_groups: int
 
 
@@ -344,6 +345,17 @@ class Runtime(Protocol):
 
     def detach(self, extensions: Any) -> None:
         """Free what `attach` took; nothing that uses them is queued any more."""
+
+    def has_room(self, request: Request) -> bool:
+        """Whether a request's next step fits into memory, beside those asked about before since the last `run`.
+
+        Asked in the order in which the next batch is put together: those with True are in it. Others may lose what is
+        kept for them between two steps: their next step begins anew, and their `work` says so. Of the requests at the
+        heads of their vFMs' queues, one has room at least. True where nothing is kept between steps.
+        """
+
+    def forget(self, request: Request) -> None:
+        """Free what is kept for a request that has its outcome, whether it ran or not."""
 
     def run(self, batch: Sequence[Request]) -> Iterator[Pass]:
         """Run a batch; yields after every pass, so that replies need not wait for the rest. See `queues_passes`."""

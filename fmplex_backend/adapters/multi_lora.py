@@ -162,7 +162,7 @@ class AdaptedLinear(nn.Module):
         return self.base.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [rows, t, in] -> [rows, t, out]; in a pooler [rows, in] -> [rows, out]."""
+        """x: [rows, t, in] -> [rows, t, out]; in a pooler [rows, in] -> [rows, out]; packed [1, rows, in]."""
         y: Tensor = self.base(x)
         bank: AdapterBank = self.__dict__["bank"]
         for part in bank.current.parts:
@@ -176,8 +176,11 @@ class AdaptedLinear(nn.Module):
 
     def _rows(self, x: Tensor, start: int, end: int) -> Tensor:
         """Those rows of x as [n, t, width]: a view, so that what is written to it is written to x."""
-        rows = self.__dict__["bank"].current.rows
-        if x.shape[0] != rows or x.dim() not in (2, 3):
+        current = self.__dict__["bank"].current
+        rows = current.rows
+        if current.packed and x.dim() == 3 and x.shape[:2] == (1, rows):
+            return x[0, start:end, None]
+        if current.packed or x.shape[0] != rows or x.dim() not in (2, 3):
             raise RuntimeError(
                 f"{self.path} sees a tensor of shape {list(x.shape)} in a pass of {rows} "
                 "rows: adapters on this module cannot be told apart by row"
@@ -189,6 +192,7 @@ class _CurrentPass(threading.local):
     """The rows of the pass that this thread runs, and their adapters."""
 
     rows = 0
+    packed = False  # a row is one token, and all of them are one row of the model's
     parts: tuple[_LoraPart | _SoloPart, ...] = ()
 
 
@@ -273,9 +277,13 @@ class AdapterBank:
         return (adapter.bucket, adapter.slot) if adapter.batched else (1 << 30, id(adapter))
 
     @contextmanager
-    def applied(self, adapters: Sequence[Adapter | None]) -> Iterator[None]:
-        """Apply each row's adapter to the passes that this thread runs inside."""
-        with self._in_pass(len(adapters), self._parts(adapters)):
+    def applied(self, adapters: Sequence[Adapter | None], *, packed: bool = False) -> Iterator[None]:
+        """Apply each row's adapter to the passes that this thread runs inside.
+
+        Args:
+            packed: rows are tokens of many sequences: the model sees [1, rows], and so each of its modules.
+        """
+        with self._in_pass(len(adapters), self._parts(adapters), packed=packed):
             yield
 
     @contextmanager
@@ -289,8 +297,10 @@ class AdapterBank:
             yield
 
     @contextmanager
-    def _in_pass(self, rows: int, parts: Iterable[_LoraPart | _SoloPart]) -> Iterator[None]:
-        self.current.rows, self.current.parts = rows, tuple(parts)
+    def _in_pass(
+        self, rows: int, parts: Iterable[_LoraPart | _SoloPart], *, packed: bool = False
+    ) -> Iterator[None]:
+        self.current.rows, self.current.packed, self.current.parts = rows, packed, tuple(parts)
         try:
             yield
         finally:

@@ -79,6 +79,8 @@ class Decoder:
     stratified: ClassVar[bool] = False  # whether validation rows are held out label by label
     needs_weights: ClassVar[bool] = True  # whether it must be fitted before it can be served
     has_figures: ClassVar[bool] = True
+    # outputs that tell one version's answers from another's; none: those of floating-point numbers, or else all
+    telling: ClassVar[tuple[TensorSpec, ...]] = ()
 
     @property
     def reads(self) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 GROUP = "fmplex.families"
 FAMILIES = {
+    "causal-lm": "fmplex_backend.families.causal_lm.spec:CausalLms",
     "text-encoder": "fmplex_backend.families.text_encoder.spec:TextEncoders",
 }
 DEFAULT = "text-encoder"  # of a backbone whose config names none

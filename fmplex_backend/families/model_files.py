@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fmplex_backend.errors import BackboneRefused
+from fmplex_backend.errors import BackboneRefused, TaskRefused
 from fmplex_backend.files import read_json
 from fmplex_backend.fingerprint import fingerprint
 
@@ -54,6 +54,22 @@ def fingerprint_of(model: str, file: Path) -> str | None:
         return fingerprint(find_model(model, file, fetch=False))
     except (BackboneRefused, OSError, ValueError):
         return None
+
+
+def check_trained_for(trained: Any, served: str | None, file: Path) -> None:
+    """Raise TaskRefused, naming the task.json `file`, where it was trained for other weights than are served.
+
+    Args:
+        trained: its section `backbone`.
+        served: the fingerprint of the weights in memory.
+    """
+    if trained and trained.fingerprint and served and trained.fingerprint != served:
+        raise TaskRefused(
+            file,
+            "backbone.fingerprint",
+            f"it was trained for {trained.model} with weights {trained.fingerprint}, this backbone's are {served}",
+            "Bind the task to the backbone it was trained for",
+        )
 
 
 def hidden_width(directory: Path) -> int | None:

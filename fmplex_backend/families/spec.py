@@ -138,6 +138,10 @@ class Family:
     parameters: ClassVar[type[BackboneConfig]] = BackboneConfig
     runtimes: ClassVar[tuple[str, ...]] = ("torch",)
     streams: ClassVar[bool] = False  # whether a reply may come in several parts
+    # Whether tensors have a batch dimension; without one a request is one item, and max_batch_size is 0.
+    batched: ClassVar[bool] = True
+    optional_inputs: ClassVar[tuple[TensorSpec, ...]] = ()  # that clients may send beside a task's input
+    probe_parameters: ClassVar[Mapping[str, str]] = {}  # of requests that try a task: quick, and the same each time
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
@@ -148,6 +152,15 @@ class Family:
     def decoder(self, kind: str) -> type[Decoder]:
         """The decoder of a kind; raises KeyError."""
         return {kind_of(each): each for each in self.decoders}[kind]
+
+    @property
+    def leading(self) -> tuple[int, ...]:
+        """The dims that tensors with a batch dimension have before their own where a config does not imply them."""
+        return () if self.batched else (-1,)
+
+    def max_items(self, config: BackboneConfig, max_batch_size: int) -> int:
+        """Bmax: what a backbone's config.pbtxt says, or a parameter where requests have no batch dimension."""
+        return max_batch_size
 
     def check(self, parts: Parts) -> None:
         """Raise ValueError, beginning with a field's name, where encoder and decoder exclude each other."""

@@ -60,6 +60,9 @@ class TaskEntry:
         given = self.input()
         config.input.add(name=given.name, data_type=given.data_type, dims=self._dims(given))
         step.input_map[given.name] = given.client_name
+        for spec in family(self.family).optional_inputs:
+            config.input.add(name=spec.name, data_type=spec.data_type, dims=spec.dims, optional=True)
+            step.input_map[spec.name] = spec.client_name
         for spec in self.outputs():
             config.output.add(name=spec.client_name, data_type=spec.data_type, dims=self._dims(spec))
             step.output_map[spec.name] = spec.client_name

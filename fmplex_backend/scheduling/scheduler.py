@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from operator import attrgetter
 
@@ -40,12 +40,19 @@ class Scheduler:
         max_items: Bmax, the most rows of a batch; a row that several requests share counts once.
         max_tokens: the most tokens of a batch, likewise. A single request over either limit still runs, alone.
         efficiency: the part of a full batch's throughput at which a batch ends; 1: at none.
+        has_room: see `types.Runtime`; a vFM whose head has none is passed over in this batch and keeps its tag.
     """
 
     def __init__(
-        self, cost: CostModel, *, max_items: int, max_tokens: int | None = None, efficiency: float = 1.0
+        self,
+        cost: CostModel,
+        *,
+        max_items: int,
+        max_tokens: int | None = None,
+        efficiency: float = 1.0,
+        has_room: Callable[[Request], bool] | None = None,
     ) -> None:
-        self.cost = cost
+        self.cost, self.has_room = cost, has_room
         self.efficiency = Efficiency(cost, max_items, efficiency)
         self.max_items = max_items
         self.max_tokens = max_tokens or math.inf
@@ -114,6 +121,13 @@ class Scheduler:
 
     def choose(self, now: float) -> list[Request]:
         """Form the next batch, smallest rank first; empty only where nothing is queued."""
+        passed_over: list[Vfm] = []
+        batch = self._chosen(now, passed_over)
+        for vfm in passed_over:
+            self._place(vfm)
+        return batch
+
+    def _chosen(self, now: float, passed_over: list[Vfm]) -> list[Request]:
         batch: list[Request] = []
         rows = BatchRows()
         limit = math.inf
@@ -130,6 +144,10 @@ class Scheduler:
             if batch and not free and self._may_end(request, finish, ends) and self.suffices(rows.total, len(adapters)):
                 self.efficiency.ended += 1
                 break
+            if self.has_room is not None and not self.has_room(request):
+                passed_over.append(vfm)
+                self._lift_out(vfm)
+                continue
             self._schedule(vfm, now, rows.add(request, wanted))
             batch.append(request)
             ends = finish
@@ -261,6 +279,11 @@ class Scheduler:
         for request in requests:
             request.vfm.waiting_preparation_s -= request.preparation_s
         self.urgent -= sum(request.work.items for request in requests if request.deadline < math.inf)
+
+    def _lift_out(self, vfm: Vfm) -> None:
+        """Take a vFM's entry out of the heap though it has requests; `_place` puts it back."""
+        self.backlogged -= 1
+        vfm.entry = 0
 
     def _place(self, vfm: Vfm) -> None:
         """Push an entry with the vFM's present rank; its former one stays in the heap and is no longer valid."""

@@ -9,6 +9,7 @@ the device need not wait for the interpreter. Commands are called while nothing 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -273,9 +274,15 @@ class Engine:
                 self._running.append(request)
                 if outcome.value is None:
                     continue
+                self._meet_deadline(request, now)
             else:
                 self._forget(request)
             self.hand_over(request, outcome)
+
+    def _meet_deadline(self, request: Request, now: float) -> None:
+        """The objective of a reply of several parts is the time to its first one."""
+        request.vfm.engine.misses += now > request.deadline
+        request.deadline = math.inf
 
     def _count_shared(self, sharing: Sharing) -> None:
         self.counts.rows_saved += sharing.saved
@@ -323,6 +330,7 @@ class Engine:
     def _forget(self, request: Request) -> None:
         """It has its outcome: what is kept for it is free."""
         request.vfm.given_bytes += request.bytes
+        self.runtime.forget(request)
         self._sequences.remove(request)
 
     # -- commands: called on the engine thread

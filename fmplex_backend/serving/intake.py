@@ -95,6 +95,7 @@ class Intake:
             arrived_at=self.clock(),
             send=call.send,
             is_cancelled=call.is_cancelled,
+            parameters=call.parameters,
             input_bytes=sum(map(_bytes_of, call.inputs.values())),
         )
         try:

@@ -71,6 +71,7 @@ class Service:
             max_items=max_items,
             max_tokens=self.runtime.max_batch_tokens,
             efficiency=config.batch_efficiency,
+            has_room=self.runtime.has_room,
         )
         self.replies = Replies(self.runtime)
         self.engine = Engine(self.runtime, scheduler, self.cost, self.replies.put)

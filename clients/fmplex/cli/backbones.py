@@ -14,6 +14,7 @@ from fmplex.cli.options import DEFAULT, AsJson, Live, Repo, Server
 from fmplex.cli.rows import short
 from fmplex.cli.shown import after, errors_shown, print_result
 from fmplex.client.sync import Client
+from fmplex_backend import families
 from fmplex_backend.errors import BackboneRefused
 from fmplex_backend.families.model_files import find_model, model_config
 from fmplex_backend.repository.backbone import BackboneEntry, family_of, model_named
@@ -50,7 +51,8 @@ def add(
         directory = find_model(source, file)
         found = family or family_of(model, model_config(directory, file))
         given = {"model": source, "family": found, "dtype": dtype, "vfm_slots": str(slots)}
-        path = models.add_backbone(BackboneEntry(name, load_backbone_config(file, given), max_batch_size))
+        config = load_backbone_config(file, given)
+        path = models.add_backbone(BackboneEntry(name, config, max_batch_size if families.family(found).batched else 0))
         if server:
             with after(f"{path} is written, but"), Client(server) as client:
                 client.load(name)

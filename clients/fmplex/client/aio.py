@@ -21,7 +21,7 @@ from fmplex.client.paths import AsyncioConnections
 from fmplex.client.problems import not_triton
 from fmplex.client.streams import CHANNEL_OPTIONS, error_in, grpc_error, metadata, needs_grpc
 from fmplex.client.transport import Transport
-from fmplex.client.wire import Address, Interface
+from fmplex.client.wire import Address, Interface, parameters_of
 from fmplex_backend.decoders.results import Result
 from fmplex_backend.status import BackboneStatus, TaskStatus
 
@@ -50,22 +50,40 @@ class AsyncClient(BaseClient):
         await self._transport.close()
 
     async def predict(
-        self, task: str, texts: str | Sequence[Any], *, timeout: float | None = None, slo_ms: float | None = None
+        self,
+        task: str,
+        texts: str | Sequence[Any],
+        *,
+        timeout: float | None = None,
+        slo_ms: float | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> list[Result]:
         """One result for each text, or row of numbers."""
-        return await self._predict(task, texts, self._deadline(timeout), slo_ms)
+        return await self._predict(task, texts, self._deadline(timeout), parameters_of(slo_ms, parameters))
 
     def stream(
-        self, task: str, item: Any, *, timeout: float | None = None, slo_ms: float | None = None
+        self,
+        task: str,
+        item: Any,
+        *,
+        timeout: float | None = None,
+        slo_ms: float | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> AsyncGenerator[Result, None]:
         """The result of each part of the reply to one item, as it comes; `aclose` cancels the request."""
-        return self._stream(task, item, self._deadline(timeout), slo_ms)
+        return self._stream(task, item, self._deadline(timeout), parameters_of(slo_ms, parameters))
 
     async def outputs(
-        self, task: str, texts: str | Sequence[Any], *, timeout: float | None = None, usage: bool = False
+        self,
+        task: str,
+        texts: str | Sequence[Any],
+        *,
+        timeout: float | None = None,
+        usage: bool = False,
+        parameters: Mapping[str, Any] | None = None,
     ) -> list[Outputs]:
         """The output tensors of each text, without the batch dimension; with the receipt, where it is asked for."""
-        return await self._outputs(task, texts, self._deadline(timeout), usage)
+        return await self._outputs(task, texts, self._deadline(timeout), parameters_of(None, parameters), usage)
 
     async def interface(self, task: str, *, timeout: float | None = None) -> Interface:
         """A task's kind, labels, input and outputs; the server is asked once."""

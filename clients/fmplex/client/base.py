@@ -7,7 +7,7 @@ a transport that blocks, where they never suspend.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -35,7 +35,6 @@ from fmplex.client.wire import (
     batches,
     infer_arguments,
     items_in,
-    parameters_of,
 )
 from fmplex_backend.decoders.results import Result
 from fmplex_backend.errors import DeadlineExceeded, ServerProblem, Unreachable
@@ -43,6 +42,7 @@ from fmplex_backend.interface import USAGE
 from fmplex_backend.status import BackboneStatus, TaskStatus
 
 POLL_S = 0.02
+STREAM = "stream"  # a parameter: the client reads parts as they come
 T = TypeVar("T")
 Outputs = dict[str, npt.NDArray[Any]]
 
@@ -89,27 +89,33 @@ class BaseClient(ABC):
     # -- calls
 
     async def _predict(
-        self, task: str, texts: str | Sequence[Any], deadline: Deadline, slo_ms: float | None
+        self, task: str, texts: str | Sequence[Any], deadline: Deadline, parameters: Mapping[str, str]
     ) -> list[Result]:
         interface = await self._interface(task, deadline)
         items = items_in(interface.takes, texts)
-        replies = await self._infer_in_batches(interface, items, interface.outputs, deadline, slo_ms)
+        replies = await self._infer_in_batches(interface, items, interface.outputs, deadline, parameters)
         return [
             result(interface.kind, interface.labels, item, reply) for item, reply in zip(items, replies, strict=True)
         ]
 
     async def _outputs(
-        self, task: str, texts: str | Sequence[Any], deadline: Deadline, usage: bool = False
+        self,
+        task: str,
+        texts: str | Sequence[Any],
+        deadline: Deadline,
+        parameters: Mapping[str, str],
+        usage: bool = False,
     ) -> list[Outputs]:
         interface = await self._interface(task, deadline)
         outputs = (*interface.outputs, USAGE) if usage else interface.outputs
-        return await self._infer_in_batches(interface, items_in(interface.takes, texts), outputs, deadline, None)
+        return await self._infer_in_batches(interface, items_in(interface.takes, texts), outputs, deadline, parameters)
 
     async def _stream(
-        self, task: str, item: Any, deadline: Deadline, slo_ms: float | None
+        self, task: str, item: Any, deadline: Deadline, parameters: Mapping[str, str]
     ) -> AsyncGenerator[Result, None]:
         interface = await self._interface(task, deadline)
-        async with aclosing(self._parts(interface, [item], interface.outputs, deadline, slo_ms)) as parts:
+        wishes = {STREAM: "true", **parameters}
+        async with aclosing(self._parts(interface, [item], interface.outputs, deadline, wishes)) as parts:
             async for tensors in parts:
                 own = {name: tensor[0] for name, tensor in tensors.items()}
                 yield result(interface.kind, interface.labels, item, own)
@@ -131,12 +137,12 @@ class BaseClient(ABC):
         items: Sequence[Any],
         outputs: Sequence[str],
         deadline: Deadline,
-        slo_ms: float | None,
+        parameters: Mapping[str, str],
     ) -> list[Outputs]:
         """Of each item its output tensors, of the whole reply."""
 
         async def infer(rows: Sequence[Any]) -> list[Outputs]:
-            async with aclosing(self._parts(interface, rows, outputs, deadline, slo_ms)) as reply:
+            async with aclosing(self._parts(interface, rows, outputs, deadline, parameters)) as reply:
                 parts = [part async for part in reply]
             own = ([{name: tensor[row] for name, tensor in part.items()} for part in parts] for row in range(len(rows)))
             return [joined(interface.kind, each) if interface.streams else each[0] for each in own]
@@ -151,22 +157,23 @@ class BaseClient(ABC):
         rows: Sequence[Any],
         outputs: Sequence[str],
         deadline: Deadline,
-        slo_ms: float | None,
+        parameters: Mapping[str, str],
     ) -> AsyncGenerator[Outputs, None]:
         """The output tensors, batch first, of each part of one request's reply, which mostly is one part."""
         if not interface.streams:
-            arguments = infer_arguments(self._http, interface, rows, outputs, slo_ms)
+            arguments = infer_arguments(self._http, interface, rows, outputs, parameters)
             answer = await self._connection.send("infer", arguments, deadline)
             yield {name: answer.as_numpy(name) for name in outputs}
             return
         array = array_of(interface.takes, rows)
-        request = stream_request(interface.name, interface.takes, array, tuple(outputs), parameters_of(slo_ms))
+        own = array if interface.batched else array[0]
+        request = stream_request(interface.name, interface.takes, own, tuple(outputs), parameters)
         # Once a part has come, the request is not sent again: its reply could be another one.
         first, rest = await self._connection.stream(request, deadline)
         async with aclosing(rest):
-            yield tensors_in(first)
+            yield tensors_in(first, interface.batched)
             while (response := await self._connection.next(rest, deadline)) is not None:
-                yield tensors_in(response)
+                yield tensors_in(response, interface.batched)
 
     async def _tasks(self, deadline: Deadline) -> dict[str, TaskStatus]:
         models = models_in(await self._index(deadline))

@@ -51,9 +51,14 @@ def error_in(message: service_pb2.ModelStreamInferResponse) -> InferenceServerEx
     return InferenceServerException(words, status=status or None)
 
 
-def tensors_in(response: grpcclient.InferResult) -> dict[str, Array]:
-    """The output tensors of a part, batch first: it may hold some of those asked for."""
-    return {output.name: response.as_numpy(output.name) for output in response.get_response().outputs}
+def tensors_in(response: grpcclient.InferResult, batched: bool = True) -> dict[str, Array]:
+    """The output tensors of a part, batch first: it may hold some of those asked for.
+
+    Args:
+        batched: whether they come so; else the batch is one item.
+    """
+    found = {output.name: response.as_numpy(output.name) for output in response.get_response().outputs}
+    return found if batched else {name: array[None] for name, array in found.items()}
 
 
 def grpc_error(error: grpc.RpcError) -> InferenceServerException:

@@ -24,7 +24,7 @@ from fmplex.client.paths import BlockingConnections
 from fmplex.client.problems import not_triton
 from fmplex.client.streams import CHANNEL_OPTIONS, error_in, grpc_error, metadata, needs_grpc
 from fmplex.client.transport import Transport
-from fmplex.client.wire import Address, Interface
+from fmplex.client.wire import Address, Interface, parameters_of
 from fmplex_backend.decoders.results import Result
 from fmplex_backend.errors import TaskProblem
 from fmplex_backend.status import BackboneStatus, TaskStatus
@@ -86,30 +86,46 @@ class Client(BaseClient):
     # -- inference
 
     def predict(
-        self, task: str, texts: str | Sequence[Any], *, timeout: float | None = None, slo_ms: float | None = None
+        self,
+        task: str,
+        texts: str | Sequence[Any],
+        *,
+        timeout: float | None = None,
+        slo_ms: float | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> list[Result]:
         """One result for each text, or row of numbers; those beyond the task's batch size go in further requests.
 
         Raises TaskProblem where the task takes other rows than these.
+
+        Args:
+            slo_ms: the latency objective, in the place of the task's.
+            parameters: of the requests: what the task's family takes there, e.g. {"temperature": 0} of a language model.
         """
-        return run(self._predict(task, texts, self._deadline(timeout), slo_ms))
+        return run(self._predict(task, texts, self._deadline(timeout), parameters_of(slo_ms, parameters)))
 
     def submit(self, task: str, texts: str | Sequence[Any], *, timeout: float | None = None) -> Future[list[Result]]:
         """`predict` in a thread; the timeout runs from here. The future's `cancel` stops what has not begun."""
         if self._http:
             raise TaskProblem("submit needs gRPC: an HTTP connection is for one thread. Use Client('host:8001')")
         deadline = self._deadline(timeout)
-        return self._threads.submit(lambda: run(self._predict(task, texts, deadline, None)))
+        return self._threads.submit(lambda: run(self._predict(task, texts, deadline, {})))
 
     def stream(
-        self, task: str, item: Any, *, timeout: float | None = None, slo_ms: float | None = None
+        self,
+        task: str,
+        item: Any,
+        *,
+        timeout: float | None = None,
+        slo_ms: float | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> Iterator[Result]:
         """The result of each part of the reply to one item, as it comes; one result where a task answers in one part.
 
         The timeout bounds the whole stream. An iterator that is closed, or not used up, cancels the request. Raises
         as `predict` does, in the place of the part that did not come.
         """
-        parts = self._stream(task, item, self._deadline(timeout), slo_ms)
+        parts = self._stream(task, item, self._deadline(timeout), parameters_of(slo_ms, parameters))
         try:
             while True:
                 try:
@@ -121,14 +137,20 @@ class Client(BaseClient):
             run(parts.aclose())
 
     def outputs(
-        self, task: str, texts: str | Sequence[Any], *, timeout: float | None = None, usage: bool = False
+        self,
+        task: str,
+        texts: str | Sequence[Any],
+        *,
+        timeout: float | None = None,
+        usage: bool = False,
+        parameters: Mapping[str, Any] | None = None,
     ) -> list[Outputs]:
         """The output tensors of each text, without the batch dimension.
 
         Args:
             usage: with the receipt, `usage`: int64 [queue_us, compute_us, batch_items].
         """
-        return run(self._outputs(task, texts, self._deadline(timeout), usage))
+        return run(self._outputs(task, texts, self._deadline(timeout), parameters_of(None, parameters), usage))
 
     def interface(self, task: str, *, timeout: float | None = None) -> Interface:
         """A task's kind, labels, input and outputs; the server is asked once."""

@@ -42,6 +42,7 @@ class Interface:
     takes: str = "TEXT"
     size: int | None = None  # the last dim of its input, where that is fixed
     streams: bool = False  # a reply may have several parts
+    batched: bool = True  # tensors have a batch dimension
 
     @staticmethod
     def of(config: Mapping[str, Any]) -> Interface:
@@ -57,6 +58,7 @@ class Interface:
             takes=config["input"][0]["name"],
             size=_fixed_size(config["input"][0]),
             streams=bool(config.get("model_transaction_policy", {}).get("decoupled")),
+            batched=bool(int(config.get("max_batch_size", 0))),
         )
 
 
@@ -106,13 +108,18 @@ def array_of(takes: str, items: Sequence[Any]) -> Array:
     return reads.array(items)
 
 
-def parameters_of(slo_ms: float | None) -> dict[str, str]:
-    """A request's parameters."""
-    return {} if slo_ms is None else {"slo_ms": f"{slo_ms:g}"}
+def parameters_of(slo_ms: float | None, wishes: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """A request's parameters: strings, as Triton has no numbers with fractions there in all versions."""
+    given = {name: _text(value) for name, value in (wishes or {}).items()}
+    return given if slo_ms is None else given | {"slo_ms": f"{slo_ms:g}"}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def infer_arguments(
-    http: bool, interface: Interface, rows: Sequence[Any], outputs: Sequence[str], slo_ms: float | None
+    http: bool, interface: Interface, rows: Sequence[Any], outputs: Sequence[str], parameters: Mapping[str, str]
 ) -> dict[str, Any]:
     """The arguments of tritonclient's `infer` for one request; raises TaskProblem."""
     module = httpclient if http else grpcclient
@@ -123,7 +130,7 @@ def infer_arguments(
         "model_name": interface.name,
         "inputs": [tensor],
         "outputs": [module.InferRequestedOutput(name) for name in outputs],
-        "parameters": parameters_of(slo_ms),
+        "parameters": dict(parameters),
     }
 
 

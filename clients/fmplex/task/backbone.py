@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from fmplex_backend.families.spec import Family, FittingInputs
 from fmplex_backend.repository.config import load_backbone_config
 from fmplex_backend.repository.configs import backbone_parameters
 from fmplex_backend.scheduling import CostModel
-from fmplex_backend.types import Extensions, Failed, Finished, Reply, Request, Vfm
+from fmplex_backend.types import Extensions, Failed, Reply, Request, Running, Vfm
 
 BATCH = 32
 FITTED_IN = "float32"
@@ -137,39 +137,57 @@ class Backbone:
         """Free what it took."""
         self.runtime.detach(extensions)
 
-    def replies(self, extensions: Extensions, items: Sequence[Any]) -> list[list[Tensors]]:
+    def replies(
+        self, extensions: Extensions, items: Sequence[Any], parameters: Mapping[str, Any] | None = None
+    ) -> list[list[Tensors]]:
         """Of each item (a text, a row of numbers) the output tensors of every part of its reply, mostly one part.
 
-        They are what the server computes, under the backbone's names for them.
+        They are what the server computes, under the backbone's names for them. `parameters` are the requests'.
         """
+        size = BATCH if self.family.batched else 1
+        batches = [items[start : start + size] for start in range(0, len(items), size)]
+        requests = [self._request(extensions, batch, parameters or {}) for batch in batches]
+        together = 1 if self.family.batched else self.family.max_items(self.config, BATCH)
         found: list[list[Tensors]] = []
-        for start in range(0, len(items), BATCH):
-            batch = items[start : start + BATCH]
-            parts = list(self._run(extensions, batch))
-            found += [
-                [{name: value[row] for name, value in part.items()} for part in parts] for row in range(len(batch))
-            ]
+        for start in range(0, len(requests), together):
+            some = requests[start : start + together]
+            for parts, batch in zip(self._run(some), batches[start : start + together], strict=True):
+                found += [
+                    [{name: value[row] for name, value in part.items()} for part in parts] for row in range(len(batch))
+                ]
         return found
 
-    def _run(self, extensions: Extensions, items: Sequence[Any]) -> Iterator[Tensors]:
-        """One request, step by step until it is finished: the parts of its reply, batch first."""
+    def _request(self, extensions: Extensions, items: Sequence[Any], parameters: Mapping[str, Any]) -> Request:
         reads = families.input_named(extensions.takes)
         assert reads is not None
         vfm = Vfm(0, self.name)
         vfm.extensions = extensions
-        request = Request(vfm, {extensions.takes: reads.array(items)}, (), 0.0, _no_reply)
+        request = Request(vfm, {extensions.takes: reads.array(items)}, (), 0.0, _no_reply, parameters=parameters)
         request.extensions = extensions
         self.runtime.prepare(request)
-        while True:
-            outcome = next(outcome for done in self.runtime.run([request]) for _, outcome in done.outcomes)
-            if isinstance(outcome, Failed):
-                raise outcome.error
-            if isinstance(outcome, Finished):
-                yield dict(self.runtime.decode(request, outcome.value))
-                return
-            if outcome.value is not None:
-                yield dict(self.runtime.decode(request, outcome.value))
-            request.work, request.rows = outcome.next_work, outcome.next_rows
+        return request
+
+    def _run(self, requests: Sequence[Request]) -> list[list[Tensors]]:
+        """Requests, step by step until they are finished: of each the parts of its reply, batch first."""
+        parts: dict[Request, list[Tensors]] = {request: [] for request in requests}
+        left = dict.fromkeys(requests)
+        try:
+            while left:
+                batch = [request for request in left if self.runtime.has_room(request)]
+                for request, outcome in [each for done in self.runtime.run(batch) for each in done.outcomes]:
+                    if isinstance(outcome, Failed):
+                        raise outcome.error
+                    if outcome.value is not None:
+                        parts[request].append(dict(self.runtime.decode(request, outcome.value)))
+                    if isinstance(outcome, Running):
+                        request.work, request.rows = outcome.next_work, outcome.next_rows
+                    else:
+                        left.pop(request)
+                        self.runtime.forget(request)
+        finally:
+            for request in left:
+                self.runtime.forget(request)
+        return list(parts.values())
 
 
 def _no_reply(reply: Reply, final: bool) -> None:

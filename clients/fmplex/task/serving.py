@@ -17,12 +17,22 @@ CLOSE = 0.05  # tolerance between served values and those of this process, which
 
 
 def load_and_wait(
-    server: str, name: str, asked: Sequence[Any], answer: Mapping[str, Any], timeout: float, control_key: str | None
+    server: str,
+    name: str,
+    asked: Sequence[Any],
+    answer: Mapping[str, Any],
+    timeout: float,
+    control_key: str | None,
+    parameters: Mapping[str, Any],
 ) -> None:
-    """Load a task and wait until the server gives `answer` to the one item in `asked`; raises ServerProblem."""
+    """Load a task and wait until the server gives `answer` to the one item in `asked`; raises ServerProblem.
+
+    Args:
+        parameters: of the request with that item.
+    """
     with Client(server, timeout=timeout, control_key=control_key) as client:
         client.load(name)
-        client.wait_for(name, lambda: _agree(client.outputs(name, asked), answer), timeout)
+        client.wait_for(name, lambda: _agree(client.outputs(name, asked, parameters=parameters), answer), timeout)
 
 
 def not_served(error: ServerProblem, name: str, server: str, path: Path) -> ServerProblem:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -224,23 +225,29 @@ class Task:
 
     # -- predicting and evaluating
 
-    def outputs(self, rows: Any) -> list[dict[str, Any]]:
-        """The output tensors of each text (or row of numbers), as the server would send them; of the whole reply."""
-        return self._outputs(items_of(rows, self.encoder.reads()))
+    def outputs(self, rows: Any, *, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """The output tensors of each text (or row of numbers), as the server would send them; of the whole reply.
 
-    def _outputs(self, items: list[Any]) -> list[dict[str, Any]]:
+        `parameters` are those of a request, as of `Client.predict`.
+        """
+        return self._outputs(items_of(rows, self.encoder.reads()), parameters)
+
+    def _outputs(self, items: list[Any], parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         shown = {spec.name: spec.client_name for spec in self.backbone.family.outputs}
-        replies = self.backbone.replies(self._extensions(), items)
+        replies = self.backbone.replies(self._extensions(), items, parameters)
         return [
             dict(self.decoder.joined([{shown[name]: value for name, value in part.items()} for part in parts]))
             for parts in replies
         ]
 
-    def predict(self, rows: Any) -> list[Result]:
-        """The result for each text (or row of numbers), computed in this process by the server's own code."""
+    def predict(self, rows: Any, *, parameters: Mapping[str, Any] | None = None) -> list[Result]:
+        """The result for each text (or row of numbers), computed in this process by the server's own code.
+
+        `parameters` are those of a request, as of `Client.predict`.
+        """
         items = items_of(rows, self.encoder.reads())
         kind, labels = self.decoder.kind, self.decoder.label_names
-        return [result(kind, labels, *each) for each in zip(items, self._outputs(items), strict=True)]
+        return [result(kind, labels, *each) for each in zip(items, self._outputs(items, parameters), strict=True)]
 
     def evaluate(self, rows: Any, labels: Any = None, *, text: Columns = None, label: str = "label") -> Evaluation:
         """Figures on rows that were held out; they are stored with the task."""
@@ -272,7 +279,7 @@ class Task:
     def _probed(self) -> tuple[list[Any], dict[str, Any]]:
         """A valid input, and the task's output tensors for it."""
         asked = [self.encoder.reads().probe(self.encoder.size())]
-        return asked, self.outputs(asked)[0]
+        return asked, self.outputs(asked, parameters=self.backbone.family.probe_parameters)[0]
 
     def _extensions(self) -> Extensions:
         if self._loaded is None:
@@ -360,7 +367,10 @@ class Task:
     def serve(self, server: str = "localhost:8001", *, timeout: float = 60.0, control_key: str | None = None) -> None:
         """Load what is saved on a server that runs on its repository; wait until that answers with these weights."""
         asked, answer = self._probed()
-        load_and_wait(server, self.name, asked, answer, timeout, control_key)
+        if telling := [spec.client_name for spec in self.decoder.telling]:
+            answer = {name: answer[name] for name in telling}
+        parameters = self.backbone.family.probe_parameters
+        load_and_wait(server, self.name, asked, answer, timeout, control_key, parameters)
 
     def rollback(
         self,

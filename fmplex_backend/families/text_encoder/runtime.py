@@ -15,7 +15,8 @@ import torch
 from fmplex_backend.adapters.multi_lora import AdapterBank
 from fmplex_backend.adapters.peft import Adapter, load_adapter
 from fmplex_backend.decoders.decoder import TOKENS, Encoded, LoadedDecoder
-from fmplex_backend.errors import InvalidRequest, TaskRefused
+from fmplex_backend.errors import InvalidRequest
+from fmplex_backend.families.model_files import check_trained_for
 from fmplex_backend.families.passes import cut_into_portions, plan_passes
 from fmplex_backend.families.precision import dtype_name
 from fmplex_backend.families.shared_rows import SharedRow, divide, unite
@@ -92,15 +93,7 @@ class TextEncoderRuntime:
         """Read a version directory; raises TaskRefused."""
         file = version / "task.json"
         task = load_task_config(file)
-        trained = task.backbone
-        if trained and trained.fingerprint and self.fingerprint and trained.fingerprint != self.fingerprint:
-            raise TaskRefused(
-                file,
-                "backbone.fingerprint",
-                f"it was trained for {trained.model} with weights {trained.fingerprint}, this backbone's are "
-                f"{self.fingerprint}",
-                "Bind the task to the backbone it was trained for",
-            )
+        check_trained_for(task.backbone, self.fingerprint, file)
         encoder = task.encoder.load(version, self.tokenizer, self.width, self.placeholder)
         adapter = None
         if task.adapter:
@@ -143,6 +136,13 @@ class TextEncoderRuntime:
         return {**extensions.decoder.decode(encoded), TRUNCATED.name: encoded.truncated}
 
     # -- the engine thread
+
+    def has_room(self, request: Request) -> bool:
+        """Nothing stays in memory between two passes."""
+        return True
+
+    def forget(self, request: Request) -> None:
+        """Nothing to free."""
 
     def attach(self, extensions: Extensions) -> None:
         """Put a version's adapter into the bank."""

@@ -119,6 +119,13 @@ class FakeRuntime:
         """Forget them."""
         self.attached.remove(extensions)
 
+    def has_room(self, request: Request) -> bool:
+        """There always is."""
+        return True
+
+    def forget(self, request: Request) -> None:
+        """Nothing is kept."""
+
     def prepare(self, request: Request) -> None:
         """Split the one input, [n, 1] of strings, into rows of words."""
         ((name, texts),) = request.inputs.items()

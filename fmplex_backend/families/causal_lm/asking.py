@@ -1,0 +1,158 @@
+"""From a request's tensors to what it asks for: checked, templated, tokenised. Off the engine thread."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmplex_backend.errors import InvalidRequest, TaskRefused
+from fmplex_backend.families.causal_lm.inputs import EXCLUDE_INPUT, PROMPT, SAMPLING_PARAMETERS, STREAM
+from fmplex_backend.families.causal_lm.sampling import FIELDS, Sampling
+from fmplex_backend.families.causal_lm.sections import Generator, Prompt
+from fmplex_backend.families.causal_lm.sequence import Asked
+from fmplex_backend.types import Request
+
+TOKEN_BYTES = 512  # no token of a text has more on average: a longer text need not be tokenised to be refused
+MAX_JSON = 1 << 16  # bytes of sampling_parameters
+WORDS = {"true": True, "1": True, "false": False, "0": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """How a task's requests are read.
+
+    Args:
+        max_length: tokens of prompt and answer together.
+        vocabulary: how many tokens there are.
+    """
+
+    tokenizer: Any
+    prompt: Prompt
+    generator: Generator
+    defaults: Sampling
+    chat: bool
+    max_length: int
+    vocabulary: int
+
+    @staticmethod
+    def of(
+        tokenizer: Any, prompt: Prompt, generator: Generator, max_length: int, vocabulary: int, file: Path
+    ) -> Reader:
+        """Of a task; raises TaskRefused naming `file` where its sections do not fit the model."""
+        has_template = bool(generator.chat_template or tokenizer.chat_template)
+        chat = has_template if generator.chat is None else generator.chat
+        if (generator.chat or generator.system) and not has_template:
+            field = "decoder.system" if generator.system else "decoder.chat"
+            raise TaskRefused(file, field, "the model has no chat template", "Give one, as decoder.chat_template")
+        defaults = generator.sampling
+        reader = Reader(tokenizer, prompt, generator, defaults, chat, max_length, vocabulary)
+        try:
+            empty = reader.tokens("")
+        except Exception as error:  # Jinja's, or whatever a template raises on purpose
+            problem = f"it cannot be rendered: {error}"
+            raise TaskRefused(file, "decoder.chat_template", problem, "Correct it") from None
+        if len(empty) >= max_length:
+            problem = f"system prompt and template fill {len(empty)} of the backbone's {max_length} tokens"
+            raise TaskRefused(file, "decoder.system", problem, "Shorten them")
+        if odd := [token for token in defaults.stop_token_ids if not 0 <= token < vocabulary]:
+            problem = f"there is no token {odd[0]}: the model has {vocabulary}"
+            raise TaskRefused(file, "decoder.stop_token_ids", problem, "Leave it out")
+        return reader
+
+    def read(self, request: Request) -> Asked:
+        """Raises InvalidRequest that says which field is wrong."""
+        text = _text(request)
+        wishes, source = _wishes(request)
+        sampling = self.defaults.overridden(wishes, source) if wishes else self.defaults
+        if odd := [token for token in sampling.stop_token_ids if not 0 <= token < self.vocabulary]:
+            raise InvalidRequest(f"{source}.stop_token_ids: there is no token {odd[0]}: the model has {self.vocabulary}")
+        if len(text) > self.max_length * TOKEN_BYTES:
+            raise InvalidRequest(f"text_input has {len(text)} characters, far beyond {self.max_length} tokens: cut it")
+        prompt = self.tokens(text)
+        room = self.max_length - len(prompt)
+        if not prompt:
+            raise InvalidRequest("text_input holds no tokens: there is nothing to go on from")
+        if room < 1:
+            raise InvalidRequest(
+                f"text_input and the task's template are {len(prompt)} tokens, the backbone takes {self.max_length} of "
+                "prompt and answer together: shorten it"
+            )
+        if sampling.max_tokens > room and "max_tokens" in wishes:
+            raise InvalidRequest(
+                f"{source}.max_tokens: {sampling.max_tokens} and the prompt's {len(prompt)} tokens are more than the "
+                f"backbone's {self.max_length}: ask for {room} at most"
+            )
+        if sampling.min_tokens > sampling.max_tokens:
+            raise InvalidRequest(f"{source}.min_tokens: {sampling.min_tokens} is more than max_tokens")
+        sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
+        excluded = _flag(request, EXCLUDE_INPUT.name, default=True)
+        return Asked(prompt, sampling, _flag(request, STREAM.name, default=False), "" if excluded else text)
+
+    def tokens(self, text: str) -> list[int]:
+        """The prompt of a text."""
+        text = self.prompt.template.replace("{text}", text)
+        if not self.chat:
+            return list(self.tokenizer(text)["input_ids"])
+        turns = [{"role": "user", "content": text}]
+        if self.generator.system:
+            turns.insert(0, {"role": "system", "content": self.generator.system})
+        rendered = self.tokenizer.apply_chat_template(
+            turns, chat_template=self.generator.chat_template or None, add_generation_prompt=True, tokenize=False
+        )
+        return list(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
+
+
+def _text(request: Request) -> str:
+    cells = _cells(request, PROMPT.tensor.name)
+    if not cells:
+        raise InvalidRequest(f"{request.vfm.name!r} takes the input text_input, one string; the request has none")
+    if len(cells) > 1:
+        raise InvalidRequest(f"text_input holds {len(cells)} texts: send each as a request of its own")
+    return _decoded(cells[0], PROMPT.tensor.name)
+
+
+def _cells(request: Request, name: str) -> list[Any]:
+    value = request.inputs.get(name)
+    return [] if value is None else np.asarray(value).reshape(-1).tolist()
+
+
+def _decoded(cell: Any, name: str) -> str:
+    try:
+        return cell.decode("utf-8") if isinstance(cell, bytes) else str(cell)
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{name} is not valid UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def _wishes(request: Request) -> tuple[Mapping[str, Any], str]:
+    """What sampling_parameters says; without that tensor, the request's parameters of these names."""
+    name = SAMPLING_PARAMETERS.name
+    cells = _cells(request, name)
+    if not cells:
+        return {key: value for key, value in request.parameters.items() if key in FIELDS}, "parameters"
+    text = _decoded(cells[0], name)
+    if len(cells) > 1 or len(text) > MAX_JSON:
+        raise InvalidRequest(f"{name} is to be one JSON object of at most {MAX_JSON} characters")
+    try:
+        document = json.loads(text) if text.strip() else {}
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{name} is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise InvalidRequest(f'{name} is to be a JSON object such as {{"temperature": 0}}, not {text[:80]!r}')
+    return document, name
+
+
+def _flag(request: Request, name: str, *, default: bool) -> bool:
+    if cells := _cells(request, name):
+        return bool(cells[0])
+    given = request.parameters.get(name)
+    if given is None:
+        return default
+    found = given if isinstance(given, bool) else WORDS.get(str(given).lower())
+    if found is None:
+        raise InvalidRequest(f"the parameter {name} is {str(given)[:80]!r}: say true or false")
+    return found

@@ -1,0 +1,242 @@
+"""Language models in torch: each step computes tokens of many sequences, of prompts and of answers, in one packed pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter, thread_time
+from typing import Any
+
+import numpy as np
+import torch
+
+from fmplex_backend.adapters.multi_lora import AdapterBank
+from fmplex_backend.adapters.peft import Adapter, load_adapter
+from fmplex_backend.errors import BackboneRefused, NotFinite, TaskRefused
+from fmplex_backend.families.causal_lm.asking import Reader
+from fmplex_backend.families.causal_lm.attention import PagedCache, Plan, Span
+from fmplex_backend.families.causal_lm.huggingface import BLOCK, forward, load_model
+from fmplex_backend.families.causal_lm.inputs import PROMPT
+from fmplex_backend.families.causal_lm.memory import Memory
+from fmplex_backend.families.causal_lm.parameters import CausalLmConfig
+from fmplex_backend.families.causal_lm.sampler import choose
+from fmplex_backend.families.causal_lm.sections import Generator, as_tensor
+from fmplex_backend.families.causal_lm.sequence import Chosen, Delta
+from fmplex_backend.families.causal_lm.sequence import Sequence as Answer
+from fmplex_backend.families.causal_lm.text import Detokenizer
+from fmplex_backend.families.model_files import check_trained_for
+from fmplex_backend.families.precision import dtype_name
+from fmplex_backend.fingerprint import fingerprint
+from fmplex_backend.repository.config import load_task_config
+from fmplex_backend.types import Failed, Finished, Outcome, Pass, PassShape, Request, Running, Work
+
+GIB = 1 << 30
+CHUNKS = {"cpu": 64, "cuda": 512}  # tokens of a prompt in a step: about as long as that many sequences' next tokens
+TOKEN_BYTES = 128  # about what a token of a sequence takes, in lists and until it is sent
+PROFILE = ((1, 1, 32), (8, 1, 32), (8, 1, 256), (1, 32, 32), (1, 64, 256))  # sequences, new tokens, context
+
+
+@dataclass(frozen=True, slots=True)
+class Extensions:
+    """A task's version, read and checked."""
+
+    reader: Reader
+    adapter: Adapter | None
+    outputs: Mapping[str, int | None]
+    takes: str = PROMPT.tensor.name
+
+    @property
+    def adapted(self) -> bool:
+        return self.adapter is not None
+
+
+class CausalLmRuntime:
+    """One language model in memory, for all tasks.
+
+    Args:
+        config: the backbone's parameters.
+        file: the backbone's config.pbtxt, for messages.
+        device: where the weights go, as torch names it.
+    """
+
+    queues_passes = False  # the next step begins with this one's tokens
+
+    def __init__(self, config: CausalLmConfig, file: Path, device: str) -> None:
+        self.device = torch.device(device)
+        loaded = load_model(config, file, self.device)
+        self.model, self.tokenizer, self.ends = loaded.model, loaded.tokenizer, loaded.ends
+        self.dtype, self.fingerprint = dtype_name(self.model.dtype), fingerprint(loaded.directory)
+        self.bank = AdapterBank(self.model, self.device, stacked=False)
+        self.chunk = config.prefill_chunk or CHUNKS.get(self.device.type, CHUNKS["cuda"])
+        self.max_batch_tokens = config.max_batch_tokens or 2 * self.chunk + config.max_sequences
+        self.chunk = min(self.chunk, self.max_batch_tokens)
+        blocks = (config.kv_cache_bytes or self._cache_bytes()) // (BLOCK * loaded.token_bytes)
+        self.memory = Memory(blocks, BLOCK, _tokens_of, _restart)
+        self.cache = PagedCache(blocks * BLOCK)
+        if config.max_length > loaded.max_positions:
+            problem = f"{config.max_length} is more than the model's {loaded.max_positions}"
+            raise BackboneRefused(file, "parameters.max_length", problem, "Lower it")
+        self.max_length = min(config.max_length or loaded.max_positions, self.memory.capacity)
+        if self.max_length < 4 * BLOCK:
+            needed = max(1, 4 * BLOCK * loaded.token_bytes)
+            problem = f"there is room for {self.max_length} tokens, {loaded.token_bytes} bytes each"
+            raise BackboneRefused(file, "parameters.kv_cache_bytes", problem, f"Say {needed} or more")
+        self._decode = partial(
+            self.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    # -- off the engine thread
+
+    def load(self, version: Path) -> Extensions:
+        """Read a version directory; raises TaskRefused."""
+        file = version / "task.json"
+        task = load_task_config(file)
+        check_trained_for(task.backbone, self.fingerprint, file)
+        generator: Generator = task.decoder
+        vocabulary = self.model.config.get_text_config().vocab_size
+        reader = Reader.of(self.tokenizer, task.encoder, generator, self.max_length, vocabulary, file)
+        adapter = None
+        if task.adapter:
+            adapter = load_adapter(version / task.adapter.path, self.model, self.model.dtype, self.device)
+            self._check_modules(adapter, version / task.adapter.path / "adapter_config.json")
+        return Extensions(reader, adapter, generator.sizes(version, None))
+
+    def prepare(self, request: Request) -> None:
+        """Read what it asks for, and tokenise; raises InvalidRequest."""
+        extensions: Extensions = request.extensions
+        asked = extensions.reader.read(request)
+        sampling = asked.sampling
+        ends = {*sampling.stop_token_ids} if sampling.ignore_eos else {*self.ends, *sampling.stop_token_ids}
+        answer = Answer(asked, self.chunk, ends, Detokenizer(self._decode))
+        request.prepared, request.work, request.items = answer, answer.work, 1
+        request.prepared_bytes = TOKEN_BYTES * (len(asked.prompt) + sampling.max_tokens)
+
+    def decode(self, request: Request, value: Delta) -> Mapping[str, Any]:
+        """A part of an answer -> output tensors, [1, 1] each."""
+        prompt = len(request.prepared.asked.prompt)
+        return {
+            "text_output": np.array([[value.text.encode("utf-8", "replace")]], dtype=np.object_),
+            "finish_reason": np.array([[value.finish_reason.encode()]], dtype=np.object_),
+            "num_input_tokens": np.array([[prompt]], dtype=np.uint32),
+            "num_output_tokens": np.array([[value.tokens]], dtype=np.uint32),
+            "logprobs": as_tensor(value.logprobs)[None],
+        }
+
+    # -- the engine thread
+
+    def attach(self, extensions: Extensions) -> None:
+        """Put a version's adapter into the bank."""
+        if extensions.adapter:
+            self.bank.attach(extensions.adapter)
+
+    def detach(self, extensions: Extensions) -> None:
+        """Take a version's adapter out of the bank."""
+        if extensions.adapter:
+            self.bank.detach(extensions.adapter)
+
+    def has_room(self, request: Request) -> bool:
+        """Whether there are blocks for its next step; another request may lose its own for them."""
+        return self.memory.has_room(request)
+
+    def forget(self, request: Request) -> None:
+        """Free its blocks."""
+        self.memory.release(request)
+
+    def run(self, batch: Sequence[Request]) -> Iterator[Pass]:
+        """One step of every sequence of a batch, in one pass."""
+        self.memory.begin()
+        requests = sorted(batch, key=lambda request: self.bank.order(request.extensions.adapter))
+        answers: list[Answer] = [request.prepared for request in requests]
+        steps = [answer.step for answer in answers]
+        begun = thread_time()
+        spans = [
+            Span(len(step), step.stop, self.memory.of[request]) for request, step in zip(requests, steps, strict=True)
+        ]
+        ids = torch.tensor([answer.tokens[place] for answer, step in zip(answers, steps, strict=True) for place in step])
+        adapters = [request.extensions.adapter for request, step in zip(requests, steps, strict=True) for _ in step]
+        ends = np.cumsum([len(step) for step in steps]) - 1
+        choosing = [number for number, answer in enumerate(answers) if answer.chooses]
+        logits = self._logits(ids, spans, adapters, [int(ends[number]) for number in choosing])
+        chosen = choose(logits, [answers[number] for number in choosing], self._spell) if choosing else []
+        found = dict(zip(choosing, chosen, strict=True))
+        outcomes = [
+            (request, _outcome(request, answers[number], number in found, found.get(number)))
+            for number, request in enumerate(requests)
+        ]
+        portions = [
+            (request, Work(1, len(step), len(step) * step.stop)) for request, step in zip(requests, steps, strict=True)
+        ]
+        groups = len({id(adapter) for adapter in adapters if adapter is not None})
+        yield Pass(_shape(spans, groups), portions, outcomes, thread_time() - begun)
+
+    def is_fatal(self, error: Exception) -> bool:
+        """Every CUDA error but a lack of memory leaves the process's CUDA context unusable."""
+        return "CUDA error" in str(error) and not isinstance(error, torch.OutOfMemoryError)
+
+    def profile(self) -> Iterator[tuple[PassShape, float]]:
+        """Time a pass of each of a few shapes, after a warm-up."""
+        longest = min(self.max_length, self.memory.capacity // max(sequences for sequences, _, _ in PROFILE))
+        for position, (sequences, new, context) in enumerate([PROFILE[0], *PROFILE]):
+            context = max(1, min(context, longest))
+            per = -(-context // BLOCK)
+            spans = [
+                Span(min(new, context), context, range(number * per, (number + 1) * per))
+                for number in range(sequences)
+            ]
+            ids = torch.zeros(sum(span.new for span in spans), dtype=torch.int64)
+            start = perf_counter()
+            self._logits(ids, spans, [None] * len(ids), [0])
+            if position:
+                yield _shape(spans, 0), perf_counter() - start
+
+    def _logits(
+        self, ids: torch.Tensor, spans: Sequence[Span], adapters: Sequence[Adapter | None], rows: Sequence[int]
+    ) -> torch.Tensor:
+        """Those of some of a pass's tokens: [rows, vocabulary]."""
+        plan = Plan(spans, BLOCK, self.device)
+        keep = torch.tensor(rows or [0], device=self.device)
+        with self.bank.applied(adapters, packed=True):
+            return forward(self.model, ids.to(self.device), plan, self.cache, keep)
+
+    def _spell(self, token: int) -> str:
+        return str(self._decode([token]))
+
+    def _cache_bytes(self) -> int:
+        return torch.cuda.mem_get_info(self.device)[0] // 2 if self.device.type == "cuda" else GIB
+
+    def _check_modules(self, adapter: Adapter, file: Path) -> None:
+        """The head sees some of a pass's tokens only, and embeddings no vectors."""
+        head = self.model.get_output_embeddings()
+        paths = {path for path, module in self.model.named_modules() if module is head}
+        if found := paths & {*adapter.lora, *adapter.solo}:
+            problem = f"{found.pop()} makes the logits, and takes no adapter here"
+            raise TaskRefused(file, "target_modules", problem, "Train without that target module")
+
+
+def _shape(spans: Sequence[Span], adapter_groups: int) -> PassShape:
+    """With the mean context in the place of the longest row: tokens times that is the work of attention."""
+    tokens = sum(span.new for span in spans)
+    return PassShape(tokens, -(-sum(span.new * span.context for span in spans) // tokens), adapter_groups)
+
+
+def _outcome(request: Request, answer: Answer, chooses: bool, chosen: Chosen | None) -> Outcome:
+    if chooses and chosen is None:
+        return Failed(
+            NotFinite(f"the logits of {request.vfm.name!r} hold NaN: its weights are too large for this prompt")
+        )
+    reason = answer.advance(chosen)
+    delta = answer.take(reason)
+    if reason:
+        return Finished(delta)
+    return Running(answer.work, delta)
+
+
+def _tokens_of(request: Request) -> int:
+    return len(request.prepared.tokens)
+
+
+def _restart(request: Request) -> None:
+    request.prepared.restart()
+    request.work = request.prepared.work

@@ -1,0 +1,94 @@
+"""From logits to the next token of each sequence.
+
+The order is that of transformers' `generate` and of vLLM: penalties, temperature, top-k, top-p, min-p. Sequences that
+take the best token and ask for nothing else share one argmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fmplex_backend.families.causal_lm.sampling import Sampling
+from fmplex_backend.families.causal_lm.sequence import Chosen
+from fmplex_backend.families.causal_lm.sequence import Sequence as Answer
+
+Spell = Callable[[int], str]  # a token's text
+
+
+def choose(logits: Tensor, answers: Sequence[Answer], spell: Spell) -> list[Chosen | None]:
+    """The next token of each answer, None where its logits hold a NaN. logits: [n, vocabulary]."""
+    logits = logits.float()
+    best = logits.argmax(dim=-1)  # of a row with a NaN it is that
+    found: list[int | None] = [
+        None if nan else token
+        for token, nan in zip(best.tolist(), logits.gather(1, best[:, None])[:, 0].isnan().tolist(), strict=True)
+    ]
+    return [
+        None if token is None else _chosen(logits[row], token, answer, spell)
+        for row, (token, answer) in enumerate(zip(found, answers, strict=True))
+    ]
+
+
+def _chosen(logits: Tensor, best: int, answer: Answer, spell: Spell) -> Chosen:
+    sampling = answer.asked.sampling
+    token = best
+    if sampling.temperature or sampling.repetition_penalty != 1 or answer.closed_to_end:
+        scores = penalised(logits, answer)
+        token = int(scores.argmax()) if not sampling.temperature else _drawn(filtered(scores, sampling), answer)
+    if sampling.logprobs is None:
+        return Chosen(token)
+    return Chosen(token, _told(logits, token, sampling.logprobs, spell))
+
+
+def penalised(logits: Tensor, answer: Answer) -> Tensor:
+    """[vocabulary], without tokens that must not come now."""
+    scores = logits.clone()
+    penalty = answer.asked.sampling.repetition_penalty
+    if penalty != 1:
+        seen = torch.tensor(answer.tokens, device=logits.device).unique()
+        own = scores[seen]
+        scores[seen] = torch.where(own < 0, own * penalty, own / penalty)
+    if answer.closed_to_end:
+        scores[list(answer.ends)] = -torch.inf
+    return scores
+
+
+def filtered(scores: Tensor, sampling: Sampling) -> Tensor:
+    """[vocabulary] with temperature; tokens that top-k, top-p or min-p leave out are -inf."""
+    scores = scores / sampling.temperature
+    if 0 < sampling.top_k < len(scores):
+        scores = scores.masked_fill(scores < scores.topk(sampling.top_k).values[-1], -torch.inf)
+    if sampling.top_p < 1:
+        ordered, order = scores.sort(descending=False)
+        left_out = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - sampling.top_p
+        left_out[-1] = False
+        scores = scores.masked_fill(left_out.scatter(0, order, left_out), -torch.inf)
+    if sampling.min_p > 0:
+        probabilities = scores.softmax(dim=-1)
+        scores = scores.masked_fill(probabilities < sampling.min_p * probabilities.max(), -torch.inf)
+    return scores
+
+
+def _drawn(scores: Tensor, answer: Answer) -> int:
+    """A token, each with its probability."""
+    if answer.random is None:
+        answer.random = torch.Generator(scores.device)
+        seed = answer.asked.sampling.seed
+        answer.random.seed() if seed is None else answer.random.manual_seed(seed)
+    return int(torch.multinomial(scores.softmax(dim=-1), 1, generator=answer.random))
+
+
+def _told(logits: Tensor, token: int, most: int, spell: Spell) -> dict[str, Any]:
+    """The token's and the best ones' logarithmic probabilities before temperature, by token, as vLLM tells them."""
+    values = logits.log_softmax(dim=-1)
+    ranked = values.topk(most).indices.tolist() if most else []
+    ranks = {each: rank for rank, each in enumerate(ranked, start=1)}
+    ranks.setdefault(token, int((values > values[token]).sum()) + 1)
+    return {
+        str(each): {"logprob": float(values[each]), "rank": rank, "decoded_token": spell(each)}
+        for each, rank in ranks.items()
+    }

@@ -1,0 +1,72 @@
+"""How the next token is chosen, and when an answer ends: what `sampling_parameters` may say. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from fmplex_backend.errors import InvalidRequest
+from fmplex_backend.section import CHECKED
+
+MAX_STOPS, MAX_STOP = 16, 256  # strings, characters of one
+
+
+def _listed(value: Any) -> Any:
+    """One stop string in the place of a list."""
+    return [value] if isinstance(value, str) else value
+
+
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP)]
+
+
+@dataclass(config=CHECKED, frozen=True)
+class Sampling:
+    """The names, meanings and order of vLLM's SamplingParams.
+
+    Args:
+        max_tokens: the longest answer.
+        min_tokens: the shortest: no token that ends the answer is chosen before.
+        temperature: divides the logits; 0 takes the best token always.
+        top_k: of so many best tokens; 0 or -1: of all.
+        top_p: of the fewest best tokens that have this probability together (Holtzman et al. 2020).
+        min_p: of those that have at least this part of the best one's probability.
+        repetition_penalty: divides positive and multiplies negative logits of tokens that the prompt or the answer
+            already has (Keskar et al. 2019).
+        stop: strings that end the answer before them. stop_token_ids: tokens that end it likewise.
+        ignore_eos: go on after the model's own end.
+        seed: of the random numbers; without one they differ each time.
+        logprobs: so many best tokens are told with each token's logarithmic probability; None: none are.
+    """
+
+    max_tokens: Annotated[int, Field(ge=1)] = 256
+    min_tokens: Annotated[int, Field(ge=0)] = 0
+    temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 1.0
+    top_k: Annotated[int, Field(ge=-1)] = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] = 1.0
+    stop: Annotated[tuple[StopString, ...], Field(max_length=MAX_STOPS), BeforeValidator(_listed)] = ()
+    stop_token_ids: Annotated[tuple[int, ...], Field(max_length=MAX_STOPS)] = ()
+    ignore_eos: bool = False
+    seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
+    logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
+
+    def overridden(self, wishes: Mapping[str, Any], source: str) -> Sampling:
+        """With what a request says; raises InvalidRequest that names the field in `source`."""
+        try:
+            return CHECK.validate_python({name: getattr(self, name) for name in FIELDS} | dict(wishes))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = str(first["loc"][0]) if first["loc"] else "(all)"
+            if first["type"] == "unexpected_keyword_argument":
+                raise InvalidRequest(f"{source}: there is no field {name!r}; there are {', '.join(FIELDS)}") from None
+            wanted = f"{first['msg'][0].lower()}{first['msg'][1:]}"
+            raise InvalidRequest(f"{source}.{name}: {wanted} (got {str(first.get('input'))[:80]!r})") from None
+
+
+FIELDS = tuple(each.name for each in fields(Sampling))
+CHECK = TypeAdapter(Sampling)

@@ -1,0 +1,142 @@
+"""A generating task's sections of task.json: how a text becomes a prompt, and how the answer is made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+from typing_extensions import Annotated, Self
+
+from fmplex_backend.decoders.decoder import Decoder, Outputs
+from fmplex_backend.decoders.results import Result, strings
+from fmplex_backend.families.causal_lm.inputs import (
+    FINISH_REASON,
+    INPUT_TOKENS,
+    LOGPROBS,
+    OUTPUT_TOKENS,
+    PROMPT,
+    TEXT_OUTPUT,
+)
+from fmplex_backend.families.causal_lm.sampling import FIELDS, Sampling
+from fmplex_backend.families.spec import Input
+from fmplex_backend.section import CHECKED
+
+MAX_TEMPLATE = 65_536  # characters; they are tokenised with every text
+
+
+@dataclass(config=CHECKED, frozen=True)
+class Prompt:
+    """The text as the client sends it, in a template.
+
+    Args:
+        template: e.g. "Summarise: {text}".
+    """
+
+    template: Annotated[str, Field(max_length=MAX_TEMPLATE)] = "{text}"
+
+    kind: Literal["prompt"] = field(default="prompt", kw_only=True, repr=False)
+    learns: ClassVar[Literal["nothing", "optionally", "always"]] = "nothing"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.template.count("{text}") != 1:
+            raise ValueError(f"template must hold {{text}} once, {self.template!r} does not")
+        return self
+
+    def reads(self) -> Input:
+        return PROMPT
+
+    def size(self) -> int | None:
+        return 1
+
+
+@plain_dataclass(frozen=True, slots=True)
+class Generated(Result):
+    """An answer, or a part of one. `finish_reason` is "stop" or "length", and "" for a part that is not the last.
+
+    `logprobs` is None where none were asked for; else of each token its and the best ones' logarithmic probabilities,
+    as Triton's vLLM backend tells them.
+    """
+
+    text: str
+    finish_reason: str
+    input_tokens: int
+    output_tokens: int
+    logprobs: Any = None
+    truncated: bool = False
+
+
+@dataclass(config=CHECKED, frozen=True)
+class Generator(Sampling, Decoder):
+    """Generates an answer. What `Sampling` has are the task's defaults, which a request may override.
+
+    Args:
+        chat: whether the text is a user's turn in the model's chat template; None: where the model has one.
+        system: what the conversation begins with; needs a chat template.
+        chat_template: another one than the model's, in Jinja as transformers takes it.
+    """
+
+    chat: bool | None = None
+    system: Annotated[str, Field(max_length=MAX_TEMPLATE)] = ""
+    chat_template: Annotated[str, Field(max_length=MAX_TEMPLATE)] = ""
+
+    kind: Literal["generator"] = field(default="generator", kw_only=True, repr=False)
+    gives = (TEXT_OUTPUT, FINISH_REASON, INPUT_TOKENS, OUTPUT_TOKENS, LOGPROBS)
+    telling = (INPUT_TOKENS,)  # answers may be random, and differ with the dtype
+    learns = "nothing"
+    needs_weights = False
+    has_figures = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.chat is False and (self.system or self.chat_template):
+            raise ValueError("system and chat_template need a chat: leave chat at its default, or say true")
+        return self
+
+    @property
+    def sampling(self) -> Sampling:
+        """The task's defaults."""
+        return Sampling(**{name: getattr(self, name) for name in FIELDS})
+
+    def sizes(self, directory: Path, hidden: int | None) -> dict[str, int | None]:
+        return {spec.name: 1 for spec in self.gives}
+
+    @classmethod
+    def joined(cls, parts: Sequence[Outputs]) -> Outputs:
+        last, own = parts[-1], [part["text_output"] for part in parts]
+        text = "".join(text for each in own for text in strings(each))
+        told = [list_of(part["logprobs"]) for part in parts if "logprobs" in part]
+        return {
+            **last,
+            "text_output": np.array([text.encode()], dtype=np.object_),
+            "num_output_tokens": sum((part["num_output_tokens"] for part in parts), np.zeros(1, dtype=np.uint32)),
+            "logprobs": as_tensor([each for some in told if some is not None for each in some] if any(told) else None),
+        }
+
+    @classmethod
+    def result(cls, labels: Sequence[str], item: Any, outputs: Outputs, truncated: bool) -> Result:
+        return Generated(
+            "".join(strings(outputs["text_output"])),
+            strings(outputs["finish_reason"])[0],
+            int(outputs["num_input_tokens"].item()),
+            int(outputs["num_output_tokens"].item()),
+            list_of(outputs["logprobs"]),
+        )
+
+
+def list_of(tensor: Any) -> list[Any] | None:
+    """What a logprobs tensor says."""
+    found: list[Any] | None = json.loads(strings(tensor)[0])
+    return found
+
+
+def as_tensor(logprobs: list[Any] | None) -> Any:
+    """A logprobs tensor: JSON."""
+    return np.array([json.dumps(logprobs, ensure_ascii=False).encode()], dtype=np.object_)

@@ -1,0 +1,330 @@
+"""The runtime under the real engine and scheduler, against transformers' `generate`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig, Qwen3Config
+
+from fmplex_backend.errors import BackboneRefused, InvalidRequest, TaskRefused
+from fmplex_backend.families.causal_lm.parameters import CausalLmConfig
+from fmplex_backend.families.causal_lm.runtime import CausalLmRuntime
+from fmplex_backend.scheduling import Bfq, CostModel
+from fmplex_backend.serving.engine import Engine
+from fmplex_backend.types import Failed, Finished, Outcome, Request, Running, Vfm
+from testing.adapters import lora, save_adapter
+from testing.language_models import save_tiny
+
+FILE = Path("backbone/config.pbtxt")
+NEAR = 1e-4  # best logits so close may be told apart otherwise
+
+
+def backbone(model: Path, **parameters: Any) -> CausalLmRuntime:
+    given: dict[str, Any] = {"kv_cache_bytes": 1 << 22, "prefill_chunk": 8, **parameters}
+    config = CausalLmConfig(model=str(model), family="causal-lm", dtype="float32", threads=1, **given)
+    return CausalLmRuntime(config, FILE, "cpu")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def versions(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A plain task, one with a system prompt, two with LoRA of different ranks and modules."""
+    folder = tmp_path_factory.mktemp("versions")
+    found = []
+    targets = {2: lora(4, "q_proj", "v_proj"), 3: lora(8, "k_proj", "o_proj", "gate_proj", "down_proj")}
+    for number in range(4):
+        version = folder / str(number)
+        version.mkdir()
+        document: dict[str, Any] = {"family": "causal-lm", "decoder": {"chat": False}}
+        if number == 1:
+            document["decoder"] = {"system": "be brief"}
+        if number in targets:
+            document["adapter"] = {"kind": "peft"}
+            bare = AutoModelForCausalLM.from_pretrained(model)
+            save_adapter(version / "adapter", bare, targets[number], seed=number, scale=0.3)
+        (version / "task.json").write_text(json.dumps(document))
+        found.append(version)
+    return found
+
+
+@dataclass
+class Rig:
+    """An engine without threads."""
+
+    runtime: CausalLmRuntime
+    versions: Sequence[Path]
+    sequences: int = 4
+    parts: dict[Request, list[Outcome]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        scheduler = Bfq(
+            CostModel(),
+            max_items=self.sequences,
+            max_tokens=self.runtime.max_batch_tokens,
+            has_room=self.runtime.has_room,
+        )
+        self.engine = Engine(self.runtime, scheduler, CostModel(), self._hand_over)
+        self.engine.preparer = self  # type: ignore[assignment]
+        self.vfms = [Vfm(number, f"task{number}") for number in range(len(self.versions))]
+        for vfm, version in zip(self.vfms, self.versions, strict=True):
+            self.engine.attach(vfm, self.runtime.load(version))
+
+    def resume(self) -> None:
+        """Nobody waits to be prepared."""
+
+    def ask(self, task: int, text: str, **wishes: Any) -> Request:
+        stream = wishes.pop("stream", False)
+        inputs = {"text_input": np.array([[text.encode()]], dtype=np.object_)}
+        inputs["sampling_parameters"] = np.array([[json.dumps(wishes).encode()]], dtype=np.object_)
+        inputs["stream"] = np.array([[stream]])
+        request = Request(self.vfms[task], inputs, (), 0.0, lambda *_: None)
+        request.extensions = self.vfms[task].extensions
+        self.runtime.prepare(request)
+        self.parts[request] = []
+        self.engine.add_request(request)
+        return request
+
+    def run(self, most: int = 5000) -> None:
+        for _ in range(most):
+            if not self.engine.step(wait=False) and not self.engine.scheduler.queued:
+                return
+        raise AssertionError("it does not end")
+
+    def text(self, request: Request) -> str:
+        return "".join(str(outcome.value.text) for outcome in self.parts[request])  # type: ignore[union-attr]
+
+    def answer(self, request: Request) -> list[int]:
+        tokens: list[int] = request.prepared.tokens
+        return tokens[len(request.prepared.asked.prompt) :]
+
+    def _hand_over(self, request: Request, outcome: Outcome) -> None:
+        if isinstance(outcome, Failed):
+            raise outcome.error
+        self.parts[request].append(outcome)
+
+
+@pytest.fixture
+def rig(model: Path, versions: list[Path]) -> Rig:
+    return Rig(backbone(model), versions)
+
+
+@pytest.fixture(scope="module")
+def generate(model: Path, versions: list[Path]) -> Callable[[int, list[int], int], tuple[list[int], Any]]:
+    """What a task's merged model generates alone, greedily, and the logits."""
+    merged: dict[int, Any] = {}
+
+    def made(task: int, prompt: list[int], tokens: int) -> tuple[list[int], Any]:
+        if task not in merged:
+            bare = AutoModelForCausalLM.from_pretrained(model)
+            adapted = (versions[task] / "adapter").is_dir()
+            merged[task] = PeftModel.from_pretrained(bare, versions[task] / "adapter").merge_and_unload() if adapted else bare
+        found = merged[task].generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=tokens,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        return found.sequences[0, len(prompt) :].tolist(), found.logits
+
+    return made
+
+
+def same(ours: list[int], theirs: list[int], logits: Any) -> bool:
+    """Whether they are equal up to a token where the best two logits are near."""
+    for place, (one, other) in enumerate(zip(ours, theirs, strict=False)):
+        if one != other:
+            best = logits[place][0].topk(2).values
+            return float(best[0] - best[1]) < NEAR
+    return len(ours) == len(theirs)
+
+
+TEXTS = [f"{word} {number} " * (1 + number % 7) for number, word in enumerate(["fox", "日本", "dog", "🙂", "lazy"] * 5)]
+
+
+def test_every_task_mixed_with_the_others_says_what_it_says_alone(rig: Rig, generate: Any) -> None:
+    asked = [(task, rig.ask(task, text, temperature=0, max_tokens=12)) for text in TEXTS for task in range(4)]
+    rig.run()
+    for task, request in asked:
+        assert same(rig.answer(request), *generate(task, request.prepared.asked.prompt, 12)), (task, request.inputs)
+    assert rig.engine.counts.passes < sum(len(rig.answer(request)) for _, request in asked) / 2
+    assert rig.runtime.memory.blocks.free == rig.runtime.memory.blocks.count
+
+
+def test_adapters_change_answers(generate: Any) -> None:
+    """Else the test above would prove little."""
+    prompt = list(range(5, 30))
+    answers = [generate(task, prompt, 12)[0] for task in (0, 2, 3)]
+    assert len({tuple(answer) for answer in answers}) == 3
+
+
+def test_preempted_sequences_end_as_they_would_have(model: Path, versions: list[Path], generate: Any) -> None:
+    runtime = backbone(model, kv_cache_bytes=12 * 16 * 3 * 2 * 32 * 4)
+    assert runtime.memory.blocks.count == 12
+    rig = Rig(runtime, versions, sequences=8)
+    asked = [(task, rig.ask(task, text, temperature=0, max_tokens=40)) for text in TEXTS[:6] for task in range(4)]
+    rig.run()
+    assert runtime.memory.preempted > 0
+    for task, request in asked:
+        assert same(rig.answer(request), *generate(task, request.prepared.asked.prompt, 40))
+    assert runtime.memory.blocks.free == 12
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_all_blocks_are_free_at_the_end(small: Rig, data: st.DataObject) -> None:
+    """Whatever is asked, cancelled and preempted meanwhile."""
+    asked: list[Request] = []
+    for _ in range(data.draw(st.integers(1, 6))):
+        for _ in range(data.draw(st.integers(0, 5))):
+            length, tokens = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
+            task = data.draw(st.integers(0, 3))
+            asked.append(small.ask(task, "x" * length, max_tokens=tokens, temperature=data.draw(st.sampled_from([0, 1]))))
+        for _ in range(data.draw(st.integers(0, 8))):
+            small.engine.step(wait=False)
+        if asked and data.draw(st.booleans()):
+            gone = data.draw(st.sampled_from(asked))
+            small.parts[gone] = []
+            if gone in gone.vfm.queue:
+                small.engine.scheduler.discard(gone.vfm, [gone])
+                small.engine._forget(gone)
+    small.run()
+    memory = small.runtime.memory
+    assert memory.blocks.free == memory.blocks.count
+    assert not memory.of
+
+
+@pytest.fixture(scope="module")
+def small(model: Path, versions: list[Path]) -> Rig:
+    return Rig(backbone(model, kv_cache_bytes=8 * 16 * 3 * 2 * 32 * 4), versions, sequences=6)
+
+
+def test_parts_make_the_whole_and_end_at_stop_strings(rig: Rig) -> None:
+    """At every boundary of tokens: characters of several bytes, and stop strings over several tokens."""
+    whole = rig.ask(0, "日本語 🙂", temperature=0, max_tokens=60, ignore_eos=True)
+    parts = rig.ask(0, "日本語 🙂", temperature=0, max_tokens=60, ignore_eos=True, stream=True)
+    rig.run()
+    text = rig.runtime.tokenizer.decode(rig.answer(whole), skip_special_tokens=True)
+    assert rig.text(whole) == rig.text(parts) == text
+    assert len(rig.parts[whole]) == 1 < len(rig.parts[parts])
+    assert all(isinstance(part, Running) for part in rig.parts[parts][:-1])
+    assert isinstance(rig.parts[parts][-1], Finished)
+    for start in range(3, len(text) - 3, 5):
+        stop = text[start : start + 3]
+        stopped = rig.ask(0, "日本語 🙂", temperature=0, max_tokens=60, ignore_eos=True, stream=True, stop=stop)
+        rig.run()
+        assert rig.text(stopped) == text[: text.index(stop)]
+        assert rig.parts[stopped][-1].value.finish_reason == "stop"  # type: ignore[union-attr]
+
+
+def test_a_seed_makes_an_answer_again_whatever_else_runs(rig: Rig) -> None:
+    first = rig.ask(0, "fox", seed=7, max_tokens=20)
+    rig.run()
+    others = [rig.ask(task, text, max_tokens=9) for task, text in enumerate(TEXTS[:4])]
+    again, other = rig.ask(0, "fox", seed=7, max_tokens=20), rig.ask(0, "fox", seed=8, max_tokens=20)
+    rig.run()
+    assert rig.answer(first) == rig.answer(again) != rig.answer(other)
+    assert all(rig.answer(each) for each in others)
+
+
+def test_log_probabilities(rig: Rig, generate: Any) -> None:
+    request = rig.ask(0, "lazy dog", temperature=0, max_tokens=5, logprobs=2, ignore_eos=True)
+    rig.run()
+    told = rig.parts[request][-1].value.logprobs  # type: ignore[union-attr]
+    _, logits = generate(0, request.prepared.asked.prompt, 5)
+    assert len(told) == 5
+    for token, each, own in zip(rig.answer(request), told, logits, strict=False):
+        expected = own[0].log_softmax(-1)
+        assert each[str(token)]["rank"] == 1
+        assert each[str(token)]["logprob"] == pytest.approx(float(expected[token]), abs=1e-3)
+        assert {int(key) for key in each} == set(expected.topk(2).indices.tolist())
+
+
+@pytest.mark.parametrize(
+    ("wishes", "says"),
+    [
+        ({"temprature": 0}, "sampling_parameters: there is no field 'temprature'"),
+        ({"temperature": "hot"}, "sampling_parameters.temperature"),
+        ({"temperature": -1}, "sampling_parameters.temperature"),
+        ({"top_p": 0}, "sampling_parameters.top_p"),
+        ({"max_tokens": 5000}, "sampling_parameters.max_tokens: 5000"),
+        ({"stop_token_ids": [9999]}, "there is no token 9999"),
+        ({"stop": ""}, "sampling_parameters.stop"),
+        ({"min_tokens": 9, "max_tokens": 3}, "min_tokens: 9"),
+    ],
+)
+def test_wishes_that_cannot_be_met(rig: Rig, wishes: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        rig.ask(0, "fox", **wishes)
+    assert says in str(caught.value)
+
+
+def test_numbers_may_come_as_text_as_vllms_clients_send_them(rig: Rig) -> None:
+    request = rig.ask(0, "fox", temperature="0", max_tokens="3", ignore_eos="true")
+    rig.run()
+    assert len(rig.answer(request)) == 3
+
+
+def test_a_prompt_that_can_never_fit(rig: Rig) -> None:
+    with pytest.raises(InvalidRequest, match="takes 512 of prompt and answer together"):
+        rig.ask(0, "日" * 600)
+
+
+@pytest.mark.parametrize("kind", ["qwen", "gemma"])
+def test_other_architectures(kind: str, versions: list[Path], tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    config = (
+        Qwen3Config(num_hidden_layers=2, **sizes)
+        if kind == "qwen"
+        else Gemma2Config(num_hidden_layers=2, sliding_window=8, **sizes)
+    )
+    directory = save_tiny(tmp_path / kind, config=config)
+    rig = Rig(backbone(directory), versions[:1])
+    asked = [rig.ask(0, text, temperature=0, max_tokens=10, ignore_eos=True) for text in TEXTS[:5]]
+    rig.run()
+    own = AutoModelForCausalLM.from_pretrained(directory)
+    for request in asked:
+        prompt = request.prepared.asked.prompt
+        found = own.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=10,
+            min_new_tokens=10,
+            do_sample=False,
+        )
+        count = next((n for n, token in enumerate(rig.answer(request)) if token == own.config.eos_token_id), 10)
+        assert rig.answer(request)[:count] == found[0, len(prompt) :].tolist()[:count]
+
+
+def test_an_architecture_without_attention_of_the_registry_is_refused(tmp_path: Path) -> None:
+    directory = save_tiny(tmp_path / "mamba", config=MambaConfig(hidden_size=32, num_hidden_layers=2))
+    with pytest.raises(BackboneRefused, match=r"MambaForCausalLM \(mamba\) cannot share passes"):
+        backbone(directory)
+
+
+def test_too_little_memory_is_refused(model: Path) -> None:
+    with pytest.raises(BackboneRefused, match=r"kv_cache_bytes.* there is room for 16 tokens"):
+        backbone(model, kv_cache_bytes=16 * 3 * 2 * 32 * 4)
+
+
+def test_a_chat_without_a_template_is_refused(rig: Rig, tmp_path: Path) -> None:
+    (tmp_path / "task.json").write_text(json.dumps({"family": "causal-lm", "decoder": {"chat_template": "{{ oops("}}))
+    with pytest.raises(TaskRefused, match="chat_template"):
+        rig.runtime.load(tmp_path)
+
+
