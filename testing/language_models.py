@@ -15,7 +15,12 @@ CHAT = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-TEXTS = ("the quick brown fox jumps over the lazy dog", "zwölf Boxkämpfer jagen Viktor", "日本語の文字", "emoji 🙂🚀 too")
+TEXTS = (
+    "the quick brown fox jumps over the lazy dog",
+    "zwölf Boxkämpfer jagen Viktor",
+    "日本語の文字",
+    "emoji 🙂🚀 too",
+)
 
 
 def has_smol() -> bool:
@@ -26,8 +31,8 @@ def has_smol() -> bool:
 def tiny_tokenizer() -> Any:
     """Byte-level BPE with ChatML's tokens: characters of several bytes are several tokens."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=320,
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],

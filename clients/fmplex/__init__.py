@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         TaskRefused,
         Unreachable,
     )
+    from fmplex_backend.families.causal_lm.sections import Generated, Generator, Prompt
     from fmplex_backend.families.text_encoder.encoders import CustomEncoder
     from fmplex_backend.families.text_encoder.sections import PluginEncoder, Projection, Text
 
@@ -75,6 +76,7 @@ _PLACES = {
         "TaskRefused",
         "Unreachable",
     ),
+    "fmplex_backend.families.causal_lm.sections": ("Generated", "Generator", "Prompt"),
     "fmplex_backend.families.text_encoder.encoders": ("CustomEncoder",),
     "fmplex_backend.families.text_encoder.sections": ("PluginEncoder", "Projection", "Text"),
 }
@@ -94,6 +96,8 @@ __all__ = [
     "DoRA",
     "Embedder",
     "FmplexError",
+    "Generated",
+    "Generator",
     "Label",
     "Labels",
     "LoRA",
@@ -103,6 +107,7 @@ __all__ = [
     "PluginEncoder",
     "Pretrained",
     "Projection",
+    "Prompt",
     "Raw",
     "Refused",
     "Regressor",

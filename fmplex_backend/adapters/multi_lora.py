@@ -297,9 +297,7 @@ class AdapterBank:
             yield
 
     @contextmanager
-    def _in_pass(
-        self, rows: int, parts: Iterable[_LoraPart | _SoloPart], *, packed: bool = False
-    ) -> Iterator[None]:
+    def _in_pass(self, rows: int, parts: Iterable[_LoraPart | _SoloPart], *, packed: bool = False) -> Iterator[None]:
         self.current.rows, self.current.packed, self.current.parts = rows, packed, tuple(parts)
         try:
             yield

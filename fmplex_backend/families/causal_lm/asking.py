@@ -70,7 +70,9 @@ class Reader:
         wishes, source = _wishes(request)
         sampling = self.defaults.overridden(wishes, source) if wishes else self.defaults
         if odd := [token for token in sampling.stop_token_ids if not 0 <= token < self.vocabulary]:
-            raise InvalidRequest(f"{source}.stop_token_ids: there is no token {odd[0]}: the model has {self.vocabulary}")
+            raise InvalidRequest(
+                f"{source}.stop_token_ids: there is no token {odd[0]}: the model has {self.vocabulary}"
+            )
         if len(text) > self.max_length * TOKEN_BYTES:
             raise InvalidRequest(f"text_input has {len(text)} characters, far beyond {self.max_length} tokens: cut it")
         prompt = self.tokens(text)

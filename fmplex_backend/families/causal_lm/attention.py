@@ -20,7 +20,15 @@ from torch.nn import functional
 
 NAME = "fmplex_paged"
 # Arguments of attention functions that change nothing here: dropout is for training, what follows describes the pass.
-IGNORED = {"dropout", "is_causal", "position_ids", "cache_position", "use_cache", "output_attentions", "output_router_logits"}
+IGNORED = {
+    "dropout",
+    "is_causal",
+    "position_ids",
+    "cache_position",
+    "use_cache",
+    "output_attentions",
+    "output_router_logits",
+}
 WASTE = 1.3  # contexts of a group's sequences may be so many times longer with their padding
 
 
@@ -182,12 +190,11 @@ def attend(
         own = queries.index_select(0, group.rows).unflatten(0, (group.sequences, -1))  # [n, q, heads, width]
         # Heads that share keys become further queries of one head: nothing is repeated.
         own = own.unflatten(2, (kv_heads, copies)).permute(0, 2, 3, 1, 4).flatten(2, 3)  # [n, kv heads, copies * q, .]
-        context = (
+        key, value = (
             each.index_select(0, group.slots).view(group.sequences, group.context, kv_heads, -1).transpose(1, 2)
             for each in (keys, values)
         )
-        mask = plan.mask(number, sliding_window, copies)
-        found = _group(own, *context, mask, scaling, softcap)
+        found = _group(own, key, value, plan.mask(number, sliding_window, copies), scaling, softcap)
         found = found.unflatten(2, (copies, -1)).permute(0, 3, 1, 2, 4)  # [n, q, kv heads, copies, width]
         result.index_copy_(0, group.rows, found.reshape(-1, query.shape[1], width))
     return result[None], None

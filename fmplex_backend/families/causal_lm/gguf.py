@@ -30,7 +30,9 @@ def gguf_file(model: str, file: Path) -> Path | None:
     found = sorted(place.rglob("*.gguf")) if place.is_dir() else []
     if len(found) > 1:
         names = ", ".join(each.name for each in found[:5])
-        raise BackboneRefused(file, "parameters.model", f"{place} holds several GGUF files: {names}", "Name one of them")
+        raise BackboneRefused(
+            file, "parameters.model", f"{place} holds several GGUF files: {names}", "Name one of them"
+        )
     return found[0] if found else None
 
 

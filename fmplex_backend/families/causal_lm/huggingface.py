@@ -55,7 +55,8 @@ def load_model(config: CausalLmConfig, file: Path, device: torch.device) -> Load
         tokenizer = AutoTokenizer.from_pretrained(directory)
         stored = getattr(AutoConfig.from_pretrained(directory), "dtype", None)
         dtype = chosen_dtype(config.dtype, device, stored)
-        model, loading = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, output_loading_info=True)
+        model, loading = loaded
     except Exception as error:  # transformers' errors have no base class of their own
         problem = f"transformers cannot load {config.model!r} as a causal language model: {error}"
         raise BackboneRefused(file, "parameters.model", problem, "Check the directory") from error

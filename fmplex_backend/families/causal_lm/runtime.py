@@ -83,9 +83,7 @@ class CausalLmRuntime:
             needed = max(1, 4 * BLOCK * loaded.token_bytes)
             problem = f"there is room for {self.max_length} tokens, {loaded.token_bytes} bytes each"
             raise BackboneRefused(file, "parameters.kv_cache_bytes", problem, f"Say {needed} or more")
-        self._decode = partial(
-            self.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        self._decode = partial(self.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     # -- off the engine thread
 
@@ -154,7 +152,9 @@ class CausalLmRuntime:
         spans = [
             Span(len(step), step.stop, self.memory.of[request]) for request, step in zip(requests, steps, strict=True)
         ]
-        ids = torch.tensor([answer.tokens[place] for answer, step in zip(answers, steps, strict=True) for place in step])
+        ids = torch.tensor(
+            [answer.tokens[place] for answer, step in zip(answers, steps, strict=True) for place in step]
+        )
         adapters = [request.extensions.adapter for request, step in zip(requests, steps, strict=True) for _ in step]
         ends = np.cumsum([len(step) for step in steps]) - 1
         choosing = [number for number, answer in enumerate(answers) if answer.chooses]
@@ -182,8 +182,7 @@ class CausalLmRuntime:
             context = max(1, min(context, longest))
             per = -(-context // BLOCK)
             spans = [
-                Span(min(new, context), context, range(number * per, (number + 1) * per))
-                for number in range(sequences)
+                Span(min(new, context), context, range(number * per, (number + 1) * per)) for number in range(sequences)
             ]
             ids = torch.zeros(sum(span.new for span in spans), dtype=torch.int64)
             start = perf_counter()

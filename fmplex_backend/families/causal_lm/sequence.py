@@ -122,5 +122,3 @@ class Sequence:
         delta = Delta(self._text, self._unsent, finish_reason, told)
         self._text, self._unsent, self._logprobs = "", 0, []
         return delta
-
-

@@ -131,7 +131,9 @@ def generate(model: Path, versions: list[Path]) -> Callable[[int, list[int], int
         if task not in merged:
             bare = AutoModelForCausalLM.from_pretrained(model)
             adapted = (versions[task] / "adapter").is_dir()
-            merged[task] = PeftModel.from_pretrained(bare, versions[task] / "adapter").merge_and_unload() if adapted else bare
+            merged[task] = (
+                PeftModel.from_pretrained(bare, versions[task] / "adapter").merge_and_unload() if adapted else bare
+            )
         found = merged[task].generate(
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
@@ -194,7 +196,9 @@ def test_all_blocks_are_free_at_the_end(small: Rig, data: st.DataObject) -> None
         for _ in range(data.draw(st.integers(0, 5))):
             length, tokens = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
             task = data.draw(st.integers(0, 3))
-            asked.append(small.ask(task, "x" * length, max_tokens=tokens, temperature=data.draw(st.sampled_from([0, 1]))))
+            asked.append(
+                small.ask(task, "x" * length, max_tokens=tokens, temperature=data.draw(st.sampled_from([0, 1])))
+            )
         for _ in range(data.draw(st.integers(0, 8))):
             small.engine.step(wait=False)
         if asked and data.draw(st.booleans()):
@@ -287,7 +291,13 @@ def test_a_prompt_that_can_never_fit(rig: Rig) -> None:
 
 @pytest.mark.parametrize("kind", ["qwen", "gemma"])
 def test_other_architectures(kind: str, versions: list[Path], tmp_path: Path) -> None:
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+    }
     config = (
         Qwen3Config(num_hidden_layers=2, **sizes)
         if kind == "qwen"
@@ -326,5 +336,3 @@ def test_a_chat_without_a_template_is_refused(rig: Rig, tmp_path: Path) -> None:
     (tmp_path / "task.json").write_text(json.dumps({"family": "causal-lm", "decoder": {"chat_template": "{{ oops("}}))
     with pytest.raises(TaskRefused, match="chat_template"):
         rig.runtime.load(tmp_path)
-
-
