@@ -1,0 +1,92 @@
+"""Filters and penalties against transformers' own; draws against their probabilities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from fmplex_backend.families.causal_lm.sampler import choose, filtered, penalised
+from fmplex_backend.families.causal_lm.sampling import Sampling
+from fmplex_backend.families.causal_lm.sequence import Asked, Sequence
+from fmplex_backend.families.causal_lm.text import Detokenizer
+
+VOCABULARY = 200
+
+
+def answer(prompt: list[int], **options: Any) -> Sequence:
+    return Sequence(Asked(prompt, Sampling(**options), False), 8, {3}, Detokenizer(lambda tokens: str(list(tokens))))
+
+
+def logits(seed: int) -> torch.Tensor:
+    return 3 * torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0.3},
+        {"top_k": 1},
+        {"top_k": 17},
+        {"top_k": -1},
+        {"top_p": 0.05},
+        {"top_p": 0.9},
+        {"min_p": 0.02},
+        {"repetition_penalty": 1.7},
+        {"temperature": 1.4, "top_k": 50, "top_p": 0.8, "min_p": 0.05, "repetition_penalty": 0.8},
+    ],
+)
+def test_scores_are_those_of_transformers(options: dict[str, Any], seed: int) -> None:
+    prompt = [1, 5, 5, 90]
+    own = answer(prompt, **options)
+    sampling, raw = own.asked.sampling, logits(seed)
+    wanted: Any = [RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)]
+    wanted.append(TemperatureLogitsWarper(sampling.temperature))
+    wanted += [TopKLogitsWarper(sampling.top_k)] if sampling.top_k > 0 else []
+    wanted += [TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []
+    wanted += [MinPLogitsWarper(sampling.min_p)] if sampling.min_p else []
+    theirs = LogitsProcessorList(wanted)(torch.tensor([prompt]), raw[None].clone())[0]
+    ours = filtered(penalised(raw, own), sampling)
+    assert torch.equal(ours.isinf(), theirs.isinf())
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_draws_have_their_probabilities() -> None:
+    raw = torch.full((1, VOCABULARY), -torch.inf)
+    raw[0, :3] = torch.tensor([0.5, 0.3, 0.2]).log()
+    own = answer([1], seed=3)
+    counts = [0, 0, 0]
+    for _ in range(3000):
+        (chosen,) = choose(raw, [own], str)
+        assert chosen is not None
+        counts[chosen.token] += 1
+    assert [count / 3000 for count in counts] == pytest.approx([0.5, 0.3, 0.2], abs=0.04)
+
+
+def test_the_end_is_not_chosen_too_early() -> None:
+    raw = torch.zeros(1, VOCABULARY)
+    raw[0, 3], raw[0, 7] = 9.0, 5.0
+    (closed,) = choose(raw, [answer([1], min_tokens=1, temperature=0)], str)
+    (open_,) = choose(raw, [answer([1], temperature=0)], str)
+    assert (closed and closed.token, open_ and open_.token) == (7, 3)
+
+
+def test_a_row_with_nan_fails_alone() -> None:
+    raw = torch.zeros(3, VOCABULARY)
+    raw[1, 4], raw[2, 9] = torch.nan, 1.0
+    first, second, third = choose(raw, [answer([1], temperature=0) for _ in range(3)], str)
+    assert first is not None
+    assert second is None
+    assert third is not None
+    assert third.token == 9
