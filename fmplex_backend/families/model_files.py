@@ -1,4 +1,7 @@
-"""Finding a Hugging Face model's directory: a hub id, a directory, or `package:<module>`. Imports no torch."""
+"""Finding a Hugging Face model's directory: a hub id, a directory, `package:<module>`, or a GGUF file in one of these.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fmplex_backend.errors import BackboneRefused, TaskRefused
+from fmplex_backend.families.gguf import converted, gguf_file
 from fmplex_backend.files import read_json
 from fmplex_backend.fingerprint import fingerprint
 
@@ -20,11 +24,13 @@ def find_model(model: str, file: Path, *, fetch: bool = True) -> Path:
 
     Args:
         file: the backbone's config.pbtxt: relative paths start beside it, and messages name it.
-        fetch: whether a hub id that is not in the hub's cache is downloaded.
+        fetch: whether a hub id that is not in the hub's cache is downloaded, and a GGUF file converted.
     """
     if model.startswith("package:"):
-        return _in_package(model.removeprefix("package:"), file)
+        return _in_package(model.removeprefix("package:"), file, fetch)
     path = Path(model) if Path(model).is_absolute() else file.parent / model
+    if source := gguf_file(path, file):
+        return converted(source, file, make=fetch)
     if path.is_dir():
         return path
     if Path(model).is_absolute() or model.startswith("."):
@@ -116,11 +122,13 @@ def _places(name: str) -> list[Path]:
     return [Path(place, *inner) for place in (spec.submodule_search_locations if spec else None) or ()]
 
 
-def _in_package(name: str, file: Path) -> Path:
+def _in_package(name: str, file: Path, fetch: bool) -> Path:
     """The model's folder inside an installed package, found without importing the package."""
     root = next((place for place in _places(name) if place.is_dir()), None)
     if root is None:
         raise BackboneRefused(file, "parameters.model", f"the package {name!r} is not installed", f"pip install {name}")
+    if source := gguf_file(root, file):
+        return converted(source, file, make=fetch)
     folders = sorted((found.parent for found in root.rglob("config.json")), key=lambda path: len(path.parts))
     for folder in folders:
         if any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin")):

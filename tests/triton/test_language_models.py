@@ -1,4 +1,4 @@
-"""A language model on the real server: a tiny Llama with random weights, tasks with and without LoRA, every protocol."""
+"""A language model on the real server: a tiny Llama with random weights, with and without LoRA, every protocol."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ from testing.servers import Serving, eventually, serving
 BACKBONE = "tiny"
 TOKENS = 16
 NEAR = 1e-4  # best logits so close may be told apart otherwise
-TEXTS = [f"{word} {number} " * (1 + number % 9) for number, word in enumerate(["fox", "日本語", "dog", "🙂", "lazy"] * 3)]
+TEXTS = [
+    f"{word} {number} " * (1 + number % 9) for number, word in enumerate(["fox", "日本語", "dog", "🙂", "lazy"] * 3)
+]
 GREEDY = {"temperature": 0, "max_tokens": TOKENS}
 ADAPTERS = {"small": lora(4, "q_proj", "v_proj"), "large": lora(16, "k_proj", "o_proj", "up_proj", "down_proj")}
 SYSTEM = "be brief"

@@ -100,7 +100,7 @@ class Client(BaseClient):
 
         Args:
             slo_ms: the latency objective, in the place of the task's.
-            parameters: of the requests: what the task's family takes there, e.g. {"temperature": 0} of a language model.
+            parameters: of the requests, as the task's family takes them: {"temperature": 0} of a language model.
         """
         return run(self._predict(task, texts, self._deadline(timeout), parameters_of(slo_ms, parameters)))
 

@@ -3,7 +3,7 @@
 It stands under transformers' own modules, by their registry of attention functions: they hand over queries, keys and
 values of [1, heads, tokens, width] and get [1, tokens, heads, width] back. A pass has groups of queries that run
 together: the sequences that compute one token (their contexts padded to the longest of the group), and each longer
-chunk by itself. Where a kernel for variable lengths over blocks is at hand (a GPU's), it can take the place of `_group`.
+chunk by itself. A kernel for variable lengths over blocks, as GPUs have them, can take the place of these groups.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ from torch import Tensor
 from fmplex_backend.errors import BackboneRefused
 from fmplex_backend.families.causal_lm import attention
 from fmplex_backend.families.causal_lm.attention import PagedCache, Plan, Span, packed
-from fmplex_backend.families.causal_lm.gguf import converted, gguf_file
 from fmplex_backend.families.causal_lm.parameters import CausalLmConfig
 from fmplex_backend.families.model_files import find_model
 from fmplex_backend.families.precision import chosen_dtype
@@ -49,8 +48,7 @@ def load_model(config: CausalLmConfig, file: Path, device: torch.device) -> Load
     transformers_logging.disable_progress_bar()  # it would fill the server's log
     if device.type == "cpu":
         torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
-    source = gguf_file(config.model, file)
-    directory = converted(source, file) if source else find_model(config.model, file)
+    directory = find_model(config.model, file)
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)
         stored = getattr(AutoConfig.from_pretrained(directory), "dtype", None)

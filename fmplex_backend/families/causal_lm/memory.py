@@ -35,8 +35,7 @@ class Blocks:
 
     def take(self, count: int) -> list[int]:
         """So many of them."""
-        taken = [self._free.pop() for _ in range(count)]
-        return taken
+        return [self._free.pop() for _ in range(count)]
 
     def give_back(self, blocks: Iterable[int]) -> None:
         """Free them."""

@@ -1,4 +1,4 @@
-"""Language models in torch: each step computes tokens of many sequences, of prompts and of answers, in one packed pass."""
+"""Language models in torch: a step computes tokens of many sequences, of prompts and of answers, in one packed pass."""
 
 from __future__ import annotations
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
-from typing_extensions import Annotated, Self
+from typing_extensions import Self
 
 from fmplex_backend.decoders.decoder import Decoder, Outputs
 from fmplex_backend.decoders.results import Result, strings

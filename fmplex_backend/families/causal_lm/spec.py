@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fmplex_backend.adapters.kinds import PeftAdapter
-from fmplex_backend.families.causal_lm.gguf import converted, gguf_file
 from fmplex_backend.families.causal_lm.inputs import EXCLUDE_INPUT, PROMPT, SAMPLING_PARAMETERS, STREAM
 from fmplex_backend.families.causal_lm.parameters import CausalLmConfig
 from fmplex_backend.families.causal_lm.sections import Generator, Prompt
 from fmplex_backend.families.model_files import fingerprint_of
 from fmplex_backend.families.spec import Family
-from fmplex_backend.fingerprint import fingerprint
 from fmplex_backend.repository.parameters import BackboneConfig
 from fmplex_backend.types import Predict, Runtime
 
@@ -53,5 +51,4 @@ class CausalLms(Family):
         return None
 
     def fingerprint(self, config: BackboneConfig, file: Path) -> str | None:
-        source = gguf_file(config.model, file)
-        return fingerprint(converted(source, file)) if source else fingerprint_of(config.model, file)
+        return fingerprint_of(config.model, file)

@@ -1,9 +1,8 @@
-"""GGUF files: dequantised once, kept as safetensors in the user's cache directory. Imports torch only when it converts."""
+"""GGUF files: dequantised once, kept as safetensors in the user's cache. Imports torch only when it converts."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import shutil
 import tempfile
@@ -17,31 +16,22 @@ SAMPLE = 1 << 20  # bytes of a file that tell it from others, with its size
 WAIT_S = 600.0  # for another process that converts the same file
 
 
-def gguf_file(model: str, file: Path) -> Path | None:
-    """The one GGUF file that a `model` parameter names (itself, its directory or its package); None for other models.
+def gguf_file(place: Path, file: Path) -> Path | None:
+    """The one GGUF file that is, or is in, a place; None where there is none, or a model as transformers saves it.
 
-    Raises BackboneRefused where there are several. A directory with a config.json is none of GGUF.
+    Raises BackboneRefused, naming the backbone's `file`, where there are several.
     """
-    place = _place(model, file)
-    if place is None or not place.exists() or (place / "config.json").exists():
-        return None
-    if place.suffix == ".gguf":
+    if place.suffix == ".gguf" and place.is_file():
         return place
-    found = sorted(place.rglob("*.gguf")) if place.is_dir() else []
+    if not place.is_dir() or any(place.rglob("config.json")):
+        return None
+    found = sorted(place.rglob("*.gguf"))
     if len(found) > 1:
         names = ", ".join(each.name for each in found[:5])
         raise BackboneRefused(
-            file, "parameters.model", f"{place} holds several GGUF files: {names}", "Name one of them"
+            file, "parameters.model", f"{place} holds several GGUF files: {names}", "Name one of them, with its path"
         )
     return found[0] if found else None
-
-
-def _place(model: str, file: Path) -> Path | None:
-    if not model.startswith("package:"):
-        return Path(model) if Path(model).is_absolute() else file.parent / model
-    name = model.removeprefix("package:")
-    spec = importlib.util.find_spec(name) if name.isidentifier() else None
-    return next((Path(each) for each in (spec.submodule_search_locations or () if spec else ())), None)
 
 
 def cache_directory() -> Path:
@@ -50,14 +40,18 @@ def cache_directory() -> Path:
     return Path(root).expanduser() / "models"
 
 
-def converted(source: Path, file: Path) -> Path:
-    """The directory of a GGUF file's model as transformers saves it, made now if it is not there yet.
+def converted(source: Path, file: Path, *, make: bool = True) -> Path:
+    """The directory of a GGUF file's model as transformers saves it; raises BackboneRefused, naming `file`.
 
-    Raises BackboneRefused. It takes a minute once, and 4 bytes a weight of disk.
+    Args:
+        make: whether to make it where it is not there yet: it takes a minute, and 4 bytes a weight of disk.
     """
     target = cache_directory() / f"{source.stem}-{_digest(source)}"
     if target.is_dir():
         return target
+    if not make:
+        problem = f"{source} has not been converted yet"
+        raise BackboneRefused(file, "parameters.model", problem, "Serve the backbone once")
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock", timeout=WAIT_S):
         if not target.is_dir():
