@@ -47,7 +47,7 @@ class TritonPythonModel:
     publisher: Publisher
     models: ServerModels
     decoupled: bool  # whether the config's transaction policy lets a request have several responses
-    batched: bool  # whether its tensors have a batch dimension; in here all have
+    batched: bool = True  # whether its tensors have a batch dimension; in here all have
 
     @staticmethod
     def auto_complete_config(auto_complete_model_config: Any) -> Any:

@@ -444,6 +444,17 @@ def test_several_instances_are_refused(triton: Any, groups: list[dict[str, Any]]
         triton._check_instances(Path("base/config.pbtxt"), {"instance_group": groups})
 
 
+def test_a_family_without_a_batch_dimension(triton: Any) -> None:
+    config = AutoComplete(0, family="causal-lm")
+    triton.TritonPythonModel.auto_complete_config(config)
+    assert (config.max_batch_size, config.batching, config.policy) == (0, False, {"decoupled": True})
+    dims = {each["name"]: each["dims"] for each in (*config.inputs, *config.outputs)}
+    assert (dims["text_input"], dims["stream"], dims["VFM_0"], dims["TASK"]) == ([1], [1], [3], [-1, 1])
+    with pytest.raises(BackboneRefused) as caught:
+        triton.TritonPythonModel.auto_complete_config(AutoComplete(8, family="causal-lm"))
+    assert caught.value.field == "max_batch_size"
+
+
 def test_a_stub_that_loses_arrays_is_refused(triton: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     triton._check_numpy()
     monkeypatch.setattr(Tensor, "from_dlpack", staticmethod(lambda name, memory: Tensor(name, memory[:0])))

@@ -78,7 +78,7 @@ def test_no_text(tmp_path: Path) -> None:
         ([], "(whole file)"),
         ({}, "family"),
         ({"family": "text-encoder"}, "decoder"),
-        (text_task(EMBEDDING, family="causal-lm"), "family"),
+        (text_task(EMBEDDING, family="no-such-family"), "family"),
         (text_task(EMBEDDING, adaptor={}), "adaptor"),
         (text_task({"kind": "sorcery"}), "decoder"),
         (text_task({}), "decoder"),
