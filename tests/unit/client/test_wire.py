@@ -23,7 +23,9 @@ def test_an_interface_out_of_a_configuration() -> None:
     assert Interface.of(config) == Interface("spam", "classification", ("ham", "spam"), ("SCORES", "LABEL"), 16)
     numbers = {"name": "n", "input": [{"name": "FEATURES", "dims": ["4"]}], "output": [{"name": "SCORES"}]}
     numbers["model_transaction_policy"] = {"decoupled": True}
-    assert Interface.of(numbers) == Interface("n", "regression", (), ("SCORES",), 1, "FEATURES", 4, streams=True, batched=False)
+    assert Interface.of(numbers) == Interface(
+        "n", "regression", (), ("SCORES",), 1, "FEATURES", 4, streams=True, batched=False
+    )
     plain = {"name": "e", "input": [{"name": "FEATURES"}], "output": [{"name": "EMBEDDING"}]}
     assert Interface.of(plain) == Interface("e", "embedding", (), ("EMBEDDING",), 1, "FEATURES", batched=False)
 
