@@ -75,6 +75,7 @@ class EncoderRuntime(ABC, Generic[RowT]):
     """
 
     common_outputs: ClassVar[Mapping[str, int | None]] = {}
+    folds: ClassVar[bool] = False  # see `AdapterBank`
     forward: EncoderForward[RowT, Any]
 
     def __init__(
@@ -94,7 +95,7 @@ class EncoderRuntime(ABC, Generic[RowT]):
         self.dtype = dtype_name(model.dtype)
         self.hidden, self.unread = hidden, unread
         self.fingerprint = fingerprint(directory)
-        self.bank = AdapterBank(model, device)
+        self.bank = AdapterBank(model, device, folds=self.folds)
         self.queues_passes = device.type == "cuda"
         self.max_items, self.shares = max_items, config.share_rows
         self.max_batch_tokens = config.max_batch_tokens or tokens
