@@ -1,4 +1,8 @@
-"""Vision encoders' entry in the contract test: a small DINOv2 with registers and random weights."""
+"""Vision encoders' entry in the contract test: a small DINOv2 with registers and random weights.
+
+Its processor keeps the proportions of a picture, so that pictures of many shapes meet in a batch, and long ones cost
+more.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from text_encoder_case import fitting, ia3
 from torch import Tensor
 from transformers import AutoModel, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 from transformers import BitImageProcessorPil as Processor
-from vision_fixtures import CROPPED, SIDE, encoded, picture
+from vision_fixtures import SIDE, encoded, picture
 
 from fmplex import (
     Backbone,
@@ -41,7 +45,8 @@ from testing.clients import Outputs
 from testing.repositories import Task as Recipe
 
 HIDDEN, REGISTERS = 64, 4
-MEDIUM, LARGE = 64, 128  # sides of pictures that take the backbone longer than preparing them does
+MEDIUM = 48  # side of pictures, where a task has one of its own
+PROPORTIONAL: dict[str, Any] = {"size": {"shortest_edge": SIDE}, "do_center_crop": False}
 MODULES = ("q_proj", "v_proj")
 
 
@@ -58,8 +63,8 @@ SERVED = (
     recipe("none-head", 1, layers=3, options={"activation": "gelu", "pooling": "max"}),
     recipe("none-cls", 2, "similarity", labels=4, options={"pooling": "cls"}),
     recipe("none-nearest", 3, "nearest", labels=5, options={"k": 1}),
-    recipe("medium", 4, "regression", labels=5, side=MEDIUM),
-    recipe("large-lora", 5, adapter=lora(8, *MODULES), side=LARGE, options={"normalize": True}),
+    recipe("none-number", 4, "regression", labels=5),
+    recipe("medium-lora", 5, adapter=lora(8, *MODULES), side=MEDIUM, options={"normalize": True}),
     recipe("lora4", 6, "multi-label", adapter=lora(4, "fc1", "o_proj"), labels=6, options={"pooling": "cls"}),
     recipe("lora8", 7, "embedding", adapter=lora(8, *MODULES), seed=7, options={"normalize": False}),
     recipe("lora16", 8, adapter=lora(16, "q_proj", "fc2"), side=MEDIUM, seed=8),
@@ -114,7 +119,7 @@ def unfitted(name: str, backbone: Backbone) -> Task:
 
 def odd_pictures() -> list[bytes]:
     """Of all shapes, modes and formats."""
-    shapes = [(1, 1), (1, 9), (3, 3), (3, 200), (400, 30), (32, 32), (36, 36), (64, 48), (300, 200), (31, 33)]
+    shapes = [(1, 1), (1, 9), (3, 3), (3, 60), (400, 60), (32, 32), (36, 36), (64, 48), (300, 200), (31, 33)]
     plain = [encoded(picture(seed, *shape)) for seed, shape in enumerate(shapes)]
     jpeg = [encoded(picture(20 + seed, 50, 70), "JPEG", quality=60 + 5 * seed) for seed in range(6)]
     webp = [encoded(picture(40 + seed, 60, 40), "WEBP", lossless=bool(seed % 2)) for seed in range(6)]
@@ -128,11 +133,7 @@ class VisionReference(HeadReference):
         document = json.loads((version / "task.json").read_text(encoding="utf-8"))
         self._read_decoder(document, version)
         self.processor = Processor.from_pretrained(model)
-        side = (document.get("encoder") or {}).get("side") or SIDE
-        self.sizes = {
-            "size": {"shortest_edge": round(CROPPED["size"]["shortest_edge"] * side / SIDE)},
-            "crop_size": {"height": side, "width": side},
-        }
+        self.size = {"shortest_edge": (document.get("encoder") or {}).get("side") or SIDE}
         self.model = AutoModel.from_pretrained(model, dtype=torch.float32).eval()
         if adapter := document.get("adapter"):
             whole = PeftModel.from_pretrained(self.model, str(version / adapter.get("path", "adapter")))
@@ -150,7 +151,7 @@ class VisionReference(HeadReference):
         from transformers.image_utils import load_image
 
         found = self.processor(
-            images=load_image(_image(item)), input_data_format="channels_last", return_tensors="pt", **self.sizes
+            images=load_image(_image(item)), input_data_format="channels_last", return_tensors="pt", size=self.size
         )
         with torch.no_grad():
             states = self.model(pixel_values=found["pixel_values"]).last_hidden_state[0]
@@ -174,12 +175,12 @@ class VisionEncoderCase(FamilyCase):
     recipes: ClassVar = {each.name: each for each in (*SERVED, *VERSIONS, *BROKEN.values(), *BREAKABLE.values())}
     served = tuple(each.name for each in SERVED)
     adapted = frozenset(each.name for each in SERVED if each.adapter is not None)
-    rivals = ("large-lora", "medium")
+    rivals = ("lora8", "none")
     versions = tuple(each.name for each in VERSIONS)
     items = odd_pictures()
-    short = tuple(encoded(picture(200 + seed)) for seed in range(32))
-    long = tuple(encoded(picture(300 + seed)) for seed in range(256))
-    longest = tuple(encoded(picture(600 + seed)) for seed in range(32))  # a picture costs what its task makes of it
+    short = tuple(encoded(picture(200 + seed, SIDE, SIDE)) for seed in range(32))
+    long = tuple(encoded(picture(300 + seed, SIDE, 4 * SIDE)) for seed in range(256))
+    longest = tuple(encoded(picture(600 + seed, SIDE, 12 * SIDE)) for seed in range(32))
     broken: ClassVar = {case.name: Broken(BROKEN[case.name].name, case.spoil, case.says) for case in CASES} | {
         name: Broken(BREAKABLE[name].name, spoil, says) for name, (spoil, says) in PROBLEMS.items()
     }
@@ -213,7 +214,7 @@ class VisionEncoderCase(FamilyCase):
             for parameter in model.parameters():
                 if parameter.dim() == 2:
                     parameter.normal_(std=0.1)
-        return model.eval(), Processor(**CROPPED)
+        return model.eval(), Processor(**PROPORTIONAL)
 
     def write_backbone(self, repository: Path, name: str, max_batch_size: int) -> None:
         self.path = repository.parent / "model"

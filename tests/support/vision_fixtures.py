@@ -75,7 +75,9 @@ MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
         ViTImageProcessorPil(size=SQUARE),
     ),
     "convnext": lambda: (
-        ConvNextModel(ConvNextConfig(hidden_sizes=[8, 16, 32], depths=[1, 1, 1], num_stages=3)),
+        ConvNextModel(
+            ConvNextConfig(hidden_sizes=[8, 16, 32], depths=[1, 1, 1], num_stages=3, layer_scale_init_value=1.0)
+        ),
         ConvNextImageProcessorPil(size={"shortest_edge": SIDE}),
     ),
     "clip": lambda: (

@@ -8,7 +8,7 @@ be a list of words, its label a list of tags; a text is then its words with a sp
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,8 @@ def items_of(data: Any, reads: Input, *, columns: Columns = None) -> list[Any]:
         folder, data = Path(data).parent, read_file(Path(data))
     if is_table(data):
         data = _cells(data, _columns(data, reads, columns, None, "the data"), reads, "the data")
+    if not isinstance(data, Iterable):
+        data = [data]
     return _items([located(cell, reads, folder) for cell in data], reads, "the data")[0]
 
 

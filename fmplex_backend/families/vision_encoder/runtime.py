@@ -22,6 +22,7 @@ from fmplex_backend.types import Predict
 
 UNREAD = ("pooler.dense",)  # what it makes of the states is never read
 PROFILE = (1, 2, 4, 8)  # rows
+LARGER = 4  # times the tokens of the pictures that the processor makes: a batch of those of twice the side is not cut
 
 
 class VisionEncoderRuntime(EncoderRuntime[Pixels]):
@@ -49,7 +50,7 @@ class VisionEncoderRuntime(EncoderRuntime[Pixels]):
             max_items=max_items,
             predict=predict,
             unread=UNREAD,
-            tokens=max_items * self._grey(self.preprocessor.own_side).length,
+            tokens=LARGER * max_items * self._grey(self.preprocessor.own_side).length,
         )
         self.not_adaptable = not_adaptable(self.model, self.anatomy, self.preprocessor.own_side)
         self.forward = Forward(self.model, self.bank, self.anatomy, self.preprocessor, max_items)

@@ -44,7 +44,8 @@ class ImageFile(_Square):
     """Pictures are sent as files: JPEG, PNG or WebP, of any size.
 
     Args:
-        side: of the square that the backbone sees, in pixels; as the model's own image processor says by default.
+        side: in pixels, of the square that the backbone sees (the shorter side, where the model's image processor keeps
+            proportions); as that processor says by default.
     """
 
     kind: Literal["image-file"] = field(default="image-file", kw_only=True, repr=False)
@@ -61,7 +62,8 @@ class ImageArray(_Square):
     """Pictures are sent as pixels, uint8 [h, w, 3], those of one request of one size.
 
     Args:
-        side: of the square that the backbone sees, in pixels; as the model's own image processor says by default.
+        side: in pixels, of the square that the backbone sees (the shorter side, where the model's image processor keeps
+            proportions); as that processor says by default.
     """
 
     kind: Literal["image-array"] = field(default="image-array", kw_only=True, repr=False)
