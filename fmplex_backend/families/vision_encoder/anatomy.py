@@ -60,7 +60,7 @@ class Anatomy:
         try:
             with torch.inference_mode():
                 self.run(model, torch.zeros(1, 3, side, side, dtype=model.dtype, device=model.device))
-        except (RuntimeError, ValueError):
+        except (AssertionError, RuntimeError, TypeError, ValueError):
             return False
         return True
 

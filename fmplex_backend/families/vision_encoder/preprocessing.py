@@ -59,8 +59,8 @@ class Preprocessor:
 
     def __init__(self, processor: Any, most: int, patch: int, extra: int, *, any_side: bool) -> None:
         self.processor, self.most, self.patch, self.extra, self.any_side = processor, most, patch, extra, any_side
-        self.scale = float(processor.rescale_factor) if processor.do_rescale else 1.0
-        normal = bool(processor.do_normalize)
+        self.scale = float(processor.rescale_factor) if self._does("rescale") else 1.0
+        normal = self._does("normalize")
         self.mean = _channels(processor.image_mean if normal else 0.0)
         self.deviation = _channels(processor.image_std if normal else 1.0)
         self.splits = self._splits()
@@ -99,8 +99,12 @@ class Preprocessor:
     def own_side(self) -> int:
         """Of the square that the processor makes; the shorter side of what it makes where that is no square."""
         size = dict(self.processor.size)
-        crop = dict(self.processor.crop_size or {}) if self.processor.do_center_crop else {}
+        crop = dict(self.processor.crop_size or {}) if self._does("center_crop") else {}
         return int(crop.get("height") or size.get("height") or size.get("shortest_edge") or max(_numbers(size)))
+
+    def _does(self, step: str) -> bool:
+        """Whether the processor takes a step; not every one has it."""
+        return bool(getattr(self.processor, f"do_{step}", False))
 
     def _sizes(self, side: int | None) -> dict[str, Any]:
         """The processor's options for another side; the margin that is cropped stays in proportion."""
@@ -109,14 +113,14 @@ class Preprocessor:
         size = dict(self.processor.size)
         ratio = side / self.own_side
         given: dict[str, Any] = {"size": {name: round(value * ratio) for name, value in size.items() if value}}
-        if self.processor.do_center_crop:
+        if self._does("center_crop"):
             given["crop_size"] = {"height": side, "width": side}
         return given
 
     def _check_resized(self, height: int, width: int, size: Mapping[str, Any]) -> None:
         """A strip of 1 x 5000 pixels whose shorter side becomes 256 would take 327 million."""
         shortest = dict(size).get("shortest_edge")
-        if not self.processor.do_resize or not shortest:
+        if not self._does("resize") or not shortest:
             return
         edge = shortest / (getattr(self.processor, "crop_pct", None) or 1.0)
         longest = edge * max(height, width) / min(height, width)
