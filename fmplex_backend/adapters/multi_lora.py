@@ -165,20 +165,21 @@ class AdaptedLinear(nn.Module):
         """x: [rows, t, in] -> [rows, t, out]; in a pooler [rows, in] -> [rows, out]."""
         y: Tensor = self.base(x)
         bank: AdapterBank = self.__dict__["bank"]
-        if not bank.current.parts:
-            return y
-        by_row, results = self._by_row(x), self._by_row(y, to_write=True)
         for part in bank.current.parts:
-            inputs, outputs = by_row[part.start : part.end], results[part.start : part.end]
             if isinstance(part, _SoloPart):
                 if transform := part.adapter.solo.get(self.path):
+                    inputs, outputs = self._rows(x, part), self._rows(y, part, to_write=True)
                     outputs.copy_(transform(self.base, inputs, outputs))
             elif (stack := self.stacks.get(part.bucket)) and stack.serves(part):
-                stack.add(part, inputs, outputs)
+                stack.add(part, self._rows(x, part), self._rows(y, part, to_write=True))
         return y
 
-    def _by_row(self, x: Tensor, *, to_write: bool = False) -> Tensor:
-        """[rows, t, width]; what is to be written to is a view, so that what is written to it is written to x."""
+    def _rows(self, x: Tensor, part: _LoraPart | _SoloPart, *, to_write: bool = False) -> Tensor:
+        """The part's rows of x, [n, t, width]; to be written to they are a view, so that x changes with them."""
+        return self._by_row(x, to_write=to_write)[part.start : part.end]
+
+    def _by_row(self, x: Tensor, *, to_write: bool) -> Tensor:
+        """[rows, t, width]."""
         bank: AdapterBank = self.__dict__["bank"]
         rows = bank.current.rows
         if bank.folds and x.dim() > 1 and x.shape[0] % rows == 0:

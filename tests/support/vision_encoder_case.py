@@ -176,7 +176,7 @@ class VisionEncoderCase(FamilyCase):
     versions = tuple(each.name for each in VERSIONS)
     items = odd_pictures()
     short = tuple(encoded(picture(200 + seed, SIDE, SIDE)) for seed in range(32))
-    long = tuple(encoded(picture(300 + seed, SIDE, 4 * SIDE)) for seed in range(256))
+    long = tuple(encoded(picture(300 + seed, SIDE, 4 * SIDE), "JPEG", quality=50) for seed in range(256))
     longest = tuple(encoded(picture(600 + seed, SIDE, 12 * SIDE)) for seed in range(32))
     broken: ClassVar = {case.name: Broken(BROKEN[case.name].name, case.spoil, case.says) for case in CASES} | {
         name: Broken(BREAKABLE[name].name, spoil, says) for name, (spoil, says) in PROBLEMS.items()
