@@ -20,6 +20,7 @@ from typing import Protocol
 from fmplex_backend.errors import Cancelled, ExecutionFailed, FmplexError, ShuttingDown
 from fmplex_backend.scheduling import CostModel, Scheduler
 from fmplex_backend.scheduling.rows import BatchRows
+from fmplex_backend.serving.accounts import Closed, with_closed
 from fmplex_backend.serving.sequences import Sequences
 from fmplex_backend.types import Extensions, Failed, Outcome, Pass, Request, Running, Runtime, Sharing, Vfm, Work
 
@@ -87,6 +88,7 @@ class Engine:
         self.hand_over, self.clock = hand_over, clock
         self.counts = BackboneCounts()
         self.vfms: set[Vfm] = set()
+        self.closed: tuple[Closed, ...] = ()  # accounts of vFMs that were retired; replaced as a whole
         self.stopping = False
         self._inbox: SimpleQueue[Request | Command] = SimpleQueue()
         self._command: Command | None = None  # received while a batch ran
@@ -358,6 +360,7 @@ class Engine:
             self.post(partial(self.retire, vfm))
         elif vfm in self.vfms:
             self.vfms.discard(vfm)
+            self.closed = with_closed(self.closed, vfm)
             self.runtime.detach(vfm.extensions)
 
     def set_reply_latency(self, seconds: float) -> None:
