@@ -37,6 +37,12 @@ class Event(BaseModel):
     outcome: str = DONE  # or what went wrong
 
 
+def event_now(kind: str, model: str = "", reason: str = "", outcome: str = DONE) -> Event:
+    """An event of this moment, with all that cannot be shown escaped."""
+    texts = {"kind": kind, "model": model, "reason": reason, "outcome": outcome}
+    return Event(time=datetime.now(timezone.utc), **{name: _cut(printable(text)) for name, text in texts.items()})
+
+
 class EventLog:
     """Appends events to the file of one writer. Any thread.
 
@@ -46,13 +52,9 @@ class EventLog:
     def __init__(self, folder: Path, writer: str) -> None:
         self._handler = _Handler(file_of(folder, writer))
 
-    def add(self, kind: str, model: str = "", reason: str = "", outcome: str = DONE) -> Event:
-        """Write an event that happens now."""
-        texts = {"kind": kind, "model": model, "reason": reason, "outcome": outcome}
-        shown = {name: _cut(printable(text)) for name, text in texts.items()}
-        event = Event(time=datetime.now(timezone.utc), **shown)
+    def add(self, event: Event) -> None:
+        """Append an event."""
         self._handler.handle(logging.LogRecord("", logging.INFO, "", 0, event.model_dump_json(), None, None))
-        return event
 
     def close(self) -> None:
         """Close the file."""
@@ -61,12 +63,13 @@ class EventLog:
 
 class _Handler(RotatingFileHandler):
     def __init__(self, file: Path) -> None:
-        super().__init__(file, maxBytes=MOST_BYTES, backupCount=FORMER_FILES, encoding="utf-8")
-        self._has_failed = False
         if not _ends_with_a_line(file):
-            self.stream.write("\n")
+            with file.open("a", encoding="utf-8") as half:
+                half.write("\n")
+        super().__init__(file, maxBytes=MOST_BYTES, backupCount=FORMER_FILES, encoding="utf-8", delay=True)
+        self._has_failed = False
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+    def handleError(self, record: logging.LogRecord) -> None:
         """A full disk is no reason to stop controlling."""
         if not self._has_failed:
             self._has_failed = True
@@ -149,6 +152,8 @@ def _cut(text: str) -> str:
 
 
 def _ends_with_a_line(file: Path) -> bool:
+    if not file.exists():
+        return True
     with file.open("rb") as content:
         if content.seek(0, 2) == 0:
             return True

@@ -37,11 +37,13 @@ CREATE TABLE IF NOT EXISTS usage (
 CREATE TABLE IF NOT EXISTS busy (
     start INTEGER, seconds INTEGER, backbone TEXT, busy_s REAL, PRIMARY KEY (start, seconds, backbone)) WITHOUT ROWID;
 """
-ADD_USAGE = """
-INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
+ADD_TO_USAGE = """ON CONFLICT DO UPDATE SET
     service_s = service_s + excluded.service_s, preparation_s = preparation_s + excluded.preparation_s,
     requests = requests + excluded.requests, items = items + excluded.items"""
-ADD_BUSY = "INSERT INTO busy VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET busy_s = busy_s + excluded.busy_s"
+ADD_TO_BUSY = "ON CONFLICT DO UPDATE SET busy_s = busy_s + excluded.busy_s"
+ADD_USAGE = f"INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?) {ADD_TO_USAGE}"
+ADD_BUSY = f"INSERT INTO busy VALUES (?, ?, ?, ?) {ADD_TO_BUSY}"
+KEEP_ACCOUNT = "INSERT OR REPLACE INTO account VALUES (?, ?, ?, ?, ?, ?)"
 
 
 class Counts(NamedTuple):
@@ -63,7 +65,12 @@ class Counts(NamedTuple):
 
     def at_least(self, before: Counts) -> Counts:
         """What is remembered, so that nothing is entered twice."""
-        return Counts(*map(max, self, before))
+        return Counts(
+            max(self.service_s, before.service_s),
+            max(self.preparation_s, before.preparation_s),
+            max(self.requests, before.requests),
+            max(self.items, before.items),
+        )
 
 
 NOTHING = Counts(0.0, 0.0, 0, 0)
@@ -107,6 +114,7 @@ class Ledger:
                 entered = self._enter(process, status, now)
                 self._thin(now)
             process.sampled_at = now
+            self._known = {other: each for other, each in self._known.items() if other[0] != status.name}
             self._known[key] = process
             busy_s, accounts = entered  # remembered only once it is on disk
             process.busy_s = busy_s
@@ -115,7 +123,8 @@ class Ledger:
 
     def _process(self, key: tuple[str, int, float], now: float) -> _Process:
         run = self._connection.execute
-        run("INSERT OR IGNORE INTO process (backbone, pid, started_at, seen_at, busy_s) VALUES (?, ?, ?, ?, 0)", (*key, now))
+        columns = "backbone, pid, started_at, seen_at, busy_s"
+        run(f"INSERT OR IGNORE INTO process ({columns}) VALUES (?, ?, ?, ?, 0)", (*key, now))
         wanted = "backbone = ? AND pid = ? AND started_at = ?"
         number, busy_s = run(f"SELECT id, busy_s FROM process WHERE {wanted}", key).fetchone()
         accounts = {
@@ -140,7 +149,7 @@ class Ledger:
             if added != NOTHING:
                 changed[account] = counts.at_least(before)
                 run(ADD_USAGE, (start, MINUTE, status.name, task, *added))
-                run("INSERT OR REPLACE INTO account VALUES (?, ?, ?, ?, ?, ?)", (process.number, account, *changed[account]))
+                run(KEEP_ACCOUNT, (process.number, account, *changed[account]))
         busy_s = max(status.busy_s, process.busy_s)
         if busy_s > process.busy_s:
             run(ADD_BUSY, (start, MINUTE, status.name, busy_s - process.busy_s))
@@ -156,8 +165,10 @@ class Ledger:
         old = f"seconds = {MINUTE} AND start < {before}"
         hour = f"start / {HOUR} * {HOUR}"
         sums = "SUM(service_s), SUM(preparation_s), SUM(requests), SUM(items)"
-        run(f"INSERT INTO usage SELECT {hour}, {HOUR}, backbone, task, {sums} FROM usage WHERE {old} GROUP BY 1, 3, 4")
-        run(f"INSERT INTO busy SELECT {hour}, {HOUR}, backbone, SUM(busy_s) FROM busy WHERE {old} GROUP BY 1, 3")
+        usage = f"SELECT {hour}, {HOUR}, backbone, task, {sums} FROM usage WHERE {old} GROUP BY 1, 3, 4"
+        busy = f"SELECT {hour}, {HOUR}, backbone, SUM(busy_s) FROM busy WHERE {old} GROUP BY 1, 3"
+        run(f"INSERT INTO usage {usage} {ADD_TO_USAGE}")
+        run(f"INSERT INTO busy {busy} {ADD_TO_BUSY}")
         run(f"DELETE FROM usage WHERE {old}")
         run(f"DELETE FROM busy WHERE {old}")
         self._thinned_at = now

@@ -1,10 +1,11 @@
-"""What the ledger says: of each task the seconds of its backbone, and that they are the seconds the backbone was busy."""
+"""What the ledger says: the seconds of its backbone that each task was charged, and those that it was busy."""
 
 from __future__ import annotations
 
 import csv
 import io
 import sqlite3
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -63,9 +64,11 @@ def read_usage(folder: Path, since: float | None = None) -> Usage:
                 f"SELECT backbone, SUM(busy_s) FROM busy {where} GROUP BY backbone ORDER BY backbone", values
             ).fetchall()
     except sqlite3.Error as error:
-        raise SetupProblem(f"{file}: usage cannot be read: {error}. Is this file the controller's, of this host?") from None
+        raise SetupProblem(f"{file}: usage cannot be read: {error}. Is it of this host?") from None
     rows = [TaskUsage(**dict(zip(COLUMNS, row, strict=True))) for row in tasks]
-    charged = {name: sum(row.seconds for row in rows if row.backbone == name) for name, _ in busy}
+    charged: dict[str, float] = defaultdict(float)
+    for row in rows:
+        charged[row.backbone] += row.seconds
     return Usage(
         since=start,
         tasks=rows,

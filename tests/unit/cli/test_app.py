@@ -23,8 +23,9 @@ companions: list[SidecarProcess | None] = []  # of the servers of `served`
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> list[ServerOptions]:
+def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[ServerOptions]:
     """What `fmplex serve` would have served, without a server."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     seen: list[ServerOptions] = []
     companions.clear()
 
