@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -44,17 +45,17 @@ def events(
 
     with errors_shown(as_json):
         start, folder = time_of(since), existing_folder(repository, server, records)
-        following = Following(folder) if follow else None  # before the others are read: none may be missed
-        shown = set()
-        for event in read_events(folder, start, name):
-            print(line_of(event, as_json), flush=follow)
-            shown.add(event)
-        while following is not None:
-            for event in following.new():
-                if event not in shown and name in ("", event.model):
-                    print(line_of(event, as_json), flush=True)
-            shown.clear()
-            time.sleep(PERIOD_S)
+        with contextlib.closing(Following(folder)) as following:  # before the others are read: none may be missed
+            shown = set()
+            for event in read_events(folder, start, name):
+                print(line_of(event, as_json), flush=follow)
+                shown.add(event)
+            while follow:
+                for event in following.new():
+                    if event not in shown and name in ("", event.model):
+                        print(line_of(event, as_json), flush=True)
+                shown.clear()
+                time.sleep(PERIOD_S)
 
 
 def line_of(event: Event, as_json: bool = False) -> str:

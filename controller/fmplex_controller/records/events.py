@@ -99,6 +99,11 @@ class Following:
                 stream.seek(0, 2)
         self._begun = dict.fromkeys((CONTROLLER, SERVER), "")  # a line that is not whole yet
 
+    def close(self) -> None:
+        """Close the files."""
+        for stream in self._open.values():
+            stream.close()
+
     def new(self) -> list[Event]:
         """Those since the last call."""
         found = [event for writer in (CONTROLLER, SERVER) for event in self._of(writer)]

@@ -51,6 +51,7 @@ class Controller:
         self.probes = Probes(triton, self._told, clock)
         self._attempts: Attempts = {}
         self._ready_since, self._gone_since = Since(), Since()
+        self._kept_unloaded: set[str] | None = None  # directories with the file UNLOADED; None: not looked at yet
         self._unwritten: dict[str, str] = {}  # texts of ERROR.txt that could not be written, by directory
         self._working: dict[str, Future[Attempts]] = {}  # by group
         self._lock = threading.Lock()  # of these two
@@ -95,6 +96,7 @@ class Controller:
         self._say("")
         seen = self._seen(directories, loaded, now)
         self.board.round(seen)
+        self._tell_kept_unloaded({name for name, each in directories.items() if each.unloaded})
         self._dispatch(reconcile(seen, str(self.root)), seen, pool)
         waits = any(each.still_s < (BAD_S if each.inspected.problem else STILL_S) for each in directories.values())
         return SOON_S if waits or seen.sick else POLL_S
@@ -192,6 +194,14 @@ class Controller:
             self._wake.set()
         elif turn == "back":
             self.journal.tell("back", backbone, "another process answers")
+
+    def _tell_kept_unloaded(self, names: set[str]) -> None:
+        if self._kept_unloaded is not None:
+            for name in sorted(names - self._kept_unloaded):
+                self.journal.tell("kept-unloaded", name, "its directory holds UNLOADED")
+            for name in sorted(self._kept_unloaded - names):
+                self.journal.tell("released", name, "its directory holds UNLOADED no more")
+        self._kept_unloaded = names
 
     def _say(self, problem: str) -> None:
         """The repository or the server is away, or, with no problem, both are there."""

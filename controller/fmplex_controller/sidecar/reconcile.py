@@ -100,7 +100,7 @@ class _Round:
     def _why_load(self, directory: Directory) -> str:
         if self._model(directory.name).ready:
             return "its files have changed"
-        return "it was loaded no more" if self._was_taken_up(directory) else "its directory is new, or was mended"
+        return "it was not loaded any more" if self._was_taken_up(directory) else "its directory is new, or was mended"
 
     def _why_unload(self, name: str, model: Model) -> str:
         if not model.ready:

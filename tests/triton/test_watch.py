@@ -1,0 +1,283 @@
+"""What a controller tells of a real server: its API, its page in a real browser, events, and bills that add up.
+
+The controller is a process of its own here, because it is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import psutil
+import pytest
+from browser import Browser, framed
+from sentences import sentence
+from typer.testing import CliRunner
+
+from fmplex import Client
+from fmplex.cli.app import app
+from fmplex_backend.status import BackboneStatus
+from fmplex_controller.api.options import ApiOptions
+from fmplex_controller.records.journal import Journal
+from fmplex_controller.records.usage import Usage, read_usage
+from fmplex_controller.server.process import free_ports
+from fmplex_controller.sidecar.process import SidecarProcess
+from testing.adapters import lora
+from testing.clients import Question
+from testing.repositories import Task, write_backbone, write_task
+from testing.servers import Serving, eventually, serving
+
+# A directory of the repository may have any name that a file system takes.
+HOSTILE = "<img src=x onerror=document.title='broken'>"
+TASKS = ("plain", "adapted", HOSTILE)
+
+
+@dataclass
+class Rig:
+    """A server, the process of its controller, and where that tells and records."""
+
+    server: Serving
+    sidecar: SidecarProcess
+    api: ApiOptions
+    records: Path
+
+    @property
+    def url(self) -> str:
+        """Of the API."""
+        return f"http://127.0.0.1:{self.api.port}"
+
+    def get(self, path: str) -> Any:
+        """What the API answers."""
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as answer:
+            return json.load(answer)
+
+    def post(self, path: str) -> Any:
+        """With the server's control key."""
+        headers = {"Authorization": f"Bearer {self.server.server.control_key.value}"}
+        request = urllib.request.Request(f"{self.url}{path}", method="POST", headers=headers)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.load(answer)
+
+    def command(self, *words: str) -> str:
+        """What `fmplex` prints."""
+        found = CliRunner().invoke(
+            app,
+            [*words, "--repository", str(self.server.repository), "--server", self.server.grpc_url],
+            env={"FMPLEX_RECORDS": str(self.records)},
+        )
+        assert found.exit_code == 0, found.output
+        return found.stdout
+
+    def status(self) -> BackboneStatus:
+        """What the backbone tells itself."""
+        with Client(self.server.grpc_url, timeout=10) as client:
+            return client.status("minilm")
+
+    def tells(self) -> bool:
+        """Whether the API does, of a backbone that serves."""
+        try:
+            return bool(self.get("/v1/status")["backbones"][0]["state"] == "serving")
+        except (OSError, IndexError):
+            return False
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    folder = tmp_path_factory.mktemp("watch")
+    repository, records = folder / "repository", folder / "records"
+    write_backbone(repository, threads="1")
+    for tag, name in enumerate(TASKS):
+        write_task(repository, Task(name, tag, adapter=lora() if name == "adapted" else None, seed=tag))
+    with serving(repository, folder, extra=("--exit-timeout-secs=3",)) as server:
+        assert not server.refused
+        api = ApiOptions(port=free_ports(1)[0])
+        journal = Journal.of_server(records, repository, server.grpc_url)
+        sidecar = SidecarProcess(
+            server.server, journal=journal, options=["--records", str(records), *api.arguments], variables=api.variables
+        )
+        sidecar.start()
+        try:
+            rig = Rig(server, sidecar, api, records)
+            eventually(rig.tells, "the controller tells", 60)
+            yield rig
+        finally:
+            sidecar.stop()
+            journal.close()
+
+
+class Load:
+    """Three clients, a task each, whose texts are never the same twice: rows with equal texts would run once."""
+
+    def __init__(self, server: Serving) -> None:
+        self.server, self.done, self.answers = server, threading.Event(), 0
+
+    def __enter__(self) -> Load:
+        self._pool = ThreadPoolExecutor(len(TASKS))
+        self._asking = [self._pool.submit(self._ask, number) for number in range(len(TASKS))]
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.done.set()
+        for each in self._asking:
+            each.result()
+        self._pool.shutdown()
+
+    def _ask(self, number: int) -> None:
+        seed = 1000 * number
+        with self.server.client() as client:
+            while not self.done.is_set():
+                seed += 4
+                texts = tuple(sentence(20, seed + row) for row in range(4))
+                failed = client.ask(Question(TASKS[number], texts), timeout=4).error
+                self.answers += not failed
+                if failed:
+                    self.done.wait(0.2)
+
+
+def test_bills_add_up_over_the_ends_of_processes(rig: Rig) -> None:
+    """The bill is compared with what the backbones' processes said themselves, last before each end."""
+    with Load(rig.server) as load:
+        eventually(lambda: load.answers > 20, "they are answered", 60)
+        first, stub = rig.status(), rig.server.stub()
+        stub.send_signal(signal.SIGKILL)
+        eventually(lambda: rig.server.has(TASKS[0]) and rig.server.stub().pid != stub.pid, "it is back", 60)
+        answers = load.answers
+        eventually(lambda: load.answers > answers + 10, "they are answered again", 60)
+        assert rig.sidecar._process is not None
+        controller = psutil.Process(rig.sidecar._process.pid)
+        controller.kill()
+        answers = load.answers
+        eventually(lambda: load.answers > answers + 10, "nobody records, and they are answered", 60)
+        eventually(lambda: (rig.sidecar.keep() or True) and rig.tells(), "another controller", 60)
+        answers = load.answers
+        eventually(lambda: load.answers > answers + 10, "they are answered on", 60)
+    eventually(lambda: rig.status().queued + rig.status().running == 0, "nothing is left to do")
+    second = rig.status()
+    busy = first.busy_s + second.busy_s
+    eventually(lambda: billed(rig).busy_s >= busy, "the last sample")
+    bill, usage = billed(rig), read_usage(rig.records)
+    assert {row.task for row in usage.tasks} == set(TASKS)
+    assert sum(row.seconds for row in usage.tasks) == pytest.approx(bill.busy_s, rel=0.01)
+    # What the killed process did after `first` was read is on the bill, up to its last sample.
+    assert busy <= bill.busy_s <= busy + 2.5
+    of_second = {task.name: task.requests for task in second.tasks}
+    for row in usage.tasks:
+        assert row.requests >= of_second[row.task]
+        assert row.seconds > 0
+    printed = rig.command("usage", "--csv", "--since", "1h")
+    assert sum(float(line.rsplit(",", 4)[1]) for line in printed.splitlines()[1:]) == pytest.approx(
+        sum(row.seconds for row in usage.tasks), abs=1e-5
+    )
+    assert Usage.model_validate(rig.get("/v1/usage")) == usage
+
+
+def billed(rig: Rig) -> Any:
+    """The backbone's line."""
+    (backbone,) = read_usage(rig.records).backbones
+    return backbone
+
+
+def test_events_say_what_was_done_and_why(rig: Rig) -> None:
+    """Of the test before."""
+    lines = [json.loads(line) for line in rig.command("events", "--json").splitlines()]
+    happened = [(line["kind"], line["model"]) for line in lines]
+    for kind in ("dead", "unloaded", "loaded", "back"):
+        assert happened.count((kind, "minilm")) == 1, happened
+    assert happened.count(("controller-started", "")) == 2
+    assert happened.count(("controller-ended", "")) == 1
+    order = [happened.index(each) for each in (("dead", "minilm"), ("unloaded", "plain"), ("unloaded", "minilm"))]
+    assert order == sorted(order)
+    (dead,) = [line for line in lines if line["kind"] == "dead"]
+    assert "its process is dead" in dead["reason"]
+    assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
+    shown = rig.command("events", "plain", "--since", "1h").splitlines()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d unloaded plain: its backbone 'minilm': .*", shown[0])
+
+
+def test_status_shows_shares_and_queues(rig: Rig) -> None:
+    with Load(rig.server) as load:
+        eventually(lambda: load.answers > 10, "they are answered", 60)
+        found = json.loads(rig.command("status", "--json"))
+        told = rig.get("/v1/status")
+    for document in (found, told):
+        (backbone,) = document["backbones"]
+        assert backbone["state"] == "serving"
+        assert 0 < backbone["busy"] <= 1
+        rows = {row["task"]: row for row in document["tasks"]}
+        assert set(rows) == set(TASKS)
+        assert sum(row["share_total"] for row in rows.values()) == pytest.approx(1.0)
+        assert all(row["state"] == "serving" and row["requests"] > 0 for row in rows.values())
+    assert found["events"]
+    plain = rig.command("status").splitlines()
+    assert plain[0].startswith("backbone\tstate\ttasks")
+
+
+def test_a_task_is_unloaded_and_loaded_by_the_api(rig: Rig) -> None:
+    path = f"/v1/tasks/{quote(HOSTILE)}"
+    assert rig.post(f"{path}/unload") == {"task": HOSTILE, "loaded": False}
+    eventually(lambda: not rig.server.has(HOSTILE), "it is unloaded")
+    row = next(row for row in rig.get("/v1/status")["tasks"] if row["task"] == HOSTILE)
+    assert row["state"] == "not served"
+    rig.post(f"{path}/load")
+    eventually(lambda: rig.server.has(HOSTILE), "it is loaded")
+
+
+def test_metrics_of_its_own(rig: Rig) -> None:
+    with urllib.request.urlopen(f"{rig.url}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    assert 'fmplex_controller_actions_total{kind="loaded",outcome="done"}' in text
+    assert re.search(r"^fmplex_controller_backbones_dead 0\.0$", text, re.MULTILINE)
+    (last,) = re.findall(r"^fmplex_controller_last_round_timestamp_seconds (\S+)$", text, re.MULTILINE)
+    assert abs(float(last) - time.time()) < 10
+
+
+PAGE = """
+const deadline = Date.now() + 15000;
+const text = (id) => page.getElementById(id).innerText;
+while (!(page.querySelector("main") && !page.querySelector("main").hidden && text("events").includes("loaded"))) {
+  if (Date.now() > deadline) throw new Error("not shown: " + page.body.innerText);
+  await new Promise((done) => setTimeout(done, 100));
+}
+const cells = (row) => [...row.cells].map((cell) => cell.innerText);
+const rows = (id) => [...page.getElementById(id).rows].slice(1).map(cells);
+return { title: page.title, backbones: rows("backbones"), tasks: rows("tasks"), events: rows("events"),
+  images: page.images.length, bars: page.querySelectorAll("#tasks rect.own").length, state: text("state"),
+  loaded: view.performance.getEntriesByType("resource").map((each) => each.name) };
+"""
+ATTACK = """
+const refused = [];
+page.addEventListener("securitypolicyviolation", (found) => refused.push(found.blockedURI));
+const script = page.createElement("script");
+script.textContent = "document.title = 'broken'";
+const image = page.createElement("img");
+image.src = "https://elsewhere.example/x";
+page.body.append(script, image);
+const deadline = Date.now() + 10000;
+while (refused.length < 2 && Date.now() < deadline) await new Promise((done) => setTimeout(done, 50));
+return { title: page.title, refused: refused.sort() };
+"""
+
+
+def test_the_page_in_a_browser(rig: Rig, tmp_path: Path) -> None:
+    with framed(rig.url) as url, Browser(tmp_path) as browser:
+        found = browser.run(PAGE, url)
+        attacked = browser.run(ATTACK)
+    assert found["title"] == "FMplex"
+    assert [row[:2] for row in found["backbones"]] == [["minilm", "serving"]]
+    assert sorted(row[0] for row in found["tasks"]) == sorted(TASKS)
+    assert (found["images"], found["bars"]) == (0, len(TASKS))
+    assert {row[1] for row in found["events"]} > {"dead", "loaded", "unloaded", "controller-started"}
+    assert found["loaded"], "it asks the API"
+    assert all(each.startswith(url) for each in found["loaded"])
+    assert attacked["title"] == "FMplex"
+    assert attacked["refused"] == ["https://elsewhere.example/x", "inline"]
