@@ -52,7 +52,7 @@ window.Plotly = {
 
 @contextlib.contextmanager
 def framed(url: str) -> Iterator[str]:
-    """Another address of a site, which passes GETs on and lets its pages be shown in a frame; all else is the site's."""
+    """Another address of a site: GETs are passed on, and its pages may be shown in a frame; all else is as it was."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
