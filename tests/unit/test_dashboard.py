@@ -18,9 +18,8 @@ def test_every_metric_exists() -> None:
     metrics = Metrics(Board())
     metrics.told(event_now("dead", "minilm"))
     metrics.told(event_now("loaded", "a", outcome="it could not be"))
-    own = {
-        sample.name for family in text_string_to_metric_families(metrics.text().decode()) for sample in family.samples
-    }
+    families = text_string_to_metric_families(metrics.text().decode())
+    own = {sample.name for family in families for sample in family.samples}
     own.add("fmplex_controller_last_round_timestamp_seconds")  # from the first round on
     assert {"fmplex_controller_working", "fmplex_controller_actions_total"} < own
     asked = {name for panel in PANELS for name in re.findall(r"\bfmplex_\w+", panel.expression)}
