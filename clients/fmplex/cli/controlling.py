@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,7 +46,8 @@ def api_options(wanted: bool, host: str, port: int | None, token_file: Path | No
 
     if not wanted:
         return None
-    return ApiOptions.of(host, port, read_key(token_file) if token_file else os.environ.get(TOKEN, ""))
+    token = read_key(token_file) if token_file else os.environ.get(TOKEN, "")
+    return ApiOptions.of(host, port, token, lambda text: print(f"fmplex: {text}", file=sys.stderr, flush=True))
 
 
 def companion(server: Server, api: ApiOptions | None, records: Path | None) -> SidecarProcess:

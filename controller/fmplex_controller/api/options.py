@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
@@ -24,18 +24,18 @@ class ApiOptions:
     token: str = field(default="", repr=False)
 
     @staticmethod
-    def of(host: str, port: int | None, token: str) -> ApiOptions | None:
-        """What was asked for; None where nothing in particular was, and it cannot be had.
+    def of(host: str, port: int | None, token: str, say: Callable[[str], object]) -> ApiOptions | None:
+        """What was asked for; None, and why is said, where nothing in particular was and it cannot be had.
 
         Raises SetupProblem where a port or an address that was asked for cannot be had.
         """
         options = ApiOptions(host, DEFAULT_PORT if port is None else port, token)
-        is_wanted = port is not None or not options.is_local or bool(token)
         try:
             options.check()
-        except SetupProblem:
-            if is_wanted:
+        except SetupProblem as problem:
+            if port is not None or not options.is_local or token:
                 raise
+            say(f"the controller runs without its API: {problem}")
             return None
         return options
 

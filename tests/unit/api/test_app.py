@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import socket
 from base64 import b64encode
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -13,7 +14,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from fmplex.client.overview import TaskRow
-from fmplex_backend.errors import SetupProblem
+from fmplex_backend.errors import PortInUse, SetupProblem
+from fmplex_controller.api import options as options_module
 from fmplex_controller.api.app import make_app
 from fmplex_controller.api.options import ApiOptions
 from fmplex_controller.records.events import Event
@@ -154,7 +156,23 @@ def test_where_it_cannot_listen(host: str, token: str, said: str) -> None:
     with pytest.raises(SetupProblem, match=said):
         ApiOptions(host, 8003, token).check()
     with pytest.raises(SetupProblem, match=said):
-        ApiOptions.of(host, None, token)
+        ApiOptions.of(host, None, token, print)
+
+
+def test_a_port_that_nobody_asked_for_may_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        (_, port) = other.getsockname()
+        monkeypatch.setattr(options_module, "DEFAULT_PORT", port)
+        said: list[str] = []
+        assert ApiOptions.of("127.0.0.1", None, "", said.append) is None
+        assert f"127.0.0.1:{port}" in said[0]
+        with pytest.raises(PortInUse, match="--api-port"):
+            ApiOptions.of("127.0.0.1", port, "", said.append)
+    monkeypatch.setattr(options_module, "find_spec", lambda name: None)
+    with pytest.raises(SetupProblem, match=r"Install fmplex\[controller\]"):
+        ApiOptions().check()
 
 
 def test_what_the_controllers_process_is_given() -> None:
