@@ -95,16 +95,14 @@ class Looker:
         return Glance(self._server, backbones, tasks, events, problem)
 
     def _events(self) -> tuple[Sequence[Any], str]:
-        from collections import deque
-
-        from fmplex_controller.records.events import read_events
+        from fmplex_controller.records.events import latest_events
         from fmplex_controller.records.folder import existing_folder
 
         try:
             folder = existing_folder(self._models.root, self._server, self._records)
         except SetupProblem as problem:
             return (), str(problem)
-        return list(deque(read_events(folder), maxlen=LAST_EVENTS)), ""
+        return latest_events(folder, LAST_EVENTS), ""
 
 
 def status(

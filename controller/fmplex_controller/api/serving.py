@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ from fmplex_backend.errors import SetupProblem
 from fmplex_backend.repository.directory import set_unloaded
 from fmplex_controller.api.app import make_app
 from fmplex_controller.api.options import ApiOptions
-from fmplex_controller.records.events import Event, read_events
+from fmplex_controller.records.events import Event, latest_events
 from fmplex_controller.records.usage import Usage, read_usage
 from fmplex_controller.sidecar.board import Overview
 from fmplex_controller.sidecar.controller import Controller
@@ -42,7 +41,7 @@ class ControllerSource:
         """The latest ones."""
         if self._folder is None:
             return []
-        return list(deque(read_events(self._folder, since, model), maxlen=most))
+        return latest_events(self._folder, most, since, model)
 
     def usage(self, since: datetime | None) -> Usage:
         """What tasks were charged; raises SetupProblem."""

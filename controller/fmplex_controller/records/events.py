@@ -6,8 +6,9 @@ import contextlib
 import heapq
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
+from itertools import islice, takewhile
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,17 @@ def read_events(folder: Path, since: datetime | None = None, model: str = "") ->
     return (each for each in every if (since is None or each.time >= since) and model in ("", each.model))
 
 
+def latest_events(folder: Path, most: int, since: datetime | None = None, model: str = "") -> list[Event]:
+    """The last events, in order; as little as that takes is read."""
+    newest = heapq.merge(
+        *(_newest_first(_files(folder, writer)) for writer in (CONTROLLER, SERVER)),
+        key=lambda each: each.time,
+        reverse=True,
+    )
+    recent = takewhile(lambda each: since is None or each.time >= since, newest)
+    return list(islice((each for each in recent if model in ("", each.model)), most))[::-1]
+
+
 class Following:
     """New events of all writers, again and again; those that were there when it was made are left out."""
 
@@ -144,6 +156,12 @@ def _in_files(files: Iterable[Path]) -> Iterator[Event]:
     for file in files:
         with contextlib.suppress(FileNotFoundError), file.open(encoding="utf-8", errors="replace") as lines:
             yield from _parsed(lines)
+
+
+def _newest_first(files: Sequence[Path]) -> Iterator[Event]:
+    for file in reversed(files):
+        with contextlib.suppress(FileNotFoundError):
+            yield from _parsed(reversed(file.read_text(encoding="utf-8", errors="replace").split("\n")))
 
 
 def _parsed(lines: Iterable[str]) -> Iterator[Event]:

@@ -18,6 +18,7 @@ from fmplex_controller.records.events import (
     Following,
     event_now,
     file_of,
+    latest_events,
     read_events,
 )
 
@@ -77,6 +78,12 @@ def test_files_are_rotated_and_the_oldest_go(tmp_path: Path, monkeypatch: pytest
     assert found == [f"kind-{number}" for number in range(100 - len(found), 100)]
     assert 20 < len(found) < 60
     assert len(list(tmp_path.iterdir())) == FORMER_FILES + 1
+    write(tmp_path, "server-ended", writer=SERVER)
+    assert [event.kind for event in latest_events(tmp_path, 3)] == ["kind-98", "kind-99", "server-ended"]
+    assert len(latest_events(tmp_path, 1000)) == len(found) + 1
+    (last,) = latest_events(tmp_path, 1)
+    assert latest_events(tmp_path, 9, since=last.time) == [last]
+    assert latest_events(tmp_path, 9, model="b") == []
 
 
 def test_new_ones_are_followed_over_a_rotation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
