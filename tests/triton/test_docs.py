@@ -70,6 +70,8 @@ class Desk:
         options = ["--records", str(self.folder / "records"), *self.api.arguments]
         self.controller = SidecarProcess(self.served.server, options=options)
         self.controller.start()
+        with Client(self.served.grpc_url) as client:
+            client.predict("sentiment", ["Something to put on a bill"])
         eventually(self._has_usage, "the controller records", 60)
 
     def _has_usage(self) -> bool:
