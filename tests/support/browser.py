@@ -122,7 +122,10 @@ def framed(url: str) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             try:
-                with urllib.request.urlopen(f"{url}{self.path}", timeout=10) as answer:
+                request = urllib.request.Request(f"{url}{self.path}")
+                if token := self.headers.get("Authorization"):
+                    request.add_header("Authorization", token)
+                with urllib.request.urlopen(request, timeout=10) as answer:
                     status, headers, body = answer.status, answer.headers, answer.read()
             except urllib.error.HTTPError as error:
                 status, headers, body = error.code, error.headers, error.read()

@@ -332,6 +332,7 @@ def test_serving_imports_no_training_code(case: FamilyCase, tmp_path: Path) -> N
         "fmplex.cli.tasks",
         "fmplex_controller.server.process",
         "fmplex_controller.sidecar.__main__",
+        "fmplex_controller.api.serving",
     ],
 )
 def test_client_and_controller_are_light(module: str) -> None:

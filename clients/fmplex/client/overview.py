@@ -63,12 +63,35 @@ class _Look(NamedTuple):
     status: BackboneStatus
 
 
+class _Span(NamedTuple):
+    """From a backbone's first look within the window to its last."""
+
+    now: BackboneStatus
+    seconds: float  # 0 where there was one look
+    before: BackboneStatus
+    former: Mapping[int, TaskStatus]  # by account, as they were then
+    service_s: float  # that its tasks have been charged in all
+    recent_s: float  # and within the span
+    requests: int  # within it
+
+    @staticmethod
+    def of(first: _Look, last: _Look) -> _Span:
+        former = {task.account: task for task in first.status.tasks if task.account is not None}
+        now = [task for task in last.status.tasks if task.account is not None]
+        before = [former[task.account] for task in now if task.account in former]
+        total = sum(task.service_s for task in now)
+        recent = total - sum(task.service_s for task in before)
+        requests = sum(task.requests for task in now) - sum(task.requests for task in before)
+        return _Span(last.status, last.at - first.at, first.status, former, total, recent, requests)
+
+
 class History:
     """What backbones told within the last seconds."""
 
     def __init__(self, window_s: float = WINDOW_S) -> None:
         self.window_s = window_s
         self._looks: dict[str, deque[_Look]] = {}
+        self._spans: dict[str, _Span] = {}  # worked out since the last look
 
     def add(self, status: BackboneStatus, at: float) -> None:
         """Enter what a backbone tells now; what another process of it told is dropped."""
@@ -78,57 +101,57 @@ class History:
         looks.append(_Look(at, status))
         while len(looks) > 2 and looks[1].at <= at - self.window_s:
             looks.popleft()
+        self._spans.pop(status.name, None)
 
     def forget_others(self, backbones: Iterable[str]) -> None:
         """Of backbones that are no more."""
         for name in self._looks.keys() - set(backbones):
             del self._looks[name]
+            self._spans.pop(name, None)
 
-    def latest(self, backbone: str) -> BackboneStatus | None:
-        """What it told last."""
-        looks = self._looks.get(backbone)
-        return looks[-1].status if looks else None
+    def latest(self) -> dict[str, BackboneStatus]:
+        """What each told last, by name."""
+        return {name: looks[-1].status for name, looks in self._looks.items()}
 
     def backbone(self, name: str, state: str = "serving", error: str = "") -> BackboneRow:
         """A backbone's row."""
-        before, now, seconds = self._span(name)
-        if now is None:
+        span = self._span(name)
+        if span is None:
             return BackboneRow(backbone=name, state=state, error=error)
+        now, before = span.now, span.before
         row = BackboneRow(backbone=name, state=state, error=error, **now.model_dump(include=BACKBONE_FIELDS))
         row.tasks = len(now.tasks)
-        if before is not None and seconds > 0:
+        if span.seconds > 0:
             batches = now.batches - before.batches
-            row.busy = min(1.0, (now.busy_s - before.busy_s) / seconds)
+            row.busy = min(1.0, (now.busy_s - before.busy_s) / span.seconds)
             row.batch_items = (now.items - before.items) / batches if batches else None
-            row.requests_per_s = sum(_requests(now, before)) / seconds
+            row.requests_per_s = span.requests / span.seconds
         return row
 
     def task(self, task: TaskStatus) -> TaskRow:
         """A task's row."""
         row = TaskRow(task=task.name, **task.model_dump(include=TASK_FIELDS))
-        if task.account is None:
+        span = self._span(task.backbone)
+        if task.account is None or span is None:
             return row
         row.queued, row.requests, row.misses, row.service_s = task.queued, task.requests, task.misses, task.service_s
         row.failures = sum(task.failures.values())
-        before, now, seconds = self._span(task.backbone)
-        row.share_total = _part(task.service_s, sum(each.service_s for each in now.tasks)) if now else None
-        if before is None or now is None or seconds <= 0:
-            return row
-        former = _accounts(before)
-        mine = former.get(task.account)
-        if mine is not None:
+        row.share_total = _part(task.service_s, span.service_s)
+        mine = span.former.get(task.account)
+        if mine is not None and span.seconds > 0:
             requests = task.requests - mine.requests
-            row.requests_per_s, row.misses_per_s = requests / seconds, (task.misses - mine.misses) / seconds
+            row.requests_per_s, row.misses_per_s = requests / span.seconds, (task.misses - mine.misses) / span.seconds
             row.wait_ms = 1000 * (task.queue_s - mine.queue_s) / requests if requests else None
-            row.share = _part(task.service_s - mine.service_s, sum(_served(now, former)))
+            row.share = _part(task.service_s - mine.service_s, span.recent_s)
         return row
 
-    def _span(self, backbone: str) -> tuple[BackboneStatus | None, BackboneStatus | None, float]:
+    def _span(self, backbone: str) -> _Span | None:
         looks = self._looks.get(backbone)
         if not looks:
-            return None, None, 0.0
-        first, last = looks[0], looks[-1]
-        return (first.status if len(looks) > 1 else None), last.status, last.at - first.at
+            return None
+        if backbone not in self._spans:
+            self._spans[backbone] = _Span.of(looks[0], looks[-1])
+        return self._spans[backbone]
 
 
 BACKBONE_FIELDS = {"family", "model", "dtype", "pid", "up_s", "queued", "running", "busy_s"}
@@ -137,21 +160,6 @@ TASK_FIELDS = {"backbone", "state", "error", "version", "weight", "slo_ms"}
 
 def _process(status: BackboneStatus) -> tuple[int, float]:
     return status.pid, status.started_at
-
-
-def _accounts(status: BackboneStatus) -> dict[int, TaskStatus]:
-    return {task.account: task for task in status.tasks if task.account is not None}
-
-
-def _served(now: BackboneStatus, before: Mapping[int, TaskStatus]) -> Iterable[float]:
-    for account, task in _accounts(now).items():
-        yield task.service_s - (before[account].service_s if account in before else 0.0)
-
-
-def _requests(now: BackboneStatus, before: BackboneStatus) -> Iterable[int]:
-    former = _accounts(before)
-    for account, task in _accounts(now).items():
-        yield task.requests - (former[account].requests if account in former else 0)
 
 
 def _part(own: float, total: float) -> float | None:

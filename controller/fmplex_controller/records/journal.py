@@ -16,6 +16,7 @@ from fmplex_controller.records.events import CONTROLLER, DONE, SERVER, Event, Ev
 from fmplex_controller.records.folder import make_folder
 from fmplex_controller.records.ledger import Ledger
 
+LOCK_S = 2.0  # for a controller before this one to end
 log = logging.getLogger("fmplex.controller")
 
 
@@ -45,7 +46,7 @@ class Journal:
         try:
             make_folder(folder, repository, server)
             lock = FileLock(folder / "lock")
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=LOCK_S)
             journal = Journal(EventLog(folder, CONTROLLER), Ledger(folder))
         except Timeout:
             log.warning("%s: another controller records there already; this one records nothing", folder)

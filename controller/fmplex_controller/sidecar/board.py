@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pydantic import BaseModel
 
 from fmplex.client.overview import BackboneRow, History, TaskRow
 from fmplex.client.status import as_served, by_name
 from fmplex_backend.printable import printable
-from fmplex_backend.status import BackboneStatus
+from fmplex_backend.status import BackboneStatus, TaskStatus
 from fmplex_controller.sidecar.seen import Directory, Model, Seen
 
 UNLOADED = "its directory holds the file UNLOADED"
@@ -74,11 +74,12 @@ class Board:
         """All of it."""
         with self._lock:
             every = sorted(self._seen.directories.items())
+            told = {name: by_name(status.tasks) for name, status in self._history.latest().items()}
             return Overview(
                 problem=self.problem,
                 last_round=self.last_round,
                 backbones=[self._backbone(each) for _, each in every if each.inspected.kind == "backbone"],
-                tasks=[self._task(each) for _, each in every if each.inspected.kind == "task"],
+                tasks=[self._task(each, told) for _, each in every if each.inspected.kind == "task"],
                 quarantined=len(self.quarantined),
             )
 
@@ -91,11 +92,11 @@ class Board:
             return self._history.backbone(shown, "serving", directory.error)
         return BackboneRow(backbone=shown, state="not served", error=_why(directory))
 
-    def _task(self, directory: Directory) -> TaskRow:
+    def _task(self, directory: Directory, told: Mapping[str, Mapping[str, TaskStatus]]) -> TaskRow:
         backbone, name = directory.inspected.backbone, printable(directory.name)
-        told = self._history.latest(printable(backbone))
+        own = told.get(printable(backbone), {}).get(name)
         ready = self._model(directory.name).ready and backbone not in self._seen.sick
-        task = as_served(name, by_name(told.tasks).get(name) if told else None, ready, _why(directory))
+        task = as_served(name, own, ready, _why(directory))
         if not task.error and directory.error:
             task = task.model_copy(update={"error": directory.error})
         return self._history.task(task.model_copy(update={"backbone": printable(backbone)}))

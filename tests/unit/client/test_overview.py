@@ -51,7 +51,7 @@ def test_another_process_is_looked_at_anew() -> None:
     assert history.backbone("base").busy is None
     assert history.task(now.tasks[0]).share is None
     history.forget_others([])
-    assert history.latest("base") is None
+    assert history.latest() == {}
     assert history.backbone("base", "dead", "killed").model_dump(exclude_none=True) == {
         "backbone": "base",
         "state": "dead",

@@ -10,6 +10,7 @@ import pytest
 from live_server import status, task
 
 from fmplex_backend.errors import SetupProblem
+from fmplex_controller.records import journal as journal_module
 from fmplex_controller.records.events import Event, read_events
 from fmplex_controller.records.folder import existing_folder, make_folder, records_folder
 from fmplex_controller.records.journal import Journal
@@ -47,7 +48,10 @@ def test_where_nothing_is_recorded_others_are_named(tmp_path: Path) -> None:
         existing_folder(tmp_path / "other", "triton:8001")
 
 
-def test_a_second_controller_records_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_second_controller_records_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "LOCK_S", 0.1)
     first = Journal.opened(tmp_path / "records", tmp_path, "a:1")
     second = Journal.opened(tmp_path / "records", tmp_path, "a:1")
     assert "another controller records there" in caplog.text
