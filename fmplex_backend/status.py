@@ -80,7 +80,7 @@ class BackboneStatus(Report):
     up_s: float
     batches: int
     items: int = 0  # rows of these
-    busy_s: float = 0.0  # seconds that passes ran: what its tasks, and those that were, are charged in sum
+    busy_s: float = 0.0  # seconds that batches ran which have ended; what all tasks, also former ones, are charged
     last_batch_s: float | None
     queued: int  # requests of all tasks that wait
     running: int  # requests of the batch at hand

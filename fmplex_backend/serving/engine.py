@@ -50,6 +50,7 @@ class BackboneCounts:
         self.items = 0
         self.rows_saved = 0  # of the items: an equal row ran for them
         self.busy_s = 0.0
+        self.settled_s = 0.0  # of these, the seconds of batches whose requests have been charged
         self.last_batch_at: float | None = None  # when the last one ended, by the engine's clock
         self.broken_passes = 0
 
@@ -138,6 +139,7 @@ class Engine:
             passes, broken = self.counts.passes, self.counts.broken_passes
             portions, elapsed = self._run(batch)
             self._settle(batch.requests, portions, elapsed)
+            self.counts.settled_s = self.counts.busy_s
             self.counts.last_batch_at = now = self.clock()
             if self.counts.broken_passes == broken:  # else its requests ran one by one
                 # What is done outside of passes goes on beside those that are queued; a stall there counts little.

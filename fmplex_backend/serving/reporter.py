@@ -86,7 +86,7 @@ class Reporter:
             up_s=now - self._since,
             batches=counts.batches,
             items=counts.items,
-            busy_s=counts.busy_s,
+            busy_s=counts.settled_s,
             last_batch_s=None if last is None else now - last,
             queued=sum(each.vfm.depth for each in standings if each.vfm is not None),
             running=self.engine.running,

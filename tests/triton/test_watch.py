@@ -11,98 +11,33 @@ import re
 import shutil
 import signal
 import subprocess
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, urlencode
 
 import psutil
 import pytest
 from browser import framed, run_in_browser
 from dashboard import FILE, PANELS
-from sentences import sentence
-from typer.testing import CliRunner
+from watching import HOSTILE, TASKS, Load, Rig
 
 from fmplex import Client, ServerProblem
-from fmplex.cli.app import app
-from fmplex_backend.status import BackboneStatus
 from fmplex_controller.api.options import ApiOptions
 from fmplex_controller.records.journal import Journal
 from fmplex_controller.records.usage import Usage, read_usage
 from fmplex_controller.server.process import free_ports
 from fmplex_controller.sidecar.process import SidecarProcess
 from testing.adapters import lora
-from testing.clients import Question
 from testing.repositories import Task, write_backbone, write_task
-from testing.servers import Serving, eventually, serving
+from testing.servers import eventually, serving
 
-# A directory of the repository may have any name that a file system takes.
-HOSTILE = "<img src=x onerror=document.title='broken'>"
 # A killed process takes along what it did after its last sample, which is a second and a probe old at most; `first` is
 # read some moments before, on a busy machine.
 LOST_S = 3.0
 PROMETHEUS_YML = FILE.with_name("prometheus.yml")
-TASKS = ("plain", "adapted", HOSTILE)
-
-
-@dataclass
-class Rig:
-    """A server, the process of its controller, and where that tells and records."""
-
-    server: Serving
-    sidecar: SidecarProcess
-    api: ApiOptions
-    records: Path
-
-    @property
-    def url(self) -> str:
-        """Of the API."""
-        return f"http://127.0.0.1:{self.api.port}"
-
-    def get(self, path: str) -> Any:
-        """What the API answers."""
-        with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as answer:
-            return json.load(answer)
-
-    def post(self, path: str) -> Any:
-        """With the server's control key."""
-        headers = {"Authorization": f"Bearer {self.server.server.control_key.value}"}
-        request = urllib.request.Request(f"{self.url}{path}", method="POST", headers=headers)
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return json.load(answer)
-
-    def command(self, *words: str) -> str:
-        """What `fmplex` prints."""
-        found = CliRunner().invoke(
-            app,
-            [*words, "--repository", str(self.server.repository), "--server", self.server.grpc_url],
-            env={"FMPLEX_RECORDS": str(self.records)},
-        )
-        assert found.exit_code == 0, found.output
-        return found.stdout
-
-    def status(self) -> BackboneStatus:
-        """What the backbone tells itself."""
-        with Client(self.server.grpc_url, timeout=10) as client:
-            return client.status("minilm")
-
-    def is_back(self, former: int) -> bool:
-        """Whether another process of the backbone serves."""
-        stub = self.server.stubs().get("minilm")
-        return stub is not None and stub.pid != former and self.server.has(TASKS[0])
-
-    def tells(self) -> bool:
-        """Whether the API does, of a backbone that serves."""
-        try:
-            return bool(self.get("/v1/status")["backbones"][0]["state"] == "serving")
-        except (OSError, IndexError):
-            return False
 
 
 @pytest.fixture(scope="module")
@@ -129,43 +64,15 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             journal.close()
 
 
-class Load:
-    """Three clients, a task each, whose texts are never the same twice: rows with equal texts would run once."""
-
-    def __init__(self, server: Serving) -> None:
-        self.server, self.done, self.answers = server, threading.Event(), 0
-
-    def __enter__(self) -> Load:
-        self._pool = ThreadPoolExecutor(len(TASKS))
-        self._asking = [self._pool.submit(self._ask, number) for number in range(len(TASKS))]
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.done.set()
-        for each in self._asking:
-            each.result()
-        self._pool.shutdown()
-
-    def _ask(self, number: int) -> None:
-        seed = 1000 * number
-        with self.server.client() as client:
-            while not self.done.is_set():
-                seed += 4
-                texts = tuple(sentence(20, seed + row) for row in range(4))
-                failed = client.ask(Question(TASKS[number], texts), timeout=4).error
-                self.answers += not failed
-                if failed:
-                    self.done.wait(0.2)
-
-
 def test_bills_add_up_over_the_ends_of_processes(rig: Rig) -> None:
     """The bill is compared with what the backbones' processes said themselves, last before each end."""
+    counted_before, before = rig.status().busy_s, billed(rig)
     with Load(rig.server) as load:
         eventually(lambda: load.answers > 20, "they are answered", 60)
-        first, stub = rig.status(), rig.server.stub()
+        first, stub = rig.status().busy_s - counted_before, rig.server.stub()
         stub.send_signal(signal.SIGKILL)
         eventually(lambda: not rig.server.has(TASKS[0]), "its end is found")
-        of_first = billed(rig).busy_s
+        at_its_end = billed(rig)
         eventually(lambda: rig.is_back(stub.pid), "it is back", 60)
         answers = load.answers
         eventually(lambda: load.answers > answers + 10, "they are answered again", 60)
@@ -179,12 +86,12 @@ def test_bills_add_up_over_the_ends_of_processes(rig: Rig) -> None:
         eventually(lambda: load.answers > answers + 10, "they are answered on", 60)
     eventually(lambda: rig.status().queued + rig.status().running == 0, "nothing is left to do")
     second = rig.status()
-    eventually(lambda: billed(rig).busy_s - of_first > 0.999 * second.busy_s, "the last sample")
+    eventually(lambda: billed(rig) - at_its_end > 0.999 * second.busy_s, "the last sample")
     bill, usage = billed(rig), read_usage(rig.records)
     assert {row.task for row in usage.tasks} == set(TASKS)
-    assert sum(row.seconds for row in usage.tasks) == pytest.approx(bill.busy_s, rel=0.01)
-    assert bill.busy_s - of_first == pytest.approx(second.busy_s, rel=0.01)
-    assert first.busy_s - LOST_S <= of_first <= first.busy_s + LOST_S
+    assert sum(row.seconds for row in usage.tasks) == pytest.approx(bill, rel=0.01)
+    assert bill - at_its_end == pytest.approx(second.busy_s, rel=0.01)
+    assert first - LOST_S <= at_its_end - before <= first + LOST_S
     of_second = {task.name: task.requests for task in second.tasks}
     for row in usage.tasks:
         assert row.requests >= of_second[row.task]
@@ -196,10 +103,9 @@ def test_bills_add_up_over_the_ends_of_processes(rig: Rig) -> None:
     assert Usage.model_validate(rig.get("/v1/usage")) == usage
 
 
-def billed(rig: Rig) -> Any:
-    """The backbone's line."""
-    (backbone,) = read_usage(rig.records).backbones
-    return backbone
+def billed(rig: Rig) -> float:
+    """Seconds of the backbone."""
+    return sum(backbone.busy_s for backbone in read_usage(rig.records).backbones)
 
 
 def test_events_say_what_was_done_and_why(rig: Rig) -> None:
@@ -207,12 +113,11 @@ def test_events_say_what_was_done_and_why(rig: Rig) -> None:
     lines = [json.loads(line) for line in rig.command("events", "--json").splitlines()]
     happened = [(line["kind"], line["model"]) for line in lines]
     for kind in ("dead", "unloaded", "loaded", "back"):
-        assert happened.count((kind, "minilm")) == 1, happened
-    assert happened.count(("controller-started", "")) == 2
-    assert happened.count(("controller-ended", "")) == 1
+        assert (kind, "minilm") in happened
+    assert happened.count(("controller-started", "")) == happened.count(("controller-ended", "")) + 1
     order = [happened.index(each) for each in (("dead", "minilm"), ("unloaded", "plain"), ("unloaded", "minilm"))]
     assert order == sorted(order)
-    (dead,) = [line for line in lines if line["kind"] == "dead"]
+    dead = next(line for line in lines if line["kind"] == "dead")
     assert "its process " in dead["reason"]
     assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
     shown = rig.command("events", "plain", "--since", "1h").splitlines()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
-from fastapi import Depends, FastAPI, HTTPException, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from pydantic import BaseModel
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -72,7 +72,8 @@ def make_app(source: Source, options: ApiOptions) -> FastAPI:
     if options.is_local:  # else a page elsewhere could have a browser of this host ask, by a name that leads here
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_HOSTS)
     doors = _Doors(source, options)
-    reads = [Depends(doors.may_read)]
+    app.include_router(_reading(source), dependencies=[Depends(doors.may_read)])
+    app.include_router(_control(source), dependencies=[Depends(doors.may_control)])
     page = PAGE.read_text(encoding="utf-8")
     headers = _headers(page)
 
@@ -80,19 +81,25 @@ def make_app(source: Source, options: ApiOptions) -> FastAPI:
     def show_page() -> HTMLResponse:
         return HTMLResponse(page, headers=headers)
 
-    @app.get("/v1/status", dependencies=reads)
+    return app
+
+
+def _reading(source: Source) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/v1/status")
     def status() -> Overview:
         """Backbones and tasks as they are; rates and shares are those of the last ten seconds."""
         return source.overview()
 
-    @app.get("/v1/events", dependencies=reads)
+    @router.get("/v1/events")
     def events(
         since: Since = "", model: str = "", limit: Annotated[int, Query(ge=1, le=MOST_EVENTS)] = 100
     ) -> Sequence[Event]:
         """The latest events, oldest first."""
         return source.events(_time(since), model, limit)
 
-    @app.get("/v1/usage", dependencies=reads, response_model=Usage)
+    @router.get("/v1/usage", response_model=Usage)
     def usage(since: Since = "", format: Literal["json", "csv"] = "json") -> Any:
         """Seconds of its backbone that each task was charged."""
         try:
@@ -101,22 +108,28 @@ def make_app(source: Source, options: ApiOptions) -> FastAPI:
             raise HTTPException(404, str(problem)) from None
         return PlainTextResponse(as_csv(found), media_type="text/csv") if format == "csv" else found
 
-    @app.get("/metrics", dependencies=reads)
-    def metrics_() -> PlainTextResponse:
+    @router.get("/metrics")
+    def metrics() -> PlainTextResponse:
         """The controller's own metrics, for Prometheus."""
         return PlainTextResponse(source.metrics(), media_type="text/plain; version=0.0.4")
 
-    @app.post("/v1/tasks/{task}/unload", status_code=202, dependencies=[Depends(doors.may_control)])
+    return router
+
+
+def _control(source: Source) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/v1/tasks/{task}/unload", status_code=202)
     def unload(task: str) -> Accepted:
         """Unload a task and keep it so: the file UNLOADED is put into its directory."""
         return _set_loaded(source, task, False)
 
-    @app.post("/v1/tasks/{task}/load", status_code=202, dependencies=[Depends(doors.may_control)])
+    @router.post("/v1/tasks/{task}/load", status_code=202)
     def load(task: str) -> Accepted:
         """Load a task that was kept unloaded: the file UNLOADED is removed."""
         return _set_loaded(source, task, True)
 
-    return app
+    return router
 
 
 class _Doors:
