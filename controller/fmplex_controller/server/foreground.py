@@ -56,11 +56,11 @@ def serve(
             if states and not any(state.ready for state in states):
                 raise NotReady(f"not one model of {server.options.repository} can be served; the reasons are above")
             when_ready()
-            ready = sum(state.ready for state in states)
-            journal.tell("server-started", "", f"{ready} of {len(states)} models are ready")
             if companion is None:
                 return _status(server, _wait(server, clock))
             companion.start()
+            ready = sum(state.ready for state in states)
+            journal.tell("server-started", "", f"{ready} of {len(states)} models are ready")
             return _serve_again(server, clock, companion)
         except ServerExited:
             if not server.stopping:
