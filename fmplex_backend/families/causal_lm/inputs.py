@@ -17,6 +17,8 @@ class PromptInput:
 
     tensor = TensorSpec("text_input", "TYPE_STRING", (1,))
     columns: Literal["one", "several"] = "one"
+    default_column = "text"
+    files: Sequence[str] = ()
 
     def is_item(self, data: Any) -> bool:
         return isinstance(data, str)
@@ -35,6 +37,9 @@ class PromptInput:
 
     def parse(self, argument: str) -> str:
         return argument
+
+    def show(self, item: Any) -> str:
+        return " ".join(str(item).split())
 
     def probe(self, size: int | None) -> str:
         return "Hello"
