@@ -112,6 +112,7 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Take requests in and return: they are answered later, from the reply thread."""
         self.models.is_serving = True
+        calls = []
         for request in requests:
             sender = request.get_response_sender()
             names = request.requested_output_names()
@@ -125,7 +126,9 @@ class TritonPythonModel:
             to = replace(to, status_in_errors=STATUS_IN_ERRORS in parameters)
             if TASK.name in inputs:  # `generate` requests every output there is
                 to = replace(to, names=[STATUS.name])
-            self.service.submit(Call(inputs, names, parameters, partial(_send, to), sender.is_cancelled))
+            calls.append(Call(inputs, names, parameters, partial(_send, to), sender.is_cancelled))
+        self.service.submit(*calls)
+        self.service.let_gather()
 
     def finalize(self) -> None:
         """Answer the requests that are left, and end the threads."""
