@@ -1,6 +1,6 @@
 """Ceiling: requests per second and core time per request, where the passes over the backbone take no time.
 
-* instant: a task on a backbone whose runtime answers at once (`benchmarks.harness.instant`): what the request path costs;
+* instant: a task on a backbone whose runtime answers at once (`benchmarks.harness.instant`): the request path alone;
 * no forward: a head-only task on a text encoder without its forward: tokenising and the head on top of that;
 * echo: a plain Python-backend model that answers at once, with dynamic batching; unbatched: without it; ensemble: the
   batched one as the one step of an ensemble, as every task is one.
@@ -60,7 +60,12 @@ def served() -> Iterator[Serving]:
                 repository, family, model=subject().model, kind="KIND_CPU", family=family, threads="1", dtype="float32"
             )
             task = repositories.Task(
-                f"{family}-task", 0, labels=instant.LABELS, backbone=family, model=model_directory(), hidden=subject().hidden
+                f"{family}-task",
+                0,
+                labels=instant.LABELS,
+                backbone=family,
+                model=model_directory(),
+                hidden=subject().hidden,
             )
             repositories.write_task(repository, task)
         _write_echo(repository, "echo", ["dynamic_batching { }"])
@@ -128,7 +133,7 @@ def _calls(server: Serving, model: str) -> tuple[float, float]:
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
     """A row per protocol and number of clients."""
-    rounds, seconds = (2, 1.0) if quick else (5, 2.0)
+    rounds, seconds = (1, 1.0) if quick else (3, 1.5)
     rows = []
     with served() as server, Generator() as generator:
         for protocol in ("grpc", "http"):

@@ -86,7 +86,7 @@ class InstantRuntime:
 
     max_batch_tokens = 1 << 20
     dtype = "float32"
-    fingerprint = None
+    fingerprint: str | None = None
     queues_passes = False
 
     def load(self, version: Path) -> InstantTask:

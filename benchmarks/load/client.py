@@ -1,7 +1,7 @@
 """The generator's own process: `python -m benchmarks.load.client` reads plans from stdin, a JSON line each.
 
-It sends messages that are serialised beforehand, over gRPC or HTTP: what a client library does for each request (arrays, copies,
-checks) would make the generator, and not the server, the bottleneck on a small machine.
+It sends messages over gRPC or HTTP that are serialised beforehand: what a client library does for each request (arrays,
+copies, checks) would make the generator, and not the server, the bottleneck on a small machine.
 """
 
 from __future__ import annotations

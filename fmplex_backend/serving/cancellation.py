@@ -1,8 +1,8 @@
 """Drops requests that wait, to be prepared or to run, and whose clients have cancelled them.
 
 `Request.is_cancelled` is a round trip to the server, so only requests that have waited for long are asked about. The
-thread that answers a request asks, so that no last reply is sent meanwhile: the server reads an object that is deleted with the last
-reply, and a segmentation fault ends it where it is asked too late (seen in Triton 2.51).
+thread that answers a request asks, so that no last reply is sent meanwhile: the server reads an object that is deleted
+with the last reply, and a segmentation fault ends it where it is asked too late (seen in Triton 2.51).
 """
 
 from __future__ import annotations

@@ -21,8 +21,9 @@ class Gathering:
         self.engine, self.replies = engine, replies
         self._pausing = False
         self._idle = threading.Event()
-        for each in (engine, *replies.lanes):
-            each.when_idle = self._look
+        engine.when_idle = self._look
+        for lane in replies.lanes:
+            lane.when_idle = self._look
 
     def pause(self) -> None:
         """Wait until everything is answered, or the time is over. The thread that takes calls in."""

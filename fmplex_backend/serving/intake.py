@@ -103,7 +103,7 @@ class Intake:
         request = Request(
             vfm=found,
             inputs=call.inputs,
-            requested_outputs=tuple(output for output in call.outputs if tag_of(output) is None),
+            requested_outputs=tuple([output for output in call.outputs if tag_of(output) is None]),
             arrived_at=self.clock(),
             send=call.send,
             is_cancelled=call.is_cancelled,

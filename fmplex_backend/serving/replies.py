@@ -28,9 +28,9 @@ from fmplex_backend.types import (
     Usage,
 )
 
-LATENCY_DECAY = 0.98  # of the peak reply latency, per reply
-REPORT_EVERY = 8  # replies; a new peak is reported earlier
-
+# Of each thread, which sends so many times fewer replies than all of them.
+LATENCY_DECAY = 0.98**REPLY_THREADS  # of the peak reply latency, per reply
+REPORT_EVERY = 8 // REPLY_THREADS  # replies; a new peak is reported earlier
 
 Command = Callable[[], None]
 

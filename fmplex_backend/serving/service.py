@@ -95,6 +95,7 @@ class Service:
         self._exit = exit_process
         self._dying = threading.Lock()
         self._threads: dict[str, threading.Thread] = {}
+        self._ended: dict[str, threading.Event] = {}  # by role: its thread does nothing any more
         self._workers = [f"preparation-{number}" for number in range(WORKERS)]
         self._repliers = [f"reply-{lane.number}" for lane in self.replies.lanes]
 
@@ -131,7 +132,7 @@ class Service:
         self._end_preparation(closed, timeout)
         self.engine.post(self.engine.stop)
         self._join("engine", timeout)
-        if self._threads["engine"].is_alive():
+        if not self._ended["engine"].is_set():
             log.error("the engine did not end within %g s; what it holds is answered with an error", timeout)
         self.engine.abandon(closed)
         self.engine.post(self.engine.stop)  # for an engine that is late: `abandon` has emptied its inbox
@@ -152,19 +153,22 @@ class Service:
     # -- threads
 
     def _start(self, role: str, main: Callable[[], None]) -> None:
+        ended = self._ended[role] = threading.Event()
+
         def guarded() -> None:
             try:
                 main()
+                ended.set()
             except BaseException as error:
+                ended.set()  # before this thread waits for another that is dying, and waits for this one
                 self._die(role, error)
 
         self._threads[role] = threading.Thread(target=guarded, name=f"fmplex-{role}", daemon=True)
         self._threads[role].start()
 
     def _join(self, role: str, timeout: float) -> None:
-        thread = self._threads.get(role)
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout)
+        if ended := self._ended.get(role):
+            ended.wait(timeout)
 
     def _join_all(self, roles: Sequence[str], timeout: float) -> None:
         """The same for several threads, within the time together."""
