@@ -41,6 +41,7 @@ EXPERIMENTS = (
     "overhead",
     "ceiling",
     "churn",
+    "recovery",
     "simulator",
     "replay",
 )
