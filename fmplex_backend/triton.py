@@ -110,7 +110,7 @@ class TritonPythonModel:
         gc.freeze()
 
     def execute(self, requests: list[Any]) -> None:
-        """Take requests in and return: they are answered later, from the reply thread."""
+        """Take requests in and return: they are answered later, from the reply threads."""
         self.models.is_serving = True
         calls = []
         for request in requests:

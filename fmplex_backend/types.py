@@ -93,7 +93,7 @@ class Answer:
 
 Reply = Answer | Failed
 MAX_QUEUE_BYTES = 256 << 20  # of a vFM's requests, by default
-REPLY_THREADS = 4
+REPLY_THREADS = 4  # more bring nothing: the interpreter's lock is then the limit
 Send = Callable[[Reply, bool], None]  # a reply or a part of one, and whether it is the last
 
 
@@ -144,7 +144,7 @@ class Request:
         return not self._unanswered
 
     def send_part(self, part: Answer) -> None:
-        """Send a part of a reply that goes on; nothing once the request is resolved. The reply thread."""
+        """Send a part of a reply that goes on; nothing once the request is resolved. Its reply thread."""
         if self._unanswered:
             self.send(part, False)
 
@@ -351,7 +351,7 @@ class Runtime(Protocol):
         """Run a batch; yields after every pass, so that replies need not wait for the rest. See `queues_passes`."""
 
     def decode(self, request: Request, value: Any) -> Mapping[str, Any]:
-        """Output tensors of a `Finished`'s or a `Running`'s value. The reply thread."""
+        """Output tensors of a `Finished`'s or a `Running`'s value. Reply threads, several requests at a time."""
 
     def is_fatal(self, error: Exception) -> bool:
         """Whether nothing can run after this error of a pass: a device that is gone. The process then ends."""

@@ -133,7 +133,7 @@ def _calls(server: Serving, model: str) -> tuple[float, float]:
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
     """A row per protocol and number of clients."""
-    rounds, seconds = (1, 1.0) if quick else (3, 1.5)
+    rounds, seconds = (1, 1.0) if quick else (3, 1.0)
     rows = []
     with served() as server, Generator() as generator:
         for protocol in ("grpc", "http"):

@@ -129,7 +129,7 @@ class TextEncoderRuntime:
         request.prepared_bytes = TOKEN_BYTES * sum(lengths) + 2 * vectors + results  # keys hold vectors, too
 
     def decode(self, request: Request, value: list[Any]) -> Mapping[str, Any]:
-        """Rows' hidden states -> output tensors (reply thread)."""
+        """Rows' hidden states -> output tensors (reply threads)."""
         extensions: Extensions = request.extensions
         rows: list[Tokens] = request.prepared.rows
         starts: list[int] = request.prepared.starts
