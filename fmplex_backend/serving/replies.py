@@ -28,9 +28,8 @@ from fmplex_backend.types import (
     Usage,
 )
 
-# Of each thread, which sends so many times fewer replies than all of them.
-LATENCY_DECAY = 0.98**REPLY_THREADS  # of the peak reply latency, per reply
-REPORT_EVERY = 8 // REPLY_THREADS  # replies; a new peak is reported earlier
+LATENCY_DECAY = 0.98**REPLY_THREADS  # of a thread's peak reply latency, per reply that it sends
+REPORT_EVERY = 4  # replies of a thread; a new peak is reported earlier
 
 Command = Callable[[], None]
 

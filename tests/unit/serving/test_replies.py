@@ -106,7 +106,7 @@ def test_the_scheduler_learns_how_long_answers_take_to_leave(rig: ServiceRig) ->
     until(lambda: rig.service.engine.scheduler.reply_latency == 0.25)
     for _ in range(REPORT_EVERY * REPLY_THREADS):
         rig.ask(0)
-    until(lambda: 0.2 < rig.service.engine.scheduler.reply_latency < 0.25)
+    until(lambda: 0.15 < rig.service.engine.scheduler.reply_latency < 0.2)
 
 
 # -- replies of several parts
