@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 USAGE = "usage"  # the receipt, as clients see it
 USAGE_DIMS = (3,)  # [queue_us, compute_us, batch_items]
@@ -58,6 +59,7 @@ def backbone_asked(steps: Iterable[tuple[str, Iterable[str]]]) -> str:
     return next((model for model, outputs in steps if any(tag_of(each) is not None for each in outputs)), "")
 
 
+@lru_cache(maxsize=4096)
 def tag_of(output: str) -> int | None:
     """The vFM a requested output names, or None where it is no tag."""
     number = output.removeprefix(TAG_PREFIX)

@@ -93,8 +93,11 @@ class Engine:
         self.stopping = False
         self._inbox: SimpleQueue[Request | Command] = SimpleQueue()
         self._command: Command | None = None  # received while a batch ran
+        self._waits = False  # for a message
+        self.when_idle: Command = _nothing
         self._ahead: Batch | None = None  # queued on the device behind the batch at hand
         self._lead_s = 0.0  # what starting a batch takes
+        self._reply_latencies: dict[int, float] = {}  # by reply thread
         self._last_pass_at = 0.0
         self._in_flight: dict[Request, None] = {}  # of the batch at hand: those without an outcome
         self._running: list[Request] = []  # of the batch at hand: those that need another step
@@ -112,6 +115,11 @@ class Engine:
         """Requests of the batch at hand, and of the one that is queued behind it, that have no outcome yet."""
         ahead = self._ahead
         return len(self._in_flight) + (len(ahead.requests) if ahead else 0)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to run."""
+        return self._waits and self._inbox.empty()
 
     def post(self, command: Command) -> None:
         """Let the engine thread call a function between two batches."""
@@ -189,7 +197,11 @@ class Engine:
             command, self._command = self._command, None
             command()
         elif wait:
-            self._receive(self._inbox.get())
+            self._waits = True
+            self.when_idle()
+            message = self._inbox.get()
+            self._waits = False
+            self._receive(message)
         for _ in range(self._inbox.qsize()):  # a command that posts itself again is not called twice in one step
             try:
                 self._receive(self._inbox.get_nowait())
@@ -365,9 +377,10 @@ class Engine:
             self.closed = with_closed(self.closed, vfm)
             self.runtime.detach(vfm.extensions)
 
-    def set_reply_latency(self, seconds: float) -> None:
-        """Allow this long from the end of a batch to its last reply where a deadline is to be met."""
-        self.scheduler.reply_latency = seconds
+    def set_reply_latency(self, lane: int, seconds: float) -> None:
+        """Allow this long from the end of a batch to a reply thread's last reply where a deadline is to be met."""
+        self._reply_latencies[lane] = seconds
+        self.scheduler.reply_latency = max(self._reply_latencies.values())
 
     def stop(self) -> None:
         """Return from `run_forever` once everything queued has run."""
@@ -403,6 +416,10 @@ class Engine:
         for request in left:
             request.vfm.given_bytes += request.bytes
             self.hand_over(request, Failed(error))
+
+
+def _nothing() -> None:
+    """Nobody waits for the engine to be idle."""
 
 
 def _raising(error: Exception) -> Iterator[Pass]:

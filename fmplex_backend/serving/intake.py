@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 
 from fmplex_backend.errors import ExecutionFailed, FmplexError, InvalidRequest
@@ -14,7 +15,7 @@ from fmplex_backend.serving.loader import Loader, Refusal
 from fmplex_backend.serving.ownership import Ownership
 from fmplex_backend.serving.preparation import Preparation
 from fmplex_backend.serving.watch import Watch
-from fmplex_backend.types import Counts, Failed, Request, Send, Vfm
+from fmplex_backend.types import REPLY_THREADS, Counts, Failed, Request, Send, Vfm
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +43,34 @@ class Intake:
         self.ownership = Ownership(loader, clock)
         self.counts = Counts()
         self._closed: FmplexError | None = None
+        self._turns = count()
 
     def close(self, error: FmplexError) -> None:
         """Refuse calls with this error from now on."""
         self._closed = error
 
-    def submit(self, call: Call) -> None:
-        """Take a call in; whatever becomes of it, it gets exactly one last reply."""
+    def submit(self, calls: Iterable[Call]) -> None:
+        """Take calls in that have come by now; whatever becomes of one, it gets exactly one last reply."""
+        certain: dict[tuple[str, int], bool] = {}  # asked once, since the requests came before
+        for call in calls:
+            self._submit(call, certain)
+
+    def _submit(self, call: Call, certain: dict[tuple[str, int], bool]) -> None:
         try:
             tag = self._tag(call.outputs)
             found = self.loader.table.get(tag)
-            if found is None or (isinstance(found, Vfm) and not self.ownership.is_certain(found.name, tag)):
+            if found is None or (isinstance(found, Vfm) and not self._is_certain(found.name, tag, certain)):
                 self.watch.look_up(partial(self._submit_again, call, tag))
                 self.fail_look_ups_if_closed()
             else:
                 self._enter(call, found)
         except Exception as error:
             _refuse(call, self.counts, _as_refusal(error))
+
+    def _is_certain(self, name: str, tag: int, certain: dict[tuple[str, int], bool]) -> bool:
+        if (known := certain.get((name, tag))) is None:
+            known = certain[name, tag] = self.ownership.is_certain(name, tag)
+        return known
 
     def _submit_again(self, call: Call, tag: int) -> None:
         """Once the repository has been read for a tag that was unknown, or may have become another task's."""
@@ -91,11 +103,12 @@ class Intake:
         request = Request(
             vfm=found,
             inputs=call.inputs,
-            requested_outputs=tuple(output for output in call.outputs if tag_of(output) is None),
+            requested_outputs=tuple([output for output in call.outputs if tag_of(output) is None]),
             arrived_at=self.clock(),
             send=call.send,
             is_cancelled=call.is_cancelled,
             input_bytes=sum(map(_bytes_of, call.inputs.values())),
+            lane=next(self._turns) % REPLY_THREADS,
         )
         try:
             request.slo_s = _slo_s(call.parameters)
