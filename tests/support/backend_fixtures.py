@@ -20,7 +20,8 @@ from fmplex_backend.repository.tasks import Repository
 from fmplex_backend.scheduling import POLICIES, CostModel
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.serving.intake import Call
-from fmplex_backend.serving.loader import Loader, Refusal
+from fmplex_backend.serving.loader import Loader
+from fmplex_backend.serving.table import Refusal
 from fmplex_backend.types import Answer, Failed, Finished, Outcome, PassShape, Reply, Request, Running, Vfm
 
 BACKBONE = "base"
