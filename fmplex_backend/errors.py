@@ -9,7 +9,7 @@
     |-- Cancelled              the client went away                                 CANCELLED
     |-- ExecutionFailed        the pass or the decoder raised                       INTERNAL
     |   `-- NotFinite          the answer holds NaN or infinite numbers             INTERNAL
-    |-- GroupFailed            no task of a group has answered                      that of the first
+    |-- GroupFailed            no task of a group has answered: the first's code    INTERNAL
     |-- Refused                something on disk is wrong                           INTERNAL
     |   |-- TaskRefused        a task's directory cannot be served                  INTERNAL
     |   `-- BackboneRefused    a backbone's config or environment is wrong          INTERNAL
@@ -106,7 +106,9 @@ class NotFinite(ExecutionFailed):
 class GroupFailed(FmplexError):
     """No task of a group has answered: the status is that of the first one's error."""
 
-    def __init__(self, message: str, code: str, reason: str) -> None:
+    reason = "group_failed"
+
+    def __init__(self, message: str, code: str = "INTERNAL", reason: str = "group_failed") -> None:
         super().__init__(message)
         self.code, self.reason = code, reason
 

@@ -16,7 +16,7 @@ from tritonclient.utils import triton_to_np_dtype
 from fmplex_backend.error_status import with_status
 from fmplex_backend.errors import ExecutionFailed, FmplexError, GroupFailed
 from fmplex_backend.interface import ERRORS, TensorSpec, member_name, position_name
-from fmplex_backend.repository.groups import GroupSpec
+from fmplex_backend.repository.groups import GroupSpec, Member
 from fmplex_backend.types import Answer, Failed, Reply, Send, Usage
 
 
@@ -63,6 +63,7 @@ _NO_REPLY = Failed(ExecutionFailed("there is no reply yet"))
 
 def gathered(spec: GroupSpec, replies: Sequence[Reply]) -> Reply:
     """One reply of the members', which are in the order of `spec.members`."""
+    replies = [_whole(member, reply) for member, reply in zip(spec.members, replies, strict=True)]
     answers = {member.name: reply for member, reply in zip(spec.members, replies, strict=True)}
     good = [reply for reply in replies if isinstance(reply, Answer)]
     if not good:
@@ -79,6 +80,14 @@ def gathered(spec: GroupSpec, replies: Sequence[Reply]) -> Reply:
 
 
 NO_USAGE = Usage(0, 0, 0)
+
+
+def _whole(member: Member, reply: Reply) -> Reply:
+    """An answer without an output that the group shows is none: its task was changed since it was asked."""
+    missing = [each.name for each in member.outputs if isinstance(reply, Answer) and each.name not in reply.tensors]
+    if not missing:
+        return reply
+    return Failed(ExecutionFailed(f"{member.name!r} does not make {', '.join(missing)} any more"))
 
 
 def _tensor(output: TensorSpec, made: Mapping[str, Any], items: int) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from fmplex_backend.repository.groups import GroupSpec
 from fmplex_backend.serving.table import Group
@@ -20,12 +20,13 @@ class Groups:
         self.served: dict[str, Group] = {}
         self.leaving: dict[int, tuple[Group, float]] = {}  # by tag, until when
 
-    def settle(self, specs: Mapping[str, GroupSpec], now: float) -> None:
-        """Take in what stands in the repository."""
+    def settle(self, specs: Mapping[str, GroupSpec], refused: Collection[str], now: float) -> None:
+        """Take in what stands in the repository; `refused` are names of what cannot be served any more."""
         former = self.served
         self.served = {name: _renewed(former.get(name), spec) for name, spec in specs.items()}
         for name, group in former.items():
-            if name not in specs or specs[name].vfm != group.spec.vfm:
+            has_left = name not in specs or specs[name].vfm != group.spec.vfm
+            if has_left and name not in refused:
                 self.leaving[group.spec.vfm] = group, now + self.grace
         taken = {group.spec.vfm for group in self.served.values()}
         self.leaving = {tag: left for tag, left in self.leaving.items() if tag not in taken and now < left[1]}

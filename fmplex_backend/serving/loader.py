@@ -16,7 +16,7 @@ from fmplex_backend.confinement import Confinement
 from fmplex_backend.errors import ExecutionFailed, FmplexError, TaskRefused
 from fmplex_backend.repository.check import load_checked
 from fmplex_backend.repository.groups import GroupSpec
-from fmplex_backend.repository.tasks import Entry, Repository, TaskSpec
+from fmplex_backend.repository.tasks import BrokenTask, Entry, Repository, TaskSpec
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.serving.groups import Groups
 from fmplex_backend.serving.memory import give_back
@@ -123,7 +123,8 @@ class Loader:
                 del self._refused_versions[name]
             groups = {name: entry for name, entry in entries.items() if isinstance(entry, GroupSpec)}
             tasks = {name: entry for name, entry in entries.items() if not isinstance(entry, GroupSpec)}
-            self.groups.settle(groups, self.engine.clock())
+            refused = [name for name, entry in tasks.items() if isinstance(entry, BrokenTask)]
+            self.groups.settle(groups, refused, self.engine.clock())
             due = changes(self._served, tasks, self._refused_versions)
             for change in due:
                 self._apply(change)
