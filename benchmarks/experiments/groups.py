@@ -117,7 +117,8 @@ def show(rows: list[dict[str, Any]]) -> None:
         print(
             f"{TASKS} {row['kind']} tasks, {row['tokens']} tokens: as a group {text(row['of_separate'], '.2f')} of "
             f"separate texts{separate}; the same texts task by task {text(row['same_of_separate'], '.2f')} of them and "
-            f"{text(row['of_unshared'], '.2f')} of unshared rows{unshared}; answers/s {rates}; batches of {row['batch_items']['group']:.0f}; "
+            f"{text(row['of_unshared'], '.2f')} of unshared rows{unshared}; "
+            f"answers/s {rates}; batches of {row['batch_items']['group']:.0f}; "
             f"the generator's ceiling {row['ceiling']:.0f}"
         )
 

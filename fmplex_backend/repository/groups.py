@@ -73,7 +73,7 @@ def group_in(file: Path, proto: Any, steps: list[Any], tag: int, parameters: Map
         vfm=tag,
         config=file,
         slo=terms.slo(file, parameters),
-        inputs=tuple(steps[0].input_map),
+        inputs=tuple(sorted(steps[0].input_map)),
         members=_members(file, proto, steps[0], names, tags),
     )
 
@@ -101,7 +101,7 @@ def _members(file: Path, proto: Any, step: Any, names: Sequence[str], tags: Mapp
     ordered = sorted(names, key=tags.__getitem__)
     declared = {output.name: output for output in proto.output}
     outputs: dict[str, list[TensorSpec]] = {name: [] for name in names}
-    for wire, shown in step.output_map.items():
+    for wire, shown in sorted(step.output_map.items()):  # a map has no order of its own
         if wire == ERRORS.name or tag_of(wire) is not None or member_of(wire) is not None or shown not in declared:
             continue
         placed = position_of(wire)
