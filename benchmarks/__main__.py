@@ -40,6 +40,7 @@ EXPERIMENTS = (
     "capacity",
     "overhead",
     "churn",
+    "recovery",
     "simulator",
     "replay",
 )
