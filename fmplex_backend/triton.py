@@ -22,7 +22,7 @@ from fmplex_backend.error_status import STATUS_IN_ERRORS, with_status
 from fmplex_backend.errors import BackboneRefused, ExecutionFailed, FmplexError, InvalidRequest
 from fmplex_backend.families import family
 from fmplex_backend.files import native
-from fmplex_backend.interface import STATUS, TASK, USAGE_DIMS, tag_name, tag_of
+from fmplex_backend.interface import STATUS, TASK, backbone_outputs, tag_of
 from fmplex_backend.printable import printable
 from fmplex_backend.repository.config import load_backbone_config
 from fmplex_backend.serving.intake import Call
@@ -59,13 +59,9 @@ class TritonPythonModel:
             auto_complete_model_config.add_input(
                 {"name": spec.name, "data_type": spec.data_type, "dims": list(spec.dims), "optional": True}
             )
-        for spec in (*served.outputs, STATUS):
+        for spec in backbone_outputs(served.outputs, config.vfm_slots, 0 if served.streams else config.group_members):
             auto_complete_model_config.add_output(
                 {"name": spec.name, "data_type": spec.data_type, "dims": list(spec.dims)}
-            )
-        for vfm in range(config.vfm_slots):
-            auto_complete_model_config.add_output(
-                {"name": tag_name(vfm), "data_type": "TYPE_INT64", "dims": list(USAGE_DIMS)}
             )
         if document["max_batch_size"] == 0:
             auto_complete_model_config.set_max_batch_size(32)
@@ -127,7 +123,7 @@ class TritonPythonModel:
             to = Destination(sender, answers, self.decoupled, STATUS_IN_ERRORS in parameters)
             calls.append(Call(inputs, names, parameters, partial(_send, to), sender.is_cancelled))
         self.service.submit(*calls)
-        self.service.let_gather()
+        self.service.let_collect()
 
     def finalize(self) -> None:
         """Answer the requests that are left, and end the threads."""

@@ -23,7 +23,7 @@ from fmplex_backend.repository.parameters import BackboneConfig
 from fmplex_backend.types import Finished, Pass, PassShape, Predict, Request, Runtime, Work
 
 if TYPE_CHECKING:
-    from fmplex_backend.families.text_encoder.forward import Launched
+    from fmplex_backend.families.forward import Launched
 
 ENTRY_POINTS = """
 [fmplex.families]
@@ -128,6 +128,6 @@ class _NoForward:
         self.vectors = torch.ones(max_items, hidden)
 
     def launch(self, rows: Sequence[Any], adapters: Sequence[Any], poolings: set[str]) -> Launched:
-        from fmplex_backend.families.text_encoder.forward import Launched
+        from fmplex_backend.families.forward import Launched
 
         return Launched([(0, len(rows), {kind: self.vectors[: len(rows)] for kind in poolings})], None, 0.0)

@@ -24,8 +24,8 @@ from fmplex_backend.repository.parameters import BackboneConfig
 from fmplex_backend.repository.tasks import Repository
 from fmplex_backend.scheduling import POLICIES, CostModel
 from fmplex_backend.serving.cancellation import Cancellation
+from fmplex_backend.serving.collecting import Collecting
 from fmplex_backend.serving.engine import Engine
-from fmplex_backend.serving.gathering import Gathering
 from fmplex_backend.serving.intake import Call, Intake
 from fmplex_backend.serving.loader import Loader
 from fmplex_backend.serving.preparation import WORKERS, Preparation
@@ -91,7 +91,7 @@ class Service:
         self.intake = Intake(name, self.preparation, self.loader, self.watch, self.engine.clock)
         self.reporter = Reporter(name, config, self.engine, self.loader, self.watch, self.intake)
         self.cancellation = Cancellation(self.preparation, self.engine, self.replies)
-        self.gathering = Gathering(self.engine, self.replies)
+        self.collecting = Collecting(self.engine, self.replies)
         self._exit = exit_process
         self._dying = threading.Lock()
         self._threads: dict[str, threading.Thread] = {}
@@ -105,9 +105,9 @@ class Service:
             self.reporter.submit(call)
         self.intake.submit(filterfalse(asks_for_status, calls))
 
-    def let_gather(self) -> None:
-        """Wait a moment for further calls to gather at the server, where there is something to do meanwhile."""
-        self.gathering.pause()
+    def let_collect(self) -> None:
+        """Wait a moment for further calls to collect at the server, where there is something to do meanwhile."""
+        self.collecting.pause()
 
     def start(self) -> None:
         """Load the tasks that are there, then serve."""
