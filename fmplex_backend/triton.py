@@ -22,7 +22,7 @@ from fmplex_backend.error_status import STATUS_IN_ERRORS, with_status
 from fmplex_backend.errors import BackboneRefused, ExecutionFailed, FmplexError, InvalidRequest
 from fmplex_backend.families import family
 from fmplex_backend.files import native
-from fmplex_backend.interface import STATUS, TASK, USAGE_DIMS, tag_name, tag_of
+from fmplex_backend.interface import STATUS, TASK, backbone_outputs, tag_of
 from fmplex_backend.printable import printable
 from fmplex_backend.repository.config import load_backbone_config
 from fmplex_backend.serving.intake import Call
@@ -61,14 +61,9 @@ class TritonPythonModel:
             auto_complete_model_config.add_input(
                 {"name": spec.name, "data_type": spec.data_type, "dims": list(spec.dims), "optional": True}
             )
-        for spec in (*served.outputs, status):
-            auto_complete_model_config.add_output(
-                {"name": spec.name, "data_type": spec.data_type, "dims": list(spec.dims)}
-            )
-        for vfm in range(config.vfm_slots):
-            auto_complete_model_config.add_output(
-                {"name": tag_name(vfm), "data_type": "TYPE_INT64", "dims": list(USAGE_DIMS)}
-            )
+        for spec in backbone_outputs(served.outputs, config.vfm_slots, 0 if served.streams else config.group_members):
+            dims = (status if spec is STATUS else spec).dims
+            auto_complete_model_config.add_output({"name": spec.name, "data_type": spec.data_type, "dims": list(dims)})
         if not served.batched:
             _check_unbatched(file, document)
         elif document["max_batch_size"] == 0:
@@ -116,22 +111,26 @@ class TritonPythonModel:
         gc.freeze()
 
     def execute(self, requests: list[Any]) -> None:
-        """Take requests in and return: they are answered later, from the reply thread."""
+        """Take requests in and return: they are answered later, from the reply threads."""
         self.models.is_serving = True
+        calls = []
         for request in requests:
             sender = request.get_response_sender()
             names = request.requested_output_names()
-            to = Destination(sender, names, self.decoupled, self.batched)
             try:
                 inputs = {tensor.name(): self._with_batch(tensor.as_numpy()) for tensor in request.inputs()}
-                parameters = json.loads(request.parameters() or "{}")
+                parameters = json.loads(text) if (text := request.parameters()) else {}
             except Exception as error:  # pb_utils raises whatever numpy and json raise
-                _send(to, Failed(ExecutionFailed(f"the request cannot be read: {error}")), True)
+                failed = Failed(ExecutionFailed(f"the request cannot be read: {error}"))
+                _send(Destination(sender, names, self.decoupled), failed, True)
                 continue
-            to = replace(to, status_in_errors=STATUS_IN_ERRORS in parameters)
-            if TASK.name in inputs:  # `generate` requests every output there is
-                to = replace(to, names=[STATUS.name], batched=True)
-            self.service.submit(Call(inputs, names, parameters, partial(_send, to), sender.is_cancelled))
+            asks_status = TASK.name in inputs
+            answers = [STATUS.name] if asks_status else names  # `generate` requests every output there is
+            batched = self.batched or asks_status
+            to = Destination(sender, answers, self.decoupled, STATUS_IN_ERRORS in parameters, batched)
+            calls.append(Call(inputs, names, parameters, partial(_send, to), sender.is_cancelled))
+        self.service.submit(*calls)
+        self.service.let_collect()
 
     def _with_batch(self, array: Any) -> Any:
         return array if self.batched else array[None]
@@ -142,15 +141,15 @@ class TritonPythonModel:
         self.service.stop()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Destination:
     """Where a request's responses go."""
 
     sender: Any
     names: list[str]  # the requested outputs, the tag among them
     decoupled: bool  # several responses may be sent
-    batched: bool = True  # else tensors go without the batch dimension
     status_in_errors: bool = False  # the client sees no other
+    batched: bool = True  # else tensors go without the batch dimension
 
 
 def _send(to: Destination, reply: Reply, final: bool) -> None:
@@ -209,7 +208,7 @@ def _response(answer: Answer, names: list[str], batched: bool) -> Any:
             array = np.ascontiguousarray(answer.tensors[name])
         else:
             items = len(next(iter(answer.tensors.values())))
-            array = np.tile(np.array(answer.usage, dtype=np.int64), (items, 1))
+            array = np.array([answer.usage] * items, dtype=np.int64)
         tensors.append(pb_utils.Tensor(name, array if batched else array[0]))
     return pb_utils.InferenceResponse(output_tensors=tensors)
 

@@ -1,4 +1,4 @@
-"""The command line: `fmplex serve`, `control-key`, `demo`, `predict`, `task`, `backbone`, `doctor` and others."""
+"""The command line: `fmplex serve`, `demo`, `predict`, `task`, `group`, `backbone`, `doctor` and others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from fmplex.cli import backbones, controlling, doctor, events, keys, status, usage
+from fmplex.cli import backbones, controlling, doctor, events, groups, keys, status, usage
 from fmplex.cli import predict as prediction
 from fmplex.cli import tasks as task_commands
 from fmplex.cli.events import Records
@@ -27,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(task_commands.app, name="task")
+app.add_typer(groups.app, name="group")
 app.add_typer(backbones.app, name="backbone")
 app.command("doctor")(doctor.doctor)
 app.command("predict")(prediction.predict)

@@ -58,7 +58,7 @@ class AsyncClient(BaseClient):
         slo_ms: float | None = None,
         parameters: Mapping[str, Any] | None = None,
     ) -> list[Result]:
-        """One result for each text, or row of numbers."""
+        """One result for each text, or row of numbers; of a group an `Answers` each."""
         return await self._predict(task, texts, self._deadline(timeout), parameters_of(slo_ms, parameters))
 
     def stream(
