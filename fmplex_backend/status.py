@@ -34,6 +34,10 @@ class TaskStatus(Report):
     max_queue_bytes: int | None = None
     queued: int = 0  # requests that wait
     requests: int = 0  # that went through the backbone
+    items: int = 0  # rows of these
+    tokens: float = 0.0  # of these rows; those of a row that ran once for several tasks are divided among them
+    queue_s: float = 0.0  # seconds that these requests waited, summed
+    misses: int = 0  # of these requests: finished after their deadline
     failures: dict[str, int] = {}  # by reason
     service_s: float = 0.0  # seconds of the backbone's time charged to it
     error: str = ""
@@ -42,6 +46,16 @@ class TaskStatus(Report):
     def healthy(self) -> bool:
         """Whether it answers, with the version that its entry asks for."""
         return self.state == "serving"
+
+
+class Cost(Report):
+    """What a pass takes, as the backbone's cost model is fitted now: seconds; see scheduling/cost.py."""
+
+    fixed: float
+    per_token: float
+    per_area: float
+    per_group: float
+    once: float  # seconds of a batch that do not depend on its rows, without adapters: its passes, and what is between
 
 
 class BackboneStatus(Report):
@@ -57,6 +71,13 @@ class BackboneStatus(Report):
     dtype: str  # of the weights in memory, also where the config leaves the choice
     scheduler: str
     slots: int
+    max_batch: int = 0  # rows of a batch at most; 0 from an older backbone
+    hardware: str = ""  # that it runs on
+    cost: Cost | None = None
+    threads: int = 0  # of a pass on a CPU; 0: all cores
+    cores: int = 0  # that its process may use; 0 from an older backbone
+    memory: int = 0  # bytes of its process's main memory; 0: not known
+    machine_memory: int = 0  # bytes of the machine's main memory
     fmplex: str  # its version
     pid: int = 0  # of its process, in the server's container; 0 from an older backbone
     up_s: float

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fmplex_backend.errors import BackboneRefused, TaskRefused
 from fmplex_backend.families import family
+from fmplex_backend.families.spec import Family
 from fmplex_backend.repository.config import TaskConfig, TrainedOn, load_backbone_config
 from fmplex_backend.repository.configs import CONFIG, backbone_parameters, is_backbone
 from fmplex_backend.repository.parameters import BackboneConfig
@@ -22,7 +23,7 @@ def choose_backbone(root: Path, names: Iterable[str], file: Path, task: TaskConf
     """
     known = list(names)
     family_of = {name: config for name, config in _backbones(root, known).items() if config.family == task.family}
-    fitting = [name for name, config in family_of.items() if _fits(task.backbone, config, root / name / CONFIG)]
+    fitting = [name for name, config in family_of.items() if fits(task.backbone, config, root / name / CONFIG)]
     if fitting:
         return min(fitting, key=lambda name: (len(claimed(root, known, name)), name))
     if not family_of:
@@ -49,8 +50,18 @@ def _backbones(root: Path, names: Iterable[str]) -> Mapping[str, BackboneConfig]
     return found
 
 
-def _fits(trained: TrainedOn | None, config: BackboneConfig, file: Path) -> bool:
+def fits(trained: TrainedOn | None, config: BackboneConfig, file: Path) -> bool:
+    """Whether a backbone, whose config.pbtxt is `file`, has the model that a task was trained for."""
     if trained is None or trained.model == config.model:
         return True
     own = family(config.family).fingerprint(config, file) if trained.fingerprint else None
     return own is not None and own == trained.fingerprint
+
+
+def same_model(spec: Family, configs: tuple[BackboneConfig, BackboneConfig], files: tuple[Path, Path]) -> bool:
+    """Whether two backbones of a family, whose config.pbtxt are `files`, have the same model."""
+    first, second = configs
+    if first.model == second.model:
+        return True
+    own = spec.fingerprint(first, files[0])
+    return own is not None and own == spec.fingerprint(second, files[1])

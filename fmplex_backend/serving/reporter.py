@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 
 from fmplex_backend.errors import ExecutionFailed, FmplexError, InvalidRequest
+from fmplex_backend.hardware import cores, hardware, memory_of_machine, memory_of_process
 from fmplex_backend.interface import STATUS, TASK
 from fmplex_backend.printable import printable
 from fmplex_backend.repository.parameters import BackboneConfig
+from fmplex_backend.scheduling.cost import CostModel
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.serving.intake import Call, Intake
 from fmplex_backend.serving.loader import Loader, Refusal
 from fmplex_backend.serving.standing import Standing
 from fmplex_backend.serving.watch import Watch
-from fmplex_backend.status import BackboneStatus, TaskStatus
+from fmplex_backend.status import BackboneStatus, Cost, TaskStatus
 from fmplex_backend.types import Answer, Failed, Usage, Vfm
 
 log = logging.getLogger("fmplex")
@@ -42,6 +44,7 @@ class Reporter:
         self.backbone, self.config = backbone, config
         self.engine, self.loader, self.watch, self.intake = engine, loader, watch, intake
         self._since = engine.clock()
+        self._hardware = hardware(config.threads)
         self._version = _own_version()
 
     def submit(self, call: Call) -> None:
@@ -78,6 +81,13 @@ class Reporter:
             dtype=self.engine.runtime.dtype,
             scheduler=self.config.scheduler,
             slots=self.config.vfm_slots,
+            max_batch=self.engine.scheduler.max_items,
+            hardware=self._hardware,
+            cost=_cost(self.engine.cost),
+            threads=self.config.threads,
+            cores=cores(),
+            memory=memory_of_process(),
+            machine_memory=memory_of_machine(),
             fmplex=self._version,
             pid=os.getpid(),
             up_s=now - self._since,
@@ -110,6 +120,16 @@ class Reporter:
         return {}
 
 
+def _cost(cost: CostModel) -> Cost:
+    return Cost(
+        fixed=cost.fixed,
+        per_token=cost.per_token,
+        per_area=cost.per_area,
+        per_group=cost.per_group,
+        once=cost.once(0),
+    )
+
+
 def _account(vfm: Vfm) -> dict[str, Any]:
     return {
         "weight": vfm.weight,
@@ -118,6 +138,10 @@ def _account(vfm: Vfm) -> dict[str, Any]:
         "max_queue_bytes": vfm.max_queue_bytes,
         "queued": vfm.depth,
         "requests": vfm.engine.requests,
+        "items": vfm.engine.items,
+        "tokens": vfm.engine.tokens,
+        "queue_s": vfm.engine.queue_s,
+        "misses": vfm.engine.misses,
         "failures": vfm.failures(),
         "service_s": vfm.service,
     }

@@ -18,7 +18,9 @@ def affine(fixed: float, per_token: float) -> Latency:
 def situations(draw: st.DrawFn, *, existing: bool = True) -> Situation:
     """Up to 3 models, 4 servers, 12 tasks; with `existing` some backbones and any bindings, sound or not."""
     models = tuple(
-        Model(f"m{number}", draw(st.integers(100, 400)), affine(draw(st.floats(1e-4, 1e-2)), draw(st.floats(1e-6, 1e-4))))
+        Model(
+            f"m{number}", draw(st.integers(100, 400)), affine(draw(st.floats(1e-4, 1e-2)), draw(st.floats(1e-6, 1e-4)))
+        )
         for number in range(draw(st.integers(1, 3)))
     )
     servers = tuple(

@@ -101,11 +101,7 @@ class Load:
 
     def with_more(self, demand: Demand, share: float = 1.0) -> float | None:
         """Its utilisation with this demand too; None where that does not fit."""
-        if (
-            demand.name in self.parts
-            or len(self.parts) >= self.model.slots
-            or self.site.free < demand.memory
-        ):
+        if demand.name in self.parts or len(self.parts) >= self.model.slots or self.site.free < demand.memory:
             return None
         cost = [own + share * more for own, more in zip(self.cost, demand.cost, strict=True)]
         used = utilisation(cost, self.rate + share * demand.rate, min(self.slo, demand.slo), self.sizes)
@@ -174,6 +170,7 @@ class Fleet:
     def __init__(self, situation: Situation) -> None:
         self.models = {model.name: model for model in situation.models}
         self.sites = {server.name: Site(server) for server in situation.servers}
+        self.taken = situation.taken
         self.loads: dict[str, Load] = {}
         self.by_model: dict[str, list[Load]] = {model.name: [] for model in situation.models}
         tasks = sorted(situation.tasks, key=lambda task: task.name)
@@ -218,7 +215,7 @@ class Fleet:
 
     def free_name(self, model: str) -> str:
         """The name of another backbone of a model."""
-        number = 1
-        while f"{model}-{number}" in self.loads:
+        label, number = self.models[model].label or model, 2
+        while (name := f"{label}-{number}") in self.loads or name in self.taken:
             number += 1
-        return f"{model}-{number}"
+        return name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 # (rows of a batch, tokens of each row) -> seconds that the batch takes
 Latency = Callable[[int, float], float]
@@ -31,6 +31,7 @@ class Model:
     latency: Latency
     max_batch: int = 32  # rows
     slots: int = 256  # tasks that a backbone can take
+    label: str = ""  # what names of new backbones begin with; the model's name by default
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class Situation:
     tasks: tuple[Task, ...]
     backbones: tuple[Backbone, ...] = ()
     bindings: tuple[Binding, ...] = ()
+    taken: frozenset[str] = frozenset()  # names that no new backbone may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,4 +119,4 @@ class Plan:
 
     def applied_to(self, situation: Situation) -> Situation:
         """The situation once this plan is carried out."""
-        return Situation(situation.servers, situation.models, situation.tasks, self.backbones, self.bindings)
+        return replace(situation, backbones=self.backbones, bindings=self.bindings)

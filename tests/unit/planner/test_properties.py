@@ -28,7 +28,9 @@ def fleet_of(situation: Situation, plan: Plan) -> Fleet:
 def test_memory_is_never_exceeded(situation: Situation, split: bool) -> None:
     backbones_alone = Fleet(replace(situation, bindings=()))
     for site in fleet_of(situation, max_share(situation, split=split)).sites.values():
-        assert site.free >= 0 or (not any(load.parts for load in site.loads) and backbones_alone.sites), "no tasks there"
+        assert site.free >= 0 or (not any(load.parts for load in site.loads) and backbones_alone.sites), (
+            "no tasks there"
+        )
 
 
 @EXAMPLES
@@ -75,7 +77,9 @@ def test_a_plan_of_its_own_result_changes_nothing(situation: Situation, split: b
 @EXAMPLES
 @given(situations(), st.randoms(use_true_random=False))
 def test_the_order_of_what_is_given_does_not_matter(situation: Situation, random: Random) -> None:
-    shuffled = {name: list(getattr(situation, name)) for name in ("servers", "models", "tasks", "backbones", "bindings")}
+    shuffled = {
+        name: list(getattr(situation, name)) for name in ("servers", "models", "tasks", "backbones", "bindings")
+    }
     for each in shuffled.values():
         random.shuffle(each)
     other = Situation(**{name: tuple(each) for name, each in shuffled.items()})
