@@ -1,7 +1,7 @@
 """How long batches take on a machine, measured: JSON files outside of any model repository.
 
-Whatever changes in a backbone's directory reloads it, so that they lie in a folder of the user's cache. A backbone's cost
-model starts from the profile of its model, dtype and hardware; planners read the same.
+Whatever changes in a backbone's directory reloads it, so that they lie in a folder of the user's cache. A backbone's
+cost model starts from the profile of its model, dtype and hardware; planners read the same.
 """
 
 from __future__ import annotations

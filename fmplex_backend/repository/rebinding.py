@@ -91,8 +91,8 @@ class Rebinding(ModelRepository):
         if not fits(task.backbone, config, self.root / backbone / CONFIG):
             assert task.backbone is not None
             raise TaskProblem(
-                f"{name!r} was trained for {task.backbone.model!r}, and {backbone!r} is {config.model!r}. Name a backbone "
-                "of the same model"
+                f"{name!r} was trained for {task.backbone.model!r}, and {backbone!r} is {config.model!r}. Name a "
+                "backbone of the same model"
             )
         if task.backbone is None and is_backbone(self.root, former):
             other = self._backbone_config(former)
@@ -110,7 +110,7 @@ class Rebinding(ModelRepository):
             raise TaskProblem(f"{name!r} cannot be read: {error}") from None
 
     def _tag_there(self, name: str, own: int | None, backbone: str) -> int:
-        """The tag it has; else one that no task has on any backbone, since requests of one that left may be on the way."""
+        """The tag it has; else one that no task has anywhere: requests of one that left may be on their way."""
         others = [each for each in self.names() if each != name]
         there, slots = claimed(self.root, others, backbone), self.slots(backbone)
         if own is not None and own < slots and own not in there:

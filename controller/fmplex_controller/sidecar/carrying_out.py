@@ -37,7 +37,7 @@ class Backbones(ModelRepository):
                 (staging / name).rename(directory)
 
     def put_away(self, name: str) -> None:
-        """Mark a backbone as one that is not to be loaded; its directory stays. Raises TaskProblem where it has tasks."""
+        """Mark a backbone as not to be loaded; its directory stays. Raises TaskProblem where it has tasks."""
         with self._locked():
             bound = sorted(task for task, (backbone, _) in self.tasks().items() if backbone == name)
             if bound:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from fmplex_backend.status import BackboneStatus, TaskStatus
 
@@ -84,11 +84,8 @@ class Demands:
             return fresh
         seen = track.seen_s + seconds
         part = math.expm1(-seconds / self.memory_s) / math.expm1(-seen / self.memory_s)
-        old = track.demand
-        names = ("rows", "tokens", "queue_s", "misses", "service")
-        return Demand(
-            **{name: getattr(old, name) + part * (getattr(fresh, name) - getattr(old, name)) for name in names}
-        )
+        old = asdict(track.demand)
+        return Demand(**{name: old[name] + part * (value - old[name]) for name, value in asdict(fresh).items()})
 
 
 def _between(before: TaskStatus, after: TaskStatus, seconds: float, known: Demand) -> Demand:

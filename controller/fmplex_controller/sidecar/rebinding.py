@@ -14,7 +14,7 @@ from fmplex_controller.sidecar.triton import PROBE_S, Triton
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """What a rebind has done; `seconds` passed from its beginning until the server sent requests to the new backbone."""
+    """What a rebind has done; `seconds` passed until the server sent requests to the new backbone."""
 
     task: str
     former: str
