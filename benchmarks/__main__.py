@@ -40,6 +40,8 @@ EXPERIMENTS = (
     "capacity",
     "overhead",
     "churn",
+    "rebind",
+    "planner",
     "simulator",
     "replay",
 )

@@ -55,7 +55,7 @@ class Reporter:
             call.send(Failed(error), True)
             return
         if name:
-            self.watch.look_up(partial(self._answer, call, name))
+            self.watch.look_up(partial(self._answer, call, name), name)
             self.intake.fail_look_ups_if_closed()
         else:
             self._answer(call, "")

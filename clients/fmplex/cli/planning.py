@@ -65,9 +65,7 @@ def plan(
             else:
                 _show(found)
             if apply:
-                for done in carry_out(
-                    repository, triton, found, {model: name for name, model in known.model_of.items()}
-                ):
+                for done in carry_out(repository, triton, found, known.templates):
                     print(f"done: {done}", flush=True)
         finally:
             triton.close()

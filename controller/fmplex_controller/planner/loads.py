@@ -1,10 +1,10 @@
 """What backbones and servers carry, and whether more fits.
 
 A backbone with the aggregate demand of its tasks runs batches of b rows in T(b) seconds, the mean of its tasks'
-latencies at b rows, each by its part of the rows. A request waits for the batch that runs and then takes its own, 2 T(b), which
-the tightest SLO bounds; so does Bmax. Of the batch sizes that remain the one with the highest throughput b / T(b)
-gives the backbone's capacity; its utilisation is the aggregate rate over that. A server that runs p backbones side by side
-bears utilisations of p times the cap together.
+latencies at b rows, each by its part of the rows. A request waits for the batch that runs and then takes its own,
+2 T(b), which the tightest SLO bounds; so does Bmax. Of the batch sizes that remain the one with the highest throughput
+b / T(b) gives the backbone's capacity; its utilisation is the aggregate rate over that. A server that runs p backbones
+side by side bears utilisations of p times the cap together.
 
 Batches of mixed lengths are cut into passes, so that the mean over the lengths holds but for the passes' fixed part,
 which the cap leaves room for.
