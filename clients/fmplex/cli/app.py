@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from fmplex.cli import backbones, doctor, keys, planning, rebinding
+from fmplex.cli import backbones, doctor, keys, planning, profiling, rebinding
 from fmplex.cli import predict as prediction
 from fmplex.cli import tasks as task_commands
 from fmplex.cli.options import SERVER, Asked
@@ -32,6 +32,7 @@ app.command("doctor")(doctor.doctor)
 app.command("predict")(prediction.predict)
 app.command("control-key")(keys.control_key)
 app.command("plan")(planning.plan)
+app.command("profile")(profiling.profile)
 app.command("rebind")(rebinding.rebind)
 
 

@@ -99,10 +99,10 @@ class Placing:
         return False
 
     def _start(self, model: str, demand: Demand, share: float) -> Load | None:
-        """A new backbone, on the server with the least memory to spare on which this part of a demand fits."""
+        """A new backbone, on the server where this part of a demand fits best."""
         needed = self.fleet.models[model].memory + demand.memory
         sites = [site for site in self.fleet.sites.values() if site.free >= needed and site.used < site.bears - NEAR]
-        for site in sorted(sites, key=_tightest):
+        for site in sorted(sites, key=_best):
             load = self.fleet.start(Backbone(self.fleet.free_name(model), model, site.server.name))
             if load.with_more(demand, share) is not None:
                 reason = f"{demand.name} fits on none that is there, and best on the server {site.server.name}"
@@ -120,5 +120,6 @@ def _rest(demand: Demand, share: float, first: Load) -> Part:
     return Part(demand, share, f"{share:.0%} here, the rest on {first.backbone.name}")
 
 
-def _tightest(site: Site) -> tuple[int, float, str]:
-    return site.free, site.used, site.server.name
+def _best(site: Site) -> tuple[float, int, str]:
+    """Where it can be filled furthest, and of these where the least memory is to spare."""
+    return -min(CAP, site.bears - site.used), site.free, site.server.name
