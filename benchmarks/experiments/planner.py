@@ -4,7 +4,7 @@
 * random situations: backbones against an instance per task and against spreading, where these place every task; and, of
   up to ten tasks, against the fewest there can be, found by trying everything (no task split; the planner's with
   splitting beside it).
-* SIMULATED: as many tasks as a cluster of four servers sustains, 99% of all requests within their SLO, at a low, a
+* SIMULATED: as many tasks as a cluster of four servers sustains, 95% of all requests within their SLO, at a low, a
   moderate and a high load by each task; placed by Max-Share and served by one backbone on each server with `bfq`, or an
   instance for each task, those of a server taking turns on its device. Then the latencies of both on one server, with
   as many tasks as its instances sustain. A pass takes what passes of the backbone took in this process, at the
@@ -41,7 +41,7 @@ SECONDS, OF_EXACT = 1.0, 1.1
 BMAX, SERVERS, HOLDS = 32, 4, 8  # rows of a batch; servers, and the instances that the memory of one holds
 EXTENSION = 0.001  # memory of a task's own weights, of an instance's: a LoRA adapter and a head of MiniLM
 LOADS = {"low": 0.02, "moderate": 0.1, "high": 0.3}  # of a task, of what full batches of a server serve
-SLO = 10.0  # times what one row takes alone
+SLO, WITHIN = 10.0, 0.95  # times what one row takes alone; the part of the requests that must be within it
 LENGTHS = (16, 32, 64)  # of rows, at random
 MEAN_LENGTH = sum(LENGTHS) / len(LENGTHS)
 PAPER = {"low": "6 times", "moderate": "8 to 12% more", "high": "8 to 12% more"}
@@ -53,7 +53,7 @@ def speed(*, quick: bool) -> dict[str, Any]:
     for seed in range(2 if quick else 10):
         for kind, own in took.items():
             count = 64 if kind == "bound" else 0
-            load = (0.5, 0.8)[seed % 2]
+            load = (0.5, 0.65)[seed % 2]
             situation = random_situation(seed, tasks=1000, servers=64, models=4, load=load, backbones=count)
             start = time.perf_counter()
             max_share(situation)
@@ -182,13 +182,13 @@ ARMS: dict[str, tuple[Placing, bool]] = {"max-share": (max_share, True), "instan
 
 
 def sustained(cluster: Cluster, load: float, arm: str) -> int:
-    """The most tasks that are placed, and of whose requests 99% are within the SLO."""
+    """The most tasks that are placed, and of whose requests enough are within the SLO."""
     place, shared = ARMS[arm]
 
     def holds(count: int) -> bool:
         situation = cluster.situation(count, load)
         plan = place(situation)
-        return not plan.unplaced and cluster.within(cluster.serve(situation, plan, shared=shared)) >= 0.99
+        return not plan.unplaced and cluster.within(cluster.serve(situation, plan, shared=shared)) >= WITHIN
 
     low, high = 0, 1
     while holds(high):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fmplex_backend.errors import BackboneRefused, TaskRefused
@@ -16,8 +16,14 @@ from fmplex_backend.repository.tags import claimed
 AUTO = "auto"  # in the place of a backbone's name: any that fits
 
 
-def choose_backbone(root: Path, names: Iterable[str], file: Path, task: TaskConfig) -> str:
-    """Of the backbones that have the model the task was trained for, the one with the fewest tasks.
+# Of several backbones that fit, the one that a planner would take; None where it does not know better.
+Prefer = Callable[[Sequence[str]], str | None]
+
+
+def choose_backbone(
+    root: Path, names: Iterable[str], file: Path, task: TaskConfig, prefer: Prefer | None = None
+) -> str:
+    """Of the backbones that have the model the task was trained for, the preferred one, or that with the fewest tasks.
 
     Raises TaskRefused, naming the task's `file`, where there is none.
     """
@@ -25,6 +31,9 @@ def choose_backbone(root: Path, names: Iterable[str], file: Path, task: TaskConf
     family_of = {name: config for name, config in _backbones(root, known).items() if config.family == task.family}
     fitting = [name for name, config in family_of.items() if fits(task.backbone, config, root / name / CONFIG)]
     if fitting:
+        preferred = prefer(fitting) if prefer is not None and len(fitting) > 1 else None
+        if preferred in fitting:
+            return preferred
         return min(fitting, key=lambda name: (len(claimed(root, known, name)), name))
     if not family_of:
         problem = f"{root} has no backbone of this family"

@@ -1,10 +1,10 @@
 """What backbones and servers carry, and whether more fits.
 
 A backbone with the aggregate demand of its tasks runs batches of b rows in T(b) seconds, the mean of its tasks'
-latencies at b rows, each by its part of the rows. A request waits for the batch that runs and then takes its own,
-2 T(b), which the tightest SLO bounds; so does Bmax. Of the batch sizes that remain the one with the highest throughput
-b / T(b) gives the backbone's capacity; its utilisation is the aggregate rate over that. A server that runs p backbones
-side by side bears utilisations of p times the cap together.
+latencies at b rows, each by its part of the rows. Its utilisation u is the aggregate rate over the throughput b / T(b),
+and a request is there for about T(b) (1 + 1 / (1 - u)): its own batch, and a wait that is one batch where little is
+asked and grows as queues do. Of the batch sizes up to Bmax at which the tightest SLO has room for that, the one with
+the lowest utilisation counts. A server that runs p backbones side by side bears p times the cap together.
 
 Batches of mixed lengths are cut into passes, so that the mean over the lengths holds but for the passes' fixed part,
 which the cap leaves room for.
@@ -21,7 +21,7 @@ from fmplex_controller.planner.situation import Backbone, Binding, Model, Server
 CAP = 0.8  # of a backbone's capacity: beyond, queues grow
 LEAST_RATE = 1e-9  # rows per second of a task that nobody asks: it has a latency all the same
 NEAR = 1e-9  # differences below are rounding
-ROUNDS = 2.0  # batches that a request is there for: the one that runs when it comes, and its own
+SHARE_STEP = 0.02  # of a task's load
 
 
 def batch_sizes(most: int) -> tuple[int, ...]:
@@ -32,16 +32,21 @@ def batch_sizes(most: int) -> tuple[int, ...]:
 class Demand:
     """A task's demand as a backbone of its model sees it: for each batch size the seconds a second's rows take."""
 
-    __slots__ = ("cost", "is_slo_out_of_reach", "memory", "name", "rate", "size", "slo")
+    __slots__ = ("_sizes", "cost", "is_slo_out_of_reach", "memory", "name", "rate", "size", "slo")
 
     def __init__(self, task: Task, model: Model) -> None:
         sizes = batch_sizes(model.max_batch)
         self.name, self.memory, self.rate = task.name, task.memory, max(task.rate, LEAST_RATE)
         latencies = [model.latency(size, task.tokens) for size in sizes]
         self.cost = [self.rate * seconds for seconds in latencies]
-        self.is_slo_out_of_reach = task.slo is not None and ROUNDS * min(latencies) > task.slo
+        self.is_slo_out_of_reach = task.slo is not None and 2 * min(latencies) > task.slo
         self.slo = math.inf if task.slo is None or self.is_slo_out_of_reach else task.slo
-        self.size = utilisation(self.cost, self.rate, self.slo, sizes)
+        self._sizes = sizes
+        self.size = self.size_of(1.0)
+
+    def size_of(self, share: float) -> float:
+        """The part of an empty backbone's capacity that a part of this demand takes."""
+        return utilisation([share * each for each in self.cost], share * self.rate, self.slo, self._sizes)
 
 
 def utilisation(cost: Sequence[float], rate: float, slo: float, sizes: Sequence[int]) -> float:
@@ -51,26 +56,12 @@ def utilisation(cost: Sequence[float], rate: float, slo: float, sizes: Sequence[
         cost: for each of `sizes`, the sum of rate * latency of the tasks.
         rate: of all of them, in rows per second.
     """
-    longest, least = slo * rate / ROUNDS * (1 + NEAR), math.inf
+    allowed, least = slo * rate * (1 + NEAR), math.inf
     for each, size in zip(cost, sizes, strict=True):  # a loop: this is most of what planning takes
-        if each <= longest and each < least * size:
-            least = each / size
+        used = each / size
+        if used < least and (slo == math.inf or (used < 1 and each * (1 + 1 / (1 - used)) <= allowed)):
+            least = used
     return least
-
-
-def _most(own: float, more: float, rate: float, added: float, most: float, longest: float) -> float:
-    """The largest share s in [0, 1] with own + s * more <= most, where the batch takes at most `longest` then.
-
-    The latter is own + s * more <= longest * (rate + s * added).
-    """
-    share = min(1.0, (most - own) / more)
-    if math.isfinite(longest):
-        spare, growth = longest * rate - own, more - longest * added
-        if growth > 0:
-            share = min(share, spare / growth)
-        elif spare + share * -growth < 0:
-            return 0.0
-    return max(0.0, share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,17 +100,15 @@ class Load:
             return None
         return used
 
-    def most_of(self, demand: Demand) -> float:
-        """The largest share of a demand that fits, at the batch size at which that is largest; 0 where none does."""
-        if demand.name in self.parts or len(self.parts) >= self.model.slots or self.site.free < demand.memory:
+    def most_of(self, demand: Demand, least: float) -> float:
+        """The largest share of a demand that fits, to a fiftieth; 0 where that is less than `least`."""
+        if self.with_more(demand, least) is None:
             return 0.0
-        limit = min(CAP, self.site.bears - self.site.used + self.busy)
-        slo = min(self.slo, demand.slo)
-        shares = (
-            _most(own, more, self.rate, demand.rate, limit * size, slo / ROUNDS)
-            for own, more, size in zip(self.cost, demand.cost, self.sizes, strict=True)
-        )
-        return max(shares, default=0.0)
+        low, high = least, 1.0
+        while high - low > SHARE_STEP:
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.with_more(demand, middle) is not None else (low, middle)
+        return low
 
     def add(self, part: Part) -> None:
         """Bind a part of a task's load to it, whether that fits or not."""

@@ -80,7 +80,7 @@ class _Planner:
     def _relieve(self) -> bool:
         """Move tasks off backbones and servers that are beyond their limits, as long as one fits elsewhere."""
         found = False
-        while any(self._relieve_one(load) for load in self._beyond()):
+        while sum(self._relieve_one(load) for load in self._beyond()):  # each of them once a turn
             found = True
         return found
 
@@ -89,7 +89,9 @@ class _Planner:
         return sorted(loads, key=lambda load: (load.is_sound, load.backbone.name))
 
     def _relieve_one(self, load: Load) -> bool:
-        """The smallest task whose leaving is enough, else the largest that fits elsewhere."""
+        """The smallest task whose leaving is enough, else the largest that fits elsewhere; whether one has moved."""
+        if load.is_sound and load.site.is_sound:  # another one's move has helped it
+            return False
         capacity = "without a batch size for its tasks' SLOs" if load.used > 1e9 else f"at {load.used:.2f} of capacity"
         why = f"{load.backbone.name} is {capacity}" if not load.is_sound else "its server has not the time"
         parts = sorted(load.parts.values(), key=lambda part: (part.share * part.demand.size, part.demand.name))

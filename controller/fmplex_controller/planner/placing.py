@@ -57,7 +57,7 @@ class Placing:
 
     def _on_two(self, demand: Demand, loads: list[Load]) -> bool:
         """The fullest that takes a part worth a binding, and the fullest that takes the rest."""
-        shares = [load.most_of(demand) for load in loads]
+        shares = [load.most_of(demand, LEAST_SHARE) for load in loads]
         if sum(sorted(shares)[-2:]) < 1:
             return False
         for first, most in zip(loads, shares, strict=True):
@@ -80,7 +80,9 @@ class Placing:
 
     def _on_two_with_a_new_one(self, demand: Demand, model: str, loads: list[Load]) -> bool:
         """For what is too much for one backbone: a part where most of it fits, or on a new one too."""
-        most, first = max(((load.most_of(demand), load) for load in loads), key=lambda each: each[0], default=(0, None))
+        most, first = max(
+            ((load.most_of(demand, LEAST_SHARE), load) for load in loads), key=lambda each: each[0], default=(0, None)
+        )
         share = min(most, 1 - LEAST_SHARE)
         is_new = first is None or share < LEAST_SHARE
         if is_new:
@@ -99,17 +101,22 @@ class Placing:
         return False
 
     def _start(self, model: str, demand: Demand, share: float) -> Load | None:
-        """A new backbone, on the server where this part of a demand fits best."""
-        needed = self.fleet.models[model].memory + demand.memory
-        sites = [site for site in self.fleet.sites.values() if site.free >= needed and site.used < site.bears - NEAR]
-        for site in sorted(sites, key=_best):
-            load = self.fleet.start(Backbone(self.fleet.free_name(model), model, site.server.name))
-            if load.with_more(demand, share) is not None:
-                reason = f"{demand.name} fits on none that is there, and best on the server {site.server.name}"
-                self.starts[load.backbone.name] = Change(load.backbone, reason)
-                return load
-            self.fleet.stop(load)
-        return None
+        """A new backbone, on the server where this part of a demand fits best; None where it fits on none."""
+        needed, size = self.fleet.models[model].memory + demand.memory, demand.size_of(share)
+        if size > CAP + NEAR:
+            return None
+        sites = [
+            site
+            for site in self.fleet.sites.values()
+            if site.free >= needed and site.used + size <= site.bears + NEAR and site.used < site.bears - NEAR
+        ]
+        if not sites:
+            return None
+        name = min(sites, key=_best).server.name
+        load = self.fleet.start(Backbone(self.fleet.free_name(model), model, name))
+        reason = f"{demand.name} fits on none that is there, and best on the server {name}"
+        self.starts[load.backbone.name] = Change(load.backbone, reason)
+        return load
 
 
 def _part(demand: Demand, share: float, why: str) -> Part:

@@ -14,6 +14,7 @@ from fmplex_backend.errors import ServerProblem, TaskProblem
 from fmplex_backend.repository.following import Following
 from fmplex_backend.status import BackboneStatus
 from fmplex_controller.sidecar.actions import Action, Lift, Quarantine
+from fmplex_controller.sidecar.demand import Demands
 from fmplex_controller.sidecar.execution import Attempts, Execution
 from fmplex_controller.sidecar.health import Health
 from fmplex_controller.sidecar.observer import Observer
@@ -36,7 +37,8 @@ class Controller:
     def __init__(self, root: Path, triton: Triton, clock: Callable[[], float] = time.monotonic) -> None:
         self.root, self.triton, self.clock = root.resolve(), triton, clock
         self.observer = Observer(self.root)
-        self.execution = Execution(self.root, triton)
+        self.demands = Demands()
+        self.execution = Execution(self.root, triton, self.demands)
         self.health, self.processes = Health(), Processes()
         self.probes = Probes(triton, self._told, clock)
         self._attempts: Attempts = {}
@@ -172,6 +174,7 @@ class Controller:
             else:
                 self.processes.named(backbone, told.pid)
                 self.health.answered(backbone, told, self.clock())
+                self.demands.observe(told, sent)
 
     def _say(self, problem: str) -> None:
         if problem and problem != self._said:

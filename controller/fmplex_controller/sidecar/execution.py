@@ -17,7 +17,9 @@ from fmplex_backend.errors import (
 )
 from fmplex_backend.repository.completion import Completion
 from fmplex_backend.status import BackboneStatus, TaskStatus
+from fmplex_controller.sidecar import planning
 from fmplex_controller.sidecar.actions import Action, Complete, Lift, Load, Quarantine, Unload
+from fmplex_controller.sidecar.demand import Demands
 from fmplex_controller.sidecar.processes import end_process
 from fmplex_controller.sidecar.report import remove_error, write_error
 from fmplex_controller.sidecar.seen import Attempt
@@ -30,8 +32,9 @@ Attempts = dict[str, Attempt]
 class Execution:
     """Changes the files of a repository and the models of its server."""
 
-    def __init__(self, root: Path, triton: Triton) -> None:
+    def __init__(self, root: Path, triton: Triton, demands: Demands | None = None) -> None:
         self.root, self.triton = root, triton
+        self._demands = demands or Demands()
         self._said = ""  # the last problem that may pass
 
     def report(self, action: Quarantine | Lift) -> bool:
@@ -75,12 +78,22 @@ class Execution:
 
     def _complete(self, action: Complete) -> str:
         try:
-            written = Completion(self.root).complete(action.name)
+            written = Completion(self.root, self._preferred).complete(action.name)
         except FmplexError as error:
             return str(error)
         if written:
             log.info("%s has been given %s", action.name, written)
         return ""
+
+    def _preferred(self, task: str, fitting: Sequence[str]) -> str | None:
+        """Of several backbones of its model the one that the planner binds a task to."""
+        told = []
+        for name in fitting:
+            try:
+                told.append(self.triton.status(name))
+            except ServerProblem:  # it is not loaded, or does not answer
+                continue
+        return planning.place(planning.read(self.root, told), self._demands, task)
 
     def _load(self, action: Load, told: dict[str, BackboneStatus]) -> Attempt:
         if action.backbone and (error := self._refusal(action, told)):

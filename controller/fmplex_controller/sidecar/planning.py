@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fmplex_backend.errors import FmplexError
@@ -17,11 +17,13 @@ from fmplex_backend.repository.tasks import Repository, TaskSpec
 from fmplex_backend.scheduling.cost import CostModel
 from fmplex_backend.status import BackboneStatus, Cost
 from fmplex_backend.types import Work
+from fmplex_controller.planner.max_share import max_share
 from fmplex_controller.planner.situation import Backbone, Binding, Latency, Model, Server, Situation, Task
 from fmplex_controller.sidecar.demand import Demand, Demands
 
 HERE = "this server"
 DEFAULT_TOKENS = 16.0  # of a row of a task that nobody has asked yet
+LEAST_LOAD = 0.01  # rows per second of some task: below, nothing tells where there is room
 MOST_PARALLEL = 64
 
 
@@ -86,6 +88,21 @@ def situation(known: Known, demands: Demands, limits: Limits) -> Situation:
     backbones = tuple(Backbone(name, model, HERE) for name, model in sorted(known.model_of.items()))
     bindings = tuple(Binding(name, backbone) for name, (backbone, _) in sorted(known.specs.items()))
     return Situation((_server(known, limits),), models, tasks, backbones, bindings, known.taken)
+
+
+def place(known: Known, demands: Demands, task: str) -> str | None:
+    """Where a task that nobody has asked yet goes, of these backbones; None where their load does not tell."""
+    if not known.statuses:
+        return None
+    seen = situation(known, demands, Limits())
+    if not any(each.rate > LEAST_LOAD for each in seen.tasks) or len(seen.models) != 1:
+        return None
+    new = Task(task, seen.models[0].name, 0.0, DEFAULT_TOKENS)
+    tasks = tuple(each for each in seen.tasks if each.name != task)
+    bindings = tuple(each for each in seen.bindings if each.task != task)
+    with_it = replace(seen, tasks=(*tasks, new), bindings=bindings)
+    found = max_share(with_it, split=False, start=False, stop=False)
+    return next((each.backbone for each in found.bindings if each.task == task), None)
 
 
 def latency(cost: Cost | CostModel) -> Latency:
