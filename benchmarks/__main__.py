@@ -42,6 +42,7 @@ EXPERIMENTS = (
     "churn",
     "rebind",
     "planner",
+    "recovery",
     "simulator",
     "replay",
 )

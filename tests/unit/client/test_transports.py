@@ -20,7 +20,7 @@ from fmplex.client.aio import AsyncioTransport
 from fmplex.client.sync import HttpTransport, run
 from fmplex.client.wire import Address, Interface
 
-TIMEOUT_S, SLACK_S = 0.2, 1.0
+TIMEOUT_S, SLACK_S = 0.2, 5.0
 CALLS = {
     "predict": ("predict", "task", ["a"]),
     "stream": ("stream", "task", "a"),

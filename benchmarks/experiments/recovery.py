@@ -1,0 +1,190 @@
+"""Recovery: the backbone's process is killed under load, and the controller beside the server brings it back.
+
+Eight clients ask six tasks, half of them with LoRA, with texts of 16 tokens and a deadline of 5 s a request. SIGKILL
+comes at a random moment. The gap is from the kill to the moment at which every task has answered again; it is compared
+with the seconds that a load of the backbone and its tasks takes by hand, on the same server beforehand.
+
+Target: each gap is at most the load's seconds and 3 s more, and no request takes longer than 5 s. The controller is a
+process of its own and is killed after each recovery, so that each kill is the first that it sees: further ones within
+ten minutes would let it wait before it loads again (docs/sidecar.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness.compare import spread, text
+from benchmarks.harness.repositories import BACKBONE, texts_of_length, write_adapters, write_backbone, write_task
+from benchmarks.harness.serving import serving
+from fmplex_backend.control_key import VARIABLE
+from testing.clients import Answer, GrpcClient, Question
+from testing.servers import Serving, eventually
+
+TOKENS, TASKS, CLIENTS = 16, 6, 8
+DEADLINE_S = 5.0
+MORE_S = 3.0  # than a load takes
+SLACK_S = 0.5  # of a client that is told of its deadline
+PAUSE_S = 0.1  # of a client that was refused: the load is to be of the tasks, not of refusals
+BACK_S = 60.0
+CALM_S = (1.0, 4.0)  # between a recovery and the next kill
+
+
+@dataclass
+class Crowd:
+    """Clients that ask the tasks in turn, and when each task answered last."""
+
+    url: str
+    texts: list[str]
+    names: list[str]
+    answered_at: dict[str, float] = field(default_factory=dict)
+    slowest_s: float = 0.0
+    answers: int = 0
+    failures: dict[str, int] = field(default_factory=dict)  # by status
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[None]:
+        """For as long as the block lasts."""
+        stop, numbers = threading.Event(), itertools.count()
+
+        def ask(client: GrpcClient) -> None:
+            while not stop.is_set():
+                number = next(numbers)
+                name = self.names[number % len(self.names)]
+                question = Question(name, (self.texts[number % len(self.texts)],))
+                answer = client.ask(question, DEADLINE_S)
+                self._count(name, answer)
+                if answer.error:
+                    time.sleep(PAUSE_S)
+
+        with GrpcClient(self.url) as client:
+            threads = [threading.Thread(target=ask, args=(client,)) for _ in range(CLIENTS)]
+            for thread in threads:
+                thread.start()
+            try:
+                yield
+            finally:
+                stop.set()
+                for thread in threads:
+                    thread.join()
+
+    def _count(self, name: str, answer: Answer) -> None:
+        with self._lock:
+            self.slowest_s = max(self.slowest_s, answer.seconds)
+            if answer.error:
+                self.failures[answer.status] = self.failures.get(answer.status, 0) + 1
+            else:
+                self.answers += 1
+                self.answered_at[name] = time.monotonic()
+
+    def all_answered_since(self, moment: float) -> bool:
+        return all(self.answered_at.get(name, 0.0) > moment for name in self.names)
+
+
+@contextlib.contextmanager
+def controller(server: Serving) -> Iterator[None]:
+    """A process beside the server, killed at the end: it has no state to lose."""
+    line = [sys.executable, "-m", "fmplex_controller.sidecar", str(server.repository.resolve()), server.grpc_url]
+    environment = os.environ | {VARIABLE: server.server.control_key.value}
+    process = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def load_seconds(server: Serving, names: list[str]) -> float:
+    """Of the backbone and its tasks, by hand, until each has answered."""
+    with server.client() as client:
+        for name in (*names, BACKBONE):
+            client.unload(name)
+        start = time.monotonic()
+        for name in (BACKBONE, *names):
+            client.load(name)
+        for name in names:
+            client.ask_one(name, "hello").good()
+        return time.monotonic() - start
+
+
+def gap(server: Serving, crowd: Crowd, calm_s: float) -> float:
+    """Seconds from a kill until every task has answered again."""
+    with controller(server):
+        calm = time.monotonic()
+        eventually(lambda: crowd.all_answered_since(calm), "all tasks answer", BACK_S)
+        time.sleep(calm_s)
+        stub = server.stub()
+        stub.kill()
+        killed = time.monotonic()
+        eventually(lambda: server_has_another(server, stub.pid), "another process", BACK_S)
+        loaded = time.monotonic()  # an answer that the former process has sent may come late
+        eventually(lambda: crowd.all_answered_since(loaded), "all tasks answer again", BACK_S)
+        return max(crowd.answered_at.values()) - killed
+
+
+def server_has_another(server: Serving, pid: int) -> bool:
+    stub = server.stubs().get(BACKBONE)
+    return stub is not None and stub.pid != pid
+
+
+def run(*, quick: bool = False) -> list[dict[str, Any]]:
+    """One row."""
+    kills = 3 if quick else 20
+    names = [f"task{number}" for number in range(TASKS)]
+    moments = random.Random(1)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        adapters = write_adapters(root, TASKS // 2)
+        write_backbone(root / "repository")
+        for number, name in enumerate(names):
+            write_task(root / "repository", name, number, adapter=adapters[number // 2] if number % 2 else None)
+        with serving(root / "repository") as server:
+            loads = [load_seconds(server, names) for _ in range(3)]
+            crowd = Crowd(server.grpc_url, texts_of_length(TOKENS, 512), names)
+            with crowd.asking():
+                gaps = [gap(server, crowd, moments.uniform(*CALM_S)) for _ in range(kills)]
+    return [
+        {
+            "kills": kills,
+            "load_s": spread(loads),
+            "gap_s": spread(gaps),
+            "gaps_s": gaps,
+            "slowest_s": crowd.slowest_s,
+            "answers": crowd.answers,
+            "failures": crowd.failures,
+        }
+    ]
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Two lines."""
+    for row in rows:
+        most = row["load_s"]["median"] + MORE_S
+        late = sum(each > most for each in row["gaps_s"])
+        verdict = "met" if not late else f"MISSED in {late}"
+        print(
+            f"{row['kills']} kills: all tasks answer again after {text(row['gap_s'], '.1f')} s; a load by hand takes "
+            f"{text(row['load_s'], '.1f')} s (target at most {MORE_S:g} s more, {verdict})"
+        )
+        said = "met" if row["slowest_s"] < DEADLINE_S + SLACK_S else "MISSED"
+        failed = ", ".join(f"{count} {status}" for status, count in sorted(row["failures"].items())) or "none"
+        print(
+            f"the slowest request took {row['slowest_s']:.1f} s (target {DEADLINE_S:g}, {said}); "
+            f"{row['answers']} answers, failed: {failed}"
+        )
+
+
+if __name__ == "__main__":
+    show(run())
