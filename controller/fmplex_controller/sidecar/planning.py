@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fmplex_backend.errors import FmplexError
+from fmplex_backend.errors import FmplexError, TaskProblem
 from fmplex_backend.families import family
 from fmplex_backend.profiles import find_profile
 from fmplex_backend.repository.config import load_backbone_config
@@ -17,9 +18,12 @@ from fmplex_backend.repository.tasks import Repository, TaskSpec
 from fmplex_backend.scheduling.cost import CostModel
 from fmplex_backend.status import BackboneStatus, Cost
 from fmplex_backend.types import Work
-from fmplex_controller.planner.max_share import max_share
+from fmplex_controller.planner.loads import Fleet
+from fmplex_controller.planner.placing import Placing
 from fmplex_controller.planner.situation import Backbone, Binding, Latency, Model, Server, Situation, Task
 from fmplex_controller.sidecar.demand import Demand, Demands
+
+log = logging.getLogger("fmplex.controller")
 
 HERE = "this server"
 DEFAULT_TOKENS = 16.0  # of a row of a task that nobody has asked yet
@@ -100,9 +104,9 @@ def place(known: Known, demands: Demands, task: str) -> str | None:
     new = Task(task, seen.models[0].name, 0.0, DEFAULT_TOKENS)
     tasks = tuple(each for each in seen.tasks if each.name != task)
     bindings = tuple(each for each in seen.bindings if each.task != task)
-    with_it = replace(seen, tasks=(*tasks, new), bindings=bindings)
-    found = max_share(with_it, split=False, start=False, stop=False)
-    return next((each.backbone for each in found.bindings if each.task == task), None)
+    fleet = Fleet(replace(seen, tasks=(*tasks, new), bindings=bindings))
+    Placing(fleet, split=False, start=False).place(fleet.demands[task])  # the others stay where they are
+    return next((name for name, load in fleet.loads.items() if task in load.parts), None)
 
 
 def latency(cost: Cost | CostModel) -> Latency:
@@ -118,12 +122,14 @@ def latency(cost: Cost | CostModel) -> Latency:
 
 def _model(model: str, status: BackboneStatus, first: str) -> Model:
     """By its profile on this hardware; without one by the cost model that a backbone has fitted to its load."""
-    profile = find_profile(status.model, status.dtype, status.hardware)
-    if profile is not None:
-        cost: Cost | CostModel = profile.cost()
-    else:
-        cost = status.cost or CostModel()
-    return Model(model, status.memory, latency(cost), status.max_batch or 32, status.slots, first)
+    try:
+        profile = find_profile(status.model, status.dtype, status.hardware)
+    except TaskProblem as problem:  # what the backbone has learnt will do
+        log.warning("%s", problem)
+        profile = None
+    cost = profile.cost() if profile is not None else status.cost or CostModel()
+    memory = status.memory or (profile.memory if profile is not None else 0)
+    return Model(model, memory, latency(cost), status.max_batch or 32, status.slots, first)
 
 
 def _task(spec: TaskSpec, model: str, demand: Demand) -> Task:
