@@ -114,7 +114,9 @@ def test_the_command_line_profiles_plans_and_rebinds(
         ("tuned", "second"),
         ("plain", "first"),
     }
-    assert "so that second can stop" in run(server, "plan", "--seconds", "0.5", "--apply", "--memory", "64")
+    shown = run(server, "plan", "--seconds", "0.5", "--apply", "--memory", "64")
+    assert "so_that_second_can_stop" in shown, "a pipe gets no blanks within a cell"
+    assert "done: stopped second" in shown
     assert not server.has("second")
     assert (server.repository / "second" / "UNLOADED").exists()
     with server.client() as client:
