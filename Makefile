@@ -29,7 +29,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (2 GB; once)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) $(TORCH)
-	@$(PIP) -c constraints.txt -e ".[server,demo,train,dev,bench]"
+	@$(PIP) -c constraints.txt -e ".[server,controller,demo,train,dev,bench]"
 	@$(PY) -m fmplex_controller
 	@touch $@
 

@@ -13,6 +13,7 @@ import socket
 from pathlib import Path
 
 from fmplex_backend.errors import SetupProblem
+from fmplex_backend.state_folder import state_folder
 
 VARIABLE = "FMPLEX_CONTROL_KEY"
 HTTP_HEADER = "fmplex-key"
@@ -44,9 +45,7 @@ def read_key(file: Path) -> str:
 
 def key_file(port: int) -> Path:
     """Where the key of a server that listens on `port` of this host is kept; a home may be shared by several hosts."""
-    state = os.environ.get("XDG_STATE_HOME", "")
-    base = Path(state) if Path(state).is_absolute() else Path.home() / ".local" / "state"
-    return base / "fmplex" / "control-keys" / f"{socket.gethostname()}-{port}"
+    return state_folder() / "control-keys" / f"{socket.gethostname()}-{port}"
 
 
 def keep_key(port: int, key: str) -> Path:

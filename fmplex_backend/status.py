@@ -33,13 +33,16 @@ class TaskStatus(Report):
     max_queue: int | None = None
     max_queue_bytes: int | None = None
     queued: int = 0  # requests that wait
+    queue_bytes: int = 0  # of the requests that are not answered yet
     requests: int = 0  # that went through the backbone
     items: int = 0  # rows of these
     tokens: float = 0.0  # of these rows; those of a row that ran once for several tasks are divided among them
-    queue_s: float = 0.0  # seconds that these requests waited, summed
-    misses: int = 0  # of these requests: finished after their deadline
     failures: dict[str, int] = {}  # by reason
+    misses: int = 0  # requests that finished after their latency objective
+    queue_s: float = 0.0  # seconds that its requests waited, summed
     service_s: float = 0.0  # seconds of the backbone's time charged to it
+    preparation_s: float = 0.0  # seconds of preparing its requests, charged beside that
+    account: int | None = None  # what these counts belong to: another number in this process is another account
     error: str = ""
 
     @property
@@ -56,6 +59,17 @@ class Cost(Report):
     per_area: float
     per_group: float
     once: float  # seconds of a batch that do not depend on its rows, without adapters: its passes, and what is between
+
+
+class ClosedAccount(Report):
+    """What a task was charged that the backbone serves no more, or serves anew under another account."""
+
+    account: int
+    task: str
+    requests: int
+    items: int
+    service_s: float
+    preparation_s: float
 
 
 class BackboneStatus(Report):
@@ -80,10 +94,14 @@ class BackboneStatus(Report):
     machine_memory: int = 0  # bytes of the machine's main memory
     fmplex: str  # its version
     pid: int = 0  # of its process, in the server's container; 0 from an older backbone
+    started_at: float = 0.0  # seconds since 1970 by the server's clock; with `pid` it tells processes apart
     up_s: float
     batches: int
+    items: int = 0  # rows of these
+    busy_s: float = 0.0  # seconds that batches ran which have ended; what all tasks, also former ones, are charged
     last_batch_s: float | None
     queued: int  # requests of all tasks that wait
     running: int  # requests of the batch at hand
     failures: dict[str, int]  # by reason, of requests that name no task
     tasks: tuple[TaskStatus, ...]
+    closed: tuple[ClosedAccount, ...] = ()  # the latest ones

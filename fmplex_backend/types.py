@@ -6,6 +6,7 @@ requests off the engine thread and runs batches on it, pass by pass.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -190,6 +191,9 @@ class Counts:
         self.failures[reason] = self.failures.get(reason, 0) + 1
 
 
+_ACCOUNTS = itertools.count(1)
+
+
 class Vfm:
     """A virtual foundation model: the queue, the extensions and the account of one task on a backbone.
 
@@ -208,6 +212,7 @@ class Vfm:
     ) -> None:
         self.id = vfm
         self.name = name
+        self.account = next(_ACCOUNTS)  # its number: no other vFM of this process has it
         self.set_weight(weight)
         self.slo = slo  # seconds
         self.max_queue = max_queue

@@ -36,6 +36,7 @@ OUTPUTS: dict[str, dict[str, tuple[str, str, tuple[int, ...]]]] = {
         "LABEL": ("LABEL", "TYPE_STRING", (-2,)),
         "OFFSETS": ("OFFSETS", "TYPE_INT32", (-2, 2)),
     },
+    "nearest": {"SCORES": ("SCORES", "TYPE_FP32", (-1,)), "LABEL": ("LABEL", "TYPE_STRING", (1,))},
     "similarity": {"SCORES": ("SCORES", "TYPE_FP32", (-1,)), "LABEL": ("LABEL", "TYPE_STRING", (1,))},
 }
 
@@ -59,6 +60,9 @@ class Task:
     encoder: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)  # more fields of the decoder section
     parameters: dict[str, str] = field(default_factory=dict)  # weight, slo_ms, max_queue
+    family: str = "text-encoder"
+    reads: tuple[str, str, tuple[int, ...]] = ("TEXT", "TYPE_STRING", (1,))
+    truncates: bool = True  # the family's tasks tell whether an input was cut off
 
 
 def write_backbone(
@@ -111,7 +115,8 @@ def write_entry(directory: Path, task: Task) -> None:
 
 def entry(task: Task) -> str:
     """The text of config.pbtxt."""
-    outputs = {**OUTPUTS[task.decoder], "TRUNCATED": ("TRUNCATED", "TYPE_BOOL", (1,))}
+    outputs = {**OUTPUTS[task.decoder], **({"TRUNCATED": ("TRUNCATED", "TYPE_BOOL", (1,))} if task.truncates else {})}
+    reads, data_type, dims = task.reads
     sizes = {-1: task.labels, -2: -1, HIDDEN: task.hidden}
     shown = [
         f'output {{ name: "{name}" data_type: {kind} dims: {[sizes.get(dim, dim) for dim in dims]} }}'
@@ -123,12 +128,12 @@ def entry(task: Task) -> str:
             f'name: "{task.name}"',
             'platform: "ensemble"',
             f"max_batch_size: {task.max_batch_size}",
-            'input { name: "TEXT" data_type: TYPE_STRING dims: [ 1 ] }',
+            f'input {{ name: "{reads}" data_type: {data_type} dims: {list(dims)} }}',
             *shown,
             'output { name: "usage" data_type: TYPE_INT64 dims: [ 3 ] }',
             *(_parameter(key, value) for key, value in task.parameters.items()),
             f'ensemble_scheduling {{ step [ {{ model_name: "{task.backbone}" model_version: -1',
-            'input_map { key: "TEXT" value: "TEXT" }',
+            f'input_map {{ key: "{reads}" value: "{reads}" }}',
             *mapped,
             f'output_map {{ key: "VFM_{task.vfm}" value: "usage" }} }} ] }}',
             "",
@@ -151,7 +156,7 @@ def write_version(version: Path, task: Task) -> Path:
         decoder.setdefault("labels", [f"label {n} of {task.name}" for n in range(task.labels)])
     if task.decoder != "embedding":
         save_file(_head(task), version / "decoder.safetensors")
-    document = {"family": "text-encoder", "encoder": task.encoder, "decoder": decoder}
+    document = {"family": task.family, "encoder": task.encoder, "decoder": decoder}
     if task.adapter is not None:
         document["adapter"] = {"kind": "peft"}
     (version / "task.json").write_text(json.dumps(document), encoding="utf-8")
@@ -177,6 +182,11 @@ def write_adapter(directory: Path, task: Task) -> None:
 def _head(task: Task) -> dict[str, torch.Tensor]:
     if task.decoder == "similarity":
         return {"vectors": torch.randn(task.labels, task.hidden)}
+    if task.decoder == "nearest":
+        return {
+            "vectors": torch.randn(4 * task.labels, task.hidden),
+            "labels": torch.arange(4 * task.labels) % task.labels,
+        }
     if task.layers == 1:
         return {"weight": torch.randn(task.labels, task.hidden) / 4, "bias": torch.randn(task.labels)}
     widths = [task.hidden, *[64] * (task.layers - 1), task.labels]

@@ -74,8 +74,9 @@ class Serving:
         found: dict[str, psutil.Process] = {}
         for process in self.process.children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile, or waits to be reaped
-                if "stub" in process.name():
-                    model = Path(process.cmdline()[1]).parents[1].name  # MODEL/VERSION/model.py
+                line = process.cmdline()  # empty of one that has ended and waits to be reaped
+                if "stub" in process.name() and len(line) > 1:
+                    model = Path(line[1]).parents[1].name  # MODEL/VERSION/model.py
                     assert model not in found, f"{model} has two processes"
                     found[model] = process
         return found

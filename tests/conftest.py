@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 MEASURING = ("account", "family_contract", "life", "second_family", "shutdown")  # of tests/triton
+
+
+STATE = pytest.StashKey[TemporaryDirectory[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keys and records of the servers under test are kept apart from those of whoever runs the tests."""
+    config.stash[STATE] = folder = TemporaryDirectory(prefix="fmplex-state-")
+    os.environ["XDG_STATE_HOME"] = folder.name
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """They are gone with them."""
+    config.stash[STATE].cleanup()
 
 
 class FilesWhole(LoadScopeScheduling):

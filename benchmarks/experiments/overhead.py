@@ -36,7 +36,7 @@ FLAMES = Path("docs/flame-backbone.svg")
 HZ = 250
 ROLES = {"MainThread": "intake", "fmplex-engine": "engine", "fmplex-reply": "reply", "fmplex-metrics": "metrics"}
 # Parts of the engine thread by a mark in a frame; the frame nearest to the leaf decides.
-ENGINE = {"text_encoder/forward.py": "forward", "fmplex_backend/scheduling/": "schedule"}
+ENGINE = {"families/forward.py": "forward", "fmplex_backend/scheduling/": "schedule"}
 BEFORE = ("intake", "schedule", "engine")
 
 

@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import random
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -28,8 +25,8 @@ from typing import Any
 from benchmarks.harness.compare import spread, text
 from benchmarks.harness.repositories import BACKBONE, texts_of_length, write_adapters, write_backbone, write_task
 from benchmarks.harness.serving import serving
-from fmplex_backend.control_key import VARIABLE
 from testing.clients import Answer, GrpcClient, Question
+from testing.controllers import controller
 from testing.servers import Serving, eventually
 
 TOKENS, TASKS, CLIENTS = 16, 6, 8
@@ -91,19 +88,6 @@ class Crowd:
 
     def all_answered_since(self, moment: float) -> bool:
         return all(self.answered_at.get(name, 0.0) > moment for name in self.names)
-
-
-@contextlib.contextmanager
-def controller(server: Serving) -> Iterator[None]:
-    """A process beside the server, killed at the end: it has no state to lose."""
-    line = [sys.executable, "-m", "fmplex_controller.sidecar", str(server.repository.resolve()), server.grpc_url]
-    environment = os.environ | {VARIABLE: server.server.control_key.value}
-    process = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
 
 
 def load_seconds(server: Serving, names: list[str]) -> float:

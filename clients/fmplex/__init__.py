@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     )
     from fmplex_backend.families.text_encoder.encoders import CustomEncoder
     from fmplex_backend.families.text_encoder.sections import PluginEncoder, Projection, Text
+    from fmplex_backend.families.vision_encoder.sections import ImageArray, ImageFile
 
 _PLACES = {
     "fmplex.client.aio": ("AsyncClient",),
@@ -77,6 +78,7 @@ _PLACES = {
     ),
     "fmplex_backend.families.text_encoder.encoders": ("CustomEncoder",),
     "fmplex_backend.families.text_encoder.sections": ("PluginEncoder", "Projection", "Text"),
+    "fmplex_backend.families.vision_encoder.sections": ("ImageArray", "ImageFile"),
 }
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 
@@ -94,6 +96,8 @@ __all__ = [
     "DoRA",
     "Embedder",
     "FmplexError",
+    "ImageArray",
+    "ImageFile",
     "Label",
     "Labels",
     "LoRA",

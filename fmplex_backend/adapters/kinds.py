@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
 from pathlib import Path
@@ -35,7 +35,8 @@ class LoRA:
     Args:
         r: rank.
         alpha: scale times rank; twice the rank by default.
-        targets: names of Linear modules, "all-linear", or "auto" for PEFT's choice for the architecture.
+        targets: names of Linear modules, "all-linear", or "auto" for PEFT's choice for the architecture, and where it
+            has none, the attention's queries and values (of a convolutional one, the layers between channels).
         rslora: scale by 1/sqrt(r) (Kalajdzievski 2023).
         rank_pattern: ranks of single modules, by name; alpha_pattern likewise.
     """
@@ -56,8 +57,12 @@ class LoRA:
         """From the options of the command line."""
         return cls(r=rank, targets=targets)
 
-    def peft_config(self, model_type: str) -> Any:
-        """PEFT's configuration for an architecture; raises TaskProblem."""
+    def peft_config(self, model_type: str, linears: Collection[str] = ()) -> Any:
+        """PEFT's configuration for an architecture; raises TaskProblem.
+
+        Args:
+            linears: the last parts of the names of its Linear modules.
+        """
         from peft import LoraConfig
 
         if not 1 <= self.r <= MAX_RANK:
@@ -65,7 +70,7 @@ class LoRA:
         return LoraConfig(
             r=self.r,
             lora_alpha=2 * self.r if self.alpha is None else self.alpha,
-            target_modules=_target_modules(self.targets, "LORA", model_type),
+            target_modules=_target_modules(self.targets, "LORA", model_type, linears),
             lora_dropout=self.dropout,
             use_rslora=self.rslora,
             use_dora=self.dora,
@@ -101,7 +106,7 @@ class IA3:
         """From the options of the command line; IA3 has no rank."""
         return cls(targets=targets)
 
-    def peft_config(self, model_type: str) -> Any:
+    def peft_config(self, model_type: str, linears: Collection[str] = ()) -> Any:
         """PEFT's configuration for an architecture; raises TaskProblem."""
         from peft import IA3Config
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as FEEDFORWARD
@@ -121,10 +126,12 @@ class Pretrained:
 
 
 Adapter = LoRA | IA3 | Pretrained
+# Names that architectures give to what LoRA adapts by default.
+QUERIES_AND_VALUES = (("query", "value"), ("q_proj", "v_proj"), ("qkv",), ("pwconv1", "pwconv2"))
 KINDS: dict[str, type[LoRA] | type[IA3]] = {"lora": LoRA, "dora": DoRA, "ia3": IA3}
 
 
-def _target_modules(wanted: Targets, kind: str, model_type: str) -> str | list[str]:
+def _target_modules(wanted: Targets, kind: str, model_type: str, linears: Collection[str] = ()) -> str | list[str]:
     from peft.utils import constants
 
     if not isinstance(wanted, str):
@@ -133,6 +140,8 @@ def _target_modules(wanted: Targets, kind: str, model_type: str) -> str | list[s
         return wanted if wanted == "all-linear" else [wanted]
     known: Mapping[str, Sequence[str]] = getattr(constants, f"TRANSFORMERS_MODELS_TO_{kind}_TARGET_MODULES_MAPPING")
     if model_type not in known:
+        if found := next((names for names in QUERIES_AND_VALUES if set(names) <= set(linears)), None):
+            return list(found)
         raise TaskProblem(
             f"PEFT has no default modules for {kind} in a {model_type}. Name them: LoRA(targets=['query', 'value']), "
             "or targets='all-linear'"

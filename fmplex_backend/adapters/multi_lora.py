@@ -168,21 +168,28 @@ class AdaptedLinear(nn.Module):
         for part in bank.current.parts:
             if isinstance(part, _SoloPart):
                 if transform := part.adapter.solo.get(self.path):
-                    inputs, outputs = self._rows(x, part.start, part.end), self._rows(y, part.start, part.end)
+                    inputs, outputs = self._rows(x, part), self._rows(y, part, to_write=True)
                     outputs.copy_(transform(self.base, inputs, outputs))
             elif (stack := self.stacks.get(part.bucket)) and stack.serves(part):
-                stack.add(part, self._rows(x, part.start, part.end), self._rows(y, part.start, part.end))
+                stack.add(part, self._rows(x, part), self._rows(y, part, to_write=True))
         return y
 
-    def _rows(self, x: Tensor, start: int, end: int) -> Tensor:
-        """Those rows of x as [n, t, width]: a view, so that what is written to it is written to x."""
-        rows = self.__dict__["bank"].current.rows
+    def _rows(self, x: Tensor, part: _LoraPart | _SoloPart, *, to_write: bool = False) -> Tensor:
+        """The part's rows of x, [n, t, width]; to be written to they are a view, so that x changes with them."""
+        return self._by_row(x, to_write=to_write)[part.start : part.end]
+
+    def _by_row(self, x: Tensor, *, to_write: bool) -> Tensor:
+        """[rows, t, width]."""
+        bank: AdapterBank = self.__dict__["bank"]
+        rows = bank.current.rows
+        if bank.folds and x.dim() > 1 and x.shape[0] % rows == 0:
+            return x.view(rows, -1, x.shape[-1]) if to_write else x.reshape(rows, -1, x.shape[-1])
         if x.shape[0] != rows or x.dim() not in (2, 3):
             raise RuntimeError(
                 f"{self.path} sees a tensor of shape {list(x.shape)} in a pass of {rows} "
                 "rows: adapters on this module cannot be told apart by row"
             )
-        return x[start:end] if x.dim() == 3 else x[start:end, None]
+        return x if x.dim() == 3 else x[:, None]
 
 
 class _CurrentPass(threading.local):
@@ -198,10 +205,15 @@ class AdapterBank:
     Args:
         stacked: whether the rows of all adapters of a bucket share one batched product; else each adapter's rows are
             multiplied alone. By default everywhere but on CPUs.
+        folds: whether a module may see several parts of a row one after the other ([rows * parts, t, in], as windows of
+            a picture), or more dims between the first and the last. The family answers for it that it sees them so.
     """
 
-    def __init__(self, backbone: nn.Module, device: torch.device, *, stacked: bool | None = None) -> None:
+    def __init__(
+        self, backbone: nn.Module, device: torch.device, *, stacked: bool | None = None, folds: bool = False
+    ) -> None:
         self.backbone = backbone
+        self.folds = folds
         self.device = device
         self.stacked = device.type != "cpu" if stacked is None else stacked
         self.current = _CurrentPass()

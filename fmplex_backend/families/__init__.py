@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 GROUP = "fmplex.families"
 FAMILIES = {
+    "vision-encoder": "fmplex_backend.families.vision_encoder.spec:VisionEncoders",
     "text-encoder": "fmplex_backend.families.text_encoder.spec:TextEncoders",
 }
 DEFAULT = "text-encoder"  # of a backbone whose config names none
@@ -43,6 +44,12 @@ def input_named(tensor: str) -> Input | None:
     """The input of that tensor name, of whichever family has it; None where none has."""
     every = (each for name in names() for each in family(name).inputs)
     return next((each for each in every if each.tensor.name == tensor), None)
+
+
+def default_columns() -> list[str]:
+    """Of every family's inputs the column of a table that is an item, where none is named."""
+    every = (each.default_column for name in names() for each in family(name).inputs)
+    return sorted({column for column in every if column})
 
 
 @cache  # clients ask for every result

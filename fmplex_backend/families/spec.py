@@ -27,6 +27,8 @@ class Input(Protocol):
 
     tensor: TensorSpec
     columns: Literal["one", "several"]  # how many of a table's columns make an item
+    default_column: str  # the table's column that is an item, where none is named; "" where several make one
+    files: Sequence[str]  # how the names of files end that are an item each, such as ".png"; empty where none are
 
     def is_item(self, data: Any) -> bool:
         """Whether this is one item, where a caller may give one or many."""
@@ -39,6 +41,9 @@ class Input(Protocol):
 
     def parse(self, argument: str) -> Any:
         """A command-line argument as an item; raises TaskProblem."""
+
+    def show(self, item: Any) -> str:
+        """An item in a line, for people."""
 
     def probe(self, size: int | None) -> Any:
         """A valid item, to try a task with; `size` is the tensor's last dim, where that is fixed."""

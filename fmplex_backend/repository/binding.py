@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from fmplex_backend.errors import BackboneRefused, TaskRefused
+from fmplex_backend.errors import BackboneRefused, FmplexError, TaskRefused
 from fmplex_backend.families import family
 from fmplex_backend.families.spec import Family
 from fmplex_backend.repository.config import TaskConfig, TrainedOn, load_backbone_config
@@ -74,3 +74,14 @@ def same_model(spec: Family, configs: tuple[BackboneConfig, BackboneConfig], fil
         return True
     own = spec.fingerprint(first, files[0])
     return own is not None and own == spec.fingerprint(second, files[1])
+
+
+def model_key(root: Path, backbone: str) -> str:
+    """The same for two backbones of which a task may be on either; raises BackboneRefused."""
+    file = root / backbone / CONFIG
+    config = load_backbone_config(file, backbone_parameters(root, backbone) or {})
+    try:
+        mark = family(config.family).fingerprint(config, file)
+    except (FmplexError, OSError):  # its files are not on this machine
+        mark = None
+    return f"{config.family} {mark or config.model} {config.dtype}"

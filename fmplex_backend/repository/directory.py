@@ -12,6 +12,18 @@ ERROR_FILE = "ERROR.txt"  # why the directory is not loaded: written and removed
 UNLOADED = "UNLOADED"  # an empty file of this name keeps a model unloaded
 
 
+def set_unloaded(directory: Path, unloaded: bool) -> bool:
+    """Put the file UNLOADED into a model's directory, or remove it; whether that changed anything. Raises OSError."""
+    marker = directory / UNLOADED
+    if marker.exists() == unloaded:
+        return False
+    if unloaded:
+        marker.touch()
+    else:
+        marker.unlink(missing_ok=True)
+    return True
+
+
 def fingerprint(directory: Path) -> str:
     """A digest of names, sizes and times of all files, which changes with every write; raises OSError.
 

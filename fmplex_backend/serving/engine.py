@@ -20,6 +20,7 @@ from typing import Protocol
 from fmplex_backend.errors import Cancelled, ExecutionFailed, FmplexError, ShuttingDown
 from fmplex_backend.scheduling import CostModel, Scheduler
 from fmplex_backend.scheduling.rows import BatchRows
+from fmplex_backend.serving.accounts import Closed, with_closed
 from fmplex_backend.serving.sequences import Sequences
 from fmplex_backend.types import Extensions, Failed, Outcome, Pass, Request, Running, Runtime, Sharing, Vfm, Work
 
@@ -49,6 +50,7 @@ class BackboneCounts:
         self.items = 0
         self.rows_saved = 0  # of the items: an equal row ran for them
         self.busy_s = 0.0
+        self.settled_s = 0.0  # of these, the seconds of batches whose requests have been charged
         self.last_batch_at: float | None = None  # when the last one ended, by the engine's clock
         self.broken_passes = 0
 
@@ -87,6 +89,7 @@ class Engine:
         self.hand_over, self.clock = hand_over, clock
         self.counts = BackboneCounts()
         self.vfms: set[Vfm] = set()
+        self.closed: tuple[Closed, ...] = ()  # accounts of vFMs that were retired; replaced as a whole
         self.stopping = False
         self._inbox: SimpleQueue[Request | Command] = SimpleQueue()
         self._command: Command | None = None  # received while a batch ran
@@ -136,6 +139,7 @@ class Engine:
             passes, broken = self.counts.passes, self.counts.broken_passes
             portions, elapsed = self._run(batch)
             self._settle(batch.requests, portions, elapsed)
+            self.counts.settled_s = self.counts.busy_s
             self.counts.last_batch_at = now = self.clock()
             if self.counts.broken_passes == broken:  # else its requests ran one by one
                 # What is done outside of passes goes on beside those that are queued; a stall there counts little.
@@ -360,6 +364,7 @@ class Engine:
             self.post(partial(self.retire, vfm))
         elif vfm in self.vfms:
             self.vfms.discard(vfm)
+            self.closed = with_closed(self.closed, vfm)
             self.runtime.detach(vfm.extensions)
 
     def set_reply_latency(self, seconds: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping
 from functools import partial
 from importlib import metadata
@@ -17,12 +18,13 @@ from fmplex_backend.interface import STATUS, TASK
 from fmplex_backend.printable import printable
 from fmplex_backend.repository.parameters import BackboneConfig
 from fmplex_backend.scheduling.cost import CostModel
+from fmplex_backend.serving.accounts import Closed
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.serving.intake import Call, Intake
 from fmplex_backend.serving.loader import Loader, Refusal
 from fmplex_backend.serving.standing import Standing
 from fmplex_backend.serving.watch import Watch
-from fmplex_backend.status import BackboneStatus, Cost, TaskStatus
+from fmplex_backend.status import BackboneStatus, ClosedAccount, Cost, TaskStatus
 from fmplex_backend.types import Answer, Failed, Usage, Vfm
 
 log = logging.getLogger("fmplex")
@@ -43,8 +45,8 @@ class Reporter:
     ) -> None:
         self.backbone, self.config = backbone, config
         self.engine, self.loader, self.watch, self.intake = engine, loader, watch, intake
-        self._since = engine.clock()
         self._hardware = hardware(config.threads)
+        self._since, self._started_at = engine.clock(), time.time()
         self._version = _own_version()
 
     def submit(self, call: Call) -> None:
@@ -90,13 +92,17 @@ class Reporter:
             machine_memory=memory_of_machine(),
             fmplex=self._version,
             pid=os.getpid(),
+            started_at=self._started_at,
             up_s=now - self._since,
             batches=counts.batches,
+            items=counts.items,
+            busy_s=counts.settled_s,
             last_batch_s=None if last is None else now - last,
             queued=sum(each.vfm.depth for each in standings if each.vfm is not None),
             running=self.engine.running,
             failures=dict(self.intake.counts.failures),
             tasks=tuple(self._task(each) for each in standings if name in ("", printable(each.name))),
+            closed=() if name else tuple(map(_closed, self.engine.closed)),
         )
 
     def _task(self, standing: Standing) -> TaskStatus:
@@ -137,14 +143,21 @@ def _account(vfm: Vfm) -> dict[str, Any]:
         "max_queue": vfm.max_queue,
         "max_queue_bytes": vfm.max_queue_bytes,
         "queued": vfm.depth,
+        "queue_bytes": vfm.queue_bytes,
         "requests": vfm.engine.requests,
         "items": vfm.engine.items,
         "tokens": vfm.engine.tokens,
-        "queue_s": vfm.engine.queue_s,
-        "misses": vfm.engine.misses,
         "failures": vfm.failures(),
+        "misses": vfm.engine.misses,
+        "queue_s": vfm.engine.queue_s,
         "service_s": vfm.service,
+        "preparation_s": vfm.preparation_s,
+        "account": vfm.account,
     }
+
+
+def _closed(closed: Closed) -> ClosedAccount:
+    return ClosedAccount(**closed._asdict() | {"task": printable(closed.task)})
 
 
 def _own_version() -> str:

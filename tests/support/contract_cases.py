@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from family_cases import FamilyCase
 from text_encoder_case import TextEncoderCase
+from vision_encoder_case import VisionEncoderCase
 
-CASES: tuple[FamilyCase, ...] = (TextEncoderCase(),)
+CASES: tuple[FamilyCase, ...] = (TextEncoderCase(), VisionEncoderCase())

@@ -42,6 +42,7 @@ NOT_RUN = {
     ("serve.md", "fmplex install-backend /opt/tritonserver"): "needs NVIDIA's container; see test_requests.py",
     ("serve.md", "--concurrency-range 1:64:4"): "minutes of load; test_demo.py runs perf_analyzer",
     ("serve.md", "--string-data"): "minutes of load; test_demo.py runs perf_analyzer",
+    ("vision.md", "facebook/dinov2"): "fetches a model from the hub; the block with dino-model does the same",
     ("serve.md", "with Server(ServerOptions("): "starts a second server, on the ports 8000 to 8002",
 }
 

@@ -61,20 +61,81 @@ def _adapted(model: Path, adapter: Path) -> Encoder:
     return Encoder(whole.get_base_model().base_model if inside else whole)
 
 
-class Reference:
+class HeadReference:
+    """What the decoder of a version makes of a pooled vector; needs `decoder`, its section, and `head`, its tensors."""
+
+    decoder: dict[str, Any]
+    head: dict[str, Tensor]
+
+    def _read_decoder(self, document: dict[str, Any], version: Path) -> None:
+        self.decoder = document["decoder"]
+        weights = self.decoder.get("weights", "decoder.safetensors")
+        self.head = {} if self.decoder["kind"] == "embedding" else load_file(version / weights)
+
+    def _normalised(self, pooled: Tensor) -> Tensor:
+        normal = self.decoder.get("normalize", self.decoder["kind"] == "embedding")
+        return torch.nn.functional.normalize(pooled, dim=0) if normal else pooled
+
+    def _pooled(self, pooled: Tensor) -> Outputs:
+        kind = self.decoder["kind"]
+        if kind == "embedding":
+            return {"EMBEDDING": pooled.numpy()}
+        if kind == "similarity":
+            vectors = torch.nn.functional.normalize(self.head["vectors"].float(), dim=1)
+            scores = vectors @ torch.nn.functional.normalize(pooled, dim=0)
+            return {"SCORES": scores.numpy(), "LABEL": self._best(scores)}
+        if kind == "nearest":
+            return self._nearest(torch.nn.functional.normalize(pooled, dim=0))
+        values = self._linear(pooled)
+        if kind == "regression":
+            return {"SCORES": values.numpy()}
+        if kind == "multi-label":
+            return self._several(torch.sigmoid(values))
+        scores = torch.softmax(values, dim=0)
+        return {"SCORES": scores.numpy(), "LABEL": self._best(scores)}
+
+    def _nearest(self, unit: Tensor) -> Outputs:
+        """Votes; none may be so close that rounding decides."""
+        vectors = torch.nn.functional.normalize(self.head["vectors"].float(), dim=1)
+        cosines = vectors @ unit
+        near = cosines.topk(self.decoder.get("k", 5)).indices
+        count = len(self.decoder["labels"])
+        votes = torch.bincount(self.head["labels"][near], minlength=count).float() / len(near)
+        sums = torch.zeros(count).index_add(0, self.head["labels"][near], 1 + cosines[near] / (4 * len(near)))
+        return {"SCORES": votes.numpy(), "LABEL": self._best(sums)}
+
+    def _linear(self, x: Tensor) -> Tensor:
+        if "weight" in self.head:
+            return x @ self.head["weight"].float().T + self.head["bias"].float()
+        activation = ACTIVATIONS[self.decoder.get("activation", "tanh")]
+        for layer in range(len(self.head) // 2):
+            x = activation(x) if layer else x
+            x = x @ self.head[f"{layer}.weight"].float().T + self.head[f"{layer}.bias"].float()
+        return x
+
+    def _best(self, scores: Tensor) -> npt.NDArray[Any]:
+        return np.array([self.decoder["labels"][int(scores.argmax())]], dtype=np.object_)
+
+    def _several(self, scores: Tensor) -> Outputs:
+        threshold = self.decoder.get("threshold", 0.5)
+        order = sorted(range(len(scores)), key=lambda label: -float(scores[label]))
+        named = [self.decoder["labels"][label] for label in order if float(scores[label]) >= threshold]
+        padded = named + [""] * (len(scores) - len(named))
+        return {"SCORES": scores.numpy(), "LABEL": np.array(padded, dtype=np.object_)}
+
+
+class Reference(HeadReference):
     """Computes what the version of a task must answer on a model; both are directories."""
 
     def __init__(self, model: Path, version: Path) -> None:
         document = json.loads((version / "task.json").read_text(encoding="utf-8"))
-        self.decoder: dict[str, Any] = document["decoder"]
+        self._read_decoder(document, version)
         encoder = document.get("encoder") or {}
         self.prefix: str = encoder.get("prefix", "")
         self.tokenizer = _tokenizer(model)
         adapter = document.get("adapter")
         self.encode = _adapted(model, version / adapter.get("path", "adapter")) if adapter else _bare(model)
         self.max_length = encoder.get("max_length") or _longest(self.tokenizer, self.encode.model.config)
-        weights = self.decoder.get("weights", "decoder.safetensors")
-        self.head = {} if self.decoder["kind"] == "embedding" else load_file(version / weights)
         self._known: dict[str, Outputs] = {}
 
     def __call__(self, text: str) -> Outputs:
@@ -103,43 +164,7 @@ class Reference:
     def _pool(self, hidden: Tensor) -> Tensor:
         pooling = self.decoder.get("pooling", "mean")
         pooled = {"mean": hidden.mean(dim=0), "cls": hidden[0], "max": hidden.max(dim=0).values}[pooling]
-        normal = self.decoder.get("normalize", self.decoder["kind"] == "embedding")
-        return torch.nn.functional.normalize(pooled, dim=0) if normal else pooled
-
-    def _pooled(self, pooled: Tensor) -> Outputs:
-        kind = self.decoder["kind"]
-        if kind == "embedding":
-            return {"EMBEDDING": pooled.numpy()}
-        if kind == "similarity":
-            vectors = torch.nn.functional.normalize(self.head["vectors"].float(), dim=1)
-            scores = vectors @ torch.nn.functional.normalize(pooled, dim=0)
-            return {"SCORES": scores.numpy(), "LABEL": self._best(scores)}
-        values = self._linear(pooled)
-        if kind == "regression":
-            return {"SCORES": values.numpy()}
-        if kind == "multi-label":
-            return self._several(torch.sigmoid(values))
-        scores = torch.softmax(values, dim=0)
-        return {"SCORES": scores.numpy(), "LABEL": self._best(scores)}
-
-    def _linear(self, x: Tensor) -> Tensor:
-        if "weight" in self.head:
-            return x @ self.head["weight"].float().T + self.head["bias"].float()
-        activation = ACTIVATIONS[self.decoder.get("activation", "tanh")]
-        for layer in range(len(self.head) // 2):
-            x = activation(x) if layer else x
-            x = x @ self.head[f"{layer}.weight"].float().T + self.head[f"{layer}.bias"].float()
-        return x
-
-    def _best(self, scores: Tensor) -> npt.NDArray[Any]:
-        return np.array([self.decoder["labels"][int(scores.argmax())]], dtype=np.object_)
-
-    def _several(self, scores: Tensor) -> Outputs:
-        threshold = self.decoder.get("threshold", 0.5)
-        order = sorted(range(len(scores)), key=lambda label: -float(scores[label]))
-        named = [self.decoder["labels"][label] for label in order if float(scores[label]) >= threshold]
-        padded = named + [""] * (len(scores) - len(named))
-        return {"SCORES": scores.numpy(), "LABEL": np.array(padded, dtype=np.object_)}
+        return self._normalised(pooled)
 
     def _tokens(self, hidden: Tensor, offsets: Sequence[tuple[int, int]], special: Sequence[int]) -> Outputs:
         skip = len(self.prefix)

@@ -1,4 +1,4 @@
-"""Requests that a text encoder's runtime runs by itself, without engine and server."""
+"""Requests that an encoder's runtime runs by itself, without engine and server."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from backend_fixtures import bytes_of
 
-from fmplex_backend.families.text_encoder.runtime import TextEncoderRuntime
+from fmplex_backend.families.encoder_runtime import EncoderRuntime
 from fmplex_backend.types import Finished, Pass, Reply, Request, Vfm
 
 
-def serve(runtime: TextEncoderRuntime, path: Path) -> Vfm:
+def serve(runtime: EncoderRuntime[Any], path: Path) -> Vfm:
     """A vFM that is attached."""
     vfm = Vfm(0, path.parent.name)
     vfm.extensions = runtime.load(path)
@@ -20,7 +20,7 @@ def serve(runtime: TextEncoderRuntime, path: Path) -> Vfm:
     return vfm
 
 
-def ask(runtime: TextEncoderRuntime, vfm: Vfm, *texts: str) -> Request:
+def ask(runtime: EncoderRuntime[Any], vfm: Vfm, *texts: str) -> Request:
     request = Request(vfm, {"TEXT": bytes_of(*texts)}, (), 0.0, unanswered)
     request.extensions = vfm.extensions
     runtime.prepare(request)
@@ -31,7 +31,7 @@ def unanswered(reply: Reply, final: bool) -> None:
     raise AssertionError("a runtime answers nobody")
 
 
-def run(runtime: TextEncoderRuntime, batch: Sequence[Request]) -> tuple[list[dict[str, Any]], list[Pass]]:
+def run(runtime: EncoderRuntime[Any], batch: Sequence[Request]) -> tuple[list[dict[str, Any]], list[Pass]]:
     """Each request's output tensors, and the passes."""
     passes = list(runtime.run(batch))
     outcomes = {id(request): outcome for done in passes for request, outcome in done.outcomes}

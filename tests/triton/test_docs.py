@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import subprocess
 import sys
+import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,14 +29,17 @@ from text_encoder_case import LABELS, PRIZES, TEXTS
 from transformers import AutoModelForSequenceClassification
 
 from fmplex import Client, Label
+from fmplex_controller.api.options import ApiOptions
 from fmplex_controller.server.process import free_ports
+from fmplex_controller.sidecar.process import SidecarProcess
 from testing.models import minilm
 from testing.repositories import copy_repository
-from testing.servers import Serving, serving
+from testing.servers import Serving, eventually, serving
 
 ROOT = Path(__file__).parents[2]
 RUN = [block for block in BLOCKS if block.runs]
-ADDRESS = re.compile(r"\b(?:localhost|127\.0\.0\.1):(8000|8001|8002)\b")
+ADDRESS = re.compile(r"\b(?:localhost|127\.0\.0\.1):(8000|8001|8002|8003)\b")
+WITH_CONTROLLER = "watch.md"  # the last page, about the controller that `fmplex serve` runs beside the server
 DOCTOR = "fmplex doctor"  # looks at the ports 8000 to 8002, which something else may hold
 ERROR = re.compile(r"^(?:fmplex: |Error: )", re.MULTILINE)
 REMEDY = re.compile(r"[.:?] (?:[A-Z`]|fmplex |call |docs/)|^Try '", re.MULTILINE)  # what to do: a sentence of its own
@@ -47,12 +52,34 @@ class Desk:
     served: Serving
     folder: Path
     names: dict[str, dict[str, Any]] = field(default_factory=lambda: defaultdict(lambda: {"__name__": "__main__"}))
+    api: ApiOptions | None = None  # of the controller, once it runs
+    controller: SidecarProcess | None = None
 
     @property
     def ports(self) -> dict[str, int]:
         """Those of the server that runs, by those of the pages."""
         options = self.served.server.options
-        return {"8000": options.http_port, "8001": options.grpc_port, "8002": options.metrics_port}
+        ports = {"8000": options.http_port, "8001": options.grpc_port, "8002": options.metrics_port}
+        return ports if self.api is None else ports | {"8003": self.api.port}
+
+    def start_controller(self) -> None:
+        """Once, and wait until it tells of the backbone."""
+        if self.controller is not None:
+            return
+        self.api = ApiOptions(port=free_ports(1)[0])
+        options = ["--records", str(self.folder / "records"), *self.api.arguments]
+        self.controller = SidecarProcess(self.served.server, options=options)
+        self.controller.start()
+        with Client(self.served.grpc_url) as client:
+            client.predict("sentiment", ["Something to put on a bill"])
+        eventually(self._has_usage, "the controller records", 60)
+
+    def _has_usage(self) -> bool:
+        try:
+            with urllib.request.urlopen(self.addressed("http://localhost:8003/v1/usage"), timeout=10) as answer:
+                return bool(json.load(answer)["tasks"])
+        except OSError:
+            return False
 
     def addressed(self, text: str) -> str:
         """With the addresses of the server that runs."""
@@ -90,6 +117,7 @@ class Desk:
         """Stdout and stderr together."""
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         variables = os.environ | {"PATH": path, "CURL_HOME": str(self.folder), "FMPLEX_SERVER": self.served.grpc_url}
+        variables["FMPLEX_RECORDS"] = str(self.folder / "records")
         http, grpc, metrics = free_ports(3)
         doctor = f"{DOCTOR} --http-port {http} --grpc-port {grpc} --metrics-port {metrics}"
         line = ["bash", "-euo", "pipefail", "-c", self.addressed(commands).replace(DOCTOR, doctor)]
@@ -131,13 +159,20 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     write_data(folder)
     with serving(repository, folder) as served:
         assert not served.refused
-        yield Desk(served, folder)
+        desk = Desk(served, folder)
+        try:
+            yield desk
+        finally:
+            if desk.controller is not None:
+                desk.controller.stop()
 
 
 @pytest.mark.timeout(900)  # a block of ten commands that import and train, on a busy machine
 @pytest.mark.parametrize("block", RUN, ids=lambda block: block.place)
 def test_the_block_runs(desk: Desk, block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(desk.folder)
+    if block.page == WITH_CONTROLLER:
+        desk.start_controller()
     if block.language == PROGRAM:
         desk.run_program(block)
     elif not block.steps:

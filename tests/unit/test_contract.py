@@ -185,7 +185,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "safetensors_header": ("errors", "files"),
     "fingerprint": ("files", "safetensors_header"),
     "types": ("errors",),
-    "control_key": ("errors",),
+    "state_folder": (),
+    "control_key": ("errors", "state_folder"),
     "weights": ("errors", "safetensors_header"),
     "plugins": ("errors", "safetensors_header", "weights"),
     "scheduling": ("errors", "types"),
@@ -259,7 +260,7 @@ def test_clients_stand_on_what_is_below_serving() -> None:
         rooms = {room_of(each) for each in used if each.startswith("fmplex_backend.")}
         if module.startswith("fmplex_controller"):
             own = {"errors", "control_key", "printable", "files", "status", "repository", "server_variables"}
-            own |= {"profiles", "scheduling"}  # what a planner goes by
+            own |= {"state_folder", "profiles", "scheduling"}
             assert rooms <= own, module
             clients = {each for each in used if each.partition(".")[0] == "fmplex"}
             # The controller beside a server talks to it as any client does.
@@ -335,6 +336,7 @@ def test_serving_imports_no_training_code(case: FamilyCase, tmp_path: Path) -> N
         "fmplex.cli.tasks",
         "fmplex_controller.server.process",
         "fmplex_controller.sidecar.__main__",
+        "fmplex_controller.api.serving",
     ],
 )
 def test_client_and_controller_are_light(module: str) -> None:

@@ -12,10 +12,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from fmplex.cli import backbones, doctor, keys, planning, profiling, rebinding
+from fmplex.cli import (
+    backbones,
+    controlling,
+    doctor,
+    events,
+    keys,
+    planning,
+    profiling,
+    rebinding,
+    status,
+    usage,
+)
 from fmplex.cli import predict as prediction
 from fmplex.cli import tasks as task_commands
-from fmplex.cli.options import SERVER, Asked
+from fmplex.cli.events import Records
 from fmplex.cli.shown import errors_shown
 
 PASSED_ON = "fmplex.passed_on"
@@ -34,6 +45,10 @@ app.command("control-key")(keys.control_key)
 app.command("plan")(planning.plan)
 app.command("profile")(profiling.profile)
 app.command("rebind")(rebinding.rebind)
+app.command("controller")(controlling.controller)
+app.command("status")(status.status)
+app.command("events")(events.events)
+app.command("usage")(usage.usage)
 
 
 class Control(str, Enum):
@@ -111,6 +126,11 @@ def serve(
             "again. With --control poll there is none.",
         ),
     ] = True,
+    records: Records = None,
+    api: controlling.Api = True,
+    api_host: controlling.ApiHost = "127.0.0.1",
+    api_port: controlling.ApiPort = None,
+    api_token_file: controlling.ApiTokenFile = None,
 ) -> None:
     """Serve a model repository until SIGTERM or Ctrl-C.
 
@@ -121,7 +141,6 @@ def serve(
     from fmplex_controller.server import foreground
     from fmplex_controller.server.options import ServerOptions
     from fmplex_controller.server.process import Server
-    from fmplex_controller.sidecar.process import SidecarProcess
 
     with errors_shown():
         options = ServerOptions(
@@ -143,27 +162,10 @@ def serve(
             print(f"fmplex: {keys.told(server)}", file=sys.stderr, flush=True)
             print("ready", flush=True)
 
-        companion = SidecarProcess(server) if controller and control is Control.explicit else None
-        raise typer.Exit(foreground.serve(server, ready, companion=companion))
-
-
-@app.command("controller")
-def controller_(
-    repository: Annotated[
-        Path, typer.Option("--repository", "-r", help="Model repository that the server runs on.", file_okay=False)
-    ] = Path("model_repository"),
-    server: Asked = SERVER,
-    control_key: keys.Given = None,
-    control_key_file: keys.GivenFile = None,
-) -> None:
-    """Control a Triton server that runs elsewhere, until SIGTERM or Ctrl-C; `fmplex serve` has one of its own.
-
-    What the repository holds is loaded, completed or quarantined, what is removed unloaded, what dies loaded again.
-    """
-    from fmplex_controller.sidecar.__main__ import run
-
-    with errors_shown():
-        run(repository, server, keys.chosen(control_key, control_key_file, False) or None)
+        if not controller or control is not Control.explicit:
+            raise typer.Exit(foreground.serve(server, ready, companion=None))
+        asked = controlling.api_options(api, api_host, api_port, api_token_file)
+        raise typer.Exit(foreground.serve(server, ready, companion=controlling.companion(server, asked, records)))
 
 
 @app.command()

@@ -1,7 +1,11 @@
-"""`fmplex task set`, `load`, `rollback` and `remove`: what changes about a task that is there."""
+"""`fmplex task set`, `load`, `unload`, `rollback` and `remove`: what changes about a task that is there."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Collection
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +15,7 @@ from fmplex.cli.shown import after, errors_shown, print_result
 from fmplex.client.sync import Client
 from fmplex_backend.errors import TaskProblem
 from fmplex_backend.repository.configs import Terms
+from fmplex_backend.repository.directory import UNLOADED, set_unloaded
 from fmplex_backend.repository.writer import ModelRepository
 
 NONE = "none"
@@ -74,13 +79,56 @@ def _number(text: str, option: str, kind: type[int] | type[float]) -> float:
 
 def load(
     name: Name,
+    repository: Repo = DEFAULT,
     server: Asked = SERVER,
     as_json: AsJson = False,
 ) -> None:
-    """Let a running server take up a task that was moved in or changed; the exit status is 1 where it is refused."""
-    with errors_shown(as_json), Client(server) as client:
-        client.load(name)
+    """Let a running server take up a task that was unloaded, moved in or changed.
+
+    The exit status is 1 where it is refused. The file UNLOADED, by which a controller keeps it unloaded, is removed.
+    """
+    with errors_shown(as_json):
+        # The server may run on a repository elsewhere.
+        done = name in _names(repository) and _set_unloaded(repository, name, False)
+        said = after(f"{name} is kept unloaded no more, but") if done else contextlib.nullcontext()
+        with said, Client(server) as client:
+            client.load(name)
         print_result({"task": name, "loaded": True}, f"{name}: loaded", as_json)
+
+
+def unload(
+    name: Name,
+    repository: Repo = DEFAULT,
+    server: Asked = SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Unload a task and keep it so, also over restarts, until `fmplex task load`: its files stay.
+
+    Its directory gets the file UNLOADED, which the controller beside a server goes by. Without a server that can be
+    reached, it is not loaded once there is one.
+    """
+    with errors_shown(as_json):
+        models = ModelRepository(repository)
+        if name not in models.tasks():
+            models.task(name)  # raises, naming the tasks there are
+        _set_unloaded(repository, name, True)
+        with after(f"{name} is kept unloaded from now on, but"), Client(server) as client:
+            client.unload(name)
+        print_result({"task": name, "loaded": False}, f"{name}: unloaded", as_json)
+
+
+def _names(repository: Path) -> Collection[str]:
+    return os.listdir(repository) if repository.is_dir() else ()
+
+
+def _set_unloaded(repository: Path, name: str, unloaded: bool) -> bool:
+    try:
+        return set_unloaded(repository / name, unloaded)
+    except OSError as error:
+        change = "written" if unloaded else "removed"
+        raise TaskProblem(
+            f"{repository / name / UNLOADED}: it cannot be {change}: {error.strerror}. Do it as that directory's owner"
+        ) from None
 
 
 def rollback(

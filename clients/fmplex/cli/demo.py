@@ -17,7 +17,6 @@ from rich.text import Text
 from tritonclient.utils import np_to_triton_dtype
 
 from fmplex.cli.answers import Answer, agree, describe
-from fmplex.cli.rows import short
 from fmplex.client.aio import AsyncClient
 from fmplex.client.wire import Interface, array_of
 from fmplex_backend.decoders.results import strings
@@ -89,7 +88,8 @@ def _ask_and_show(server: Server) -> bool:
     for exchange in exchanges:
         if exchange.http is not None and not exchange.agreed:
             print(f"fmplex: {exchange.task.name} answers differently over HTTP and gRPC", file=sys.stderr)
-    print(f"Ask again:\n  {curl_line(server.http_url, exchanges[-1])}\n", flush=True)
+    if plain := [exchange for exchange in exchanges if _fits_json(exchange)]:
+        print(f"Ask again:\n  {curl_line(server.http_url, plain[-1])}\n", flush=True)
     return all(exchange.agreed for exchange in exchanges) and all(model.ready for model in server.models())
 
 
@@ -154,8 +154,14 @@ def table(exchanges: Sequence[Exchange]) -> Table:
         answer = told["gRPC"] if same else "\n".join(f"{over}: {line}" for over, line in told.items())
         cells = ["\n".join(column) for column in zip(*map(receipt_cells, asked.values()), strict=True)]
         # Text: what a model says is never markup.
-        shown.add_row(*map(Text, (exchange.task.name, short(exchange.question), answer, "\n".join(asked), *cells)))
+        shown.add_row(*map(Text, (exchange.task.name, _question(exchange), answer, "\n".join(asked), *cells)))
     return shown
+
+
+def _question(exchange: Exchange) -> str:
+    reads = input_named(exchange.task.takes)
+    assert reads is not None
+    return reads.show(exchange.question)
 
 
 def receipt_cells(answer: Answer) -> tuple[str, str, str]:
@@ -164,6 +170,15 @@ def receipt_cells(answer: Answer) -> tuple[str, str, str]:
         return ("-", "-", "-")
     queue_us, compute_us, items = answer.usage
     return (f"{queue_us / 1e3:.1f}", f"{compute_us / 1e3:.1f}", str(items))
+
+
+def _fits_json(exchange: Exchange) -> bool:
+    """Whether its question has no bytes but those of texts: a picture's are no JSON."""
+    array = array_of(exchange.task.takes, [exchange.question])
+    try:
+        return bool(array.dtype != object or strings(array))
+    except UnicodeDecodeError:
+        return False
 
 
 def curl_line(url: str, exchange: Exchange) -> str:

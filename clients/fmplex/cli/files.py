@@ -22,7 +22,7 @@ from fmplex.data.items import columns_for, item_of
 from fmplex.data.sink import Sink, json_lines, open_sink
 from fmplex.data.stream import STDIN, Source, open_source
 from fmplex_backend.errors import FmplexError, ServerProblem, TaskProblem
-from fmplex_backend.families import input_named
+from fmplex_backend.families import default_columns, input_named
 
 KEEP_S = 1.0  # between two notes of how far the output is
 ERRORS_SAID = 20
@@ -76,14 +76,16 @@ def run(job: Job, server: str, timeout: float, clock: Callable[[], float] = time
 
 async def _run(job: Job, server: str, timeout: float, clock: Callable[[], float]) -> Done:
     with ExitStack() as stack:
-        source = stack.enter_context(open_source(job.file, job.kind, job.column or "text"))
+        named = [job.column] if job.column else default_columns()
+        source = stack.enter_context(open_source(job.file, job.kind, named))
         async with AsyncClient(server, timeout=timeout) as client:
             interface = await client.interface(job.task)
             reads = _input(interface)
             columns = columns_for(source, reads, job.column, interface.size)
             table = Table(job, source, await _probe(client, job, reads.probe(interface.size)))
-            output = Output(job, source, table, stack, columns, clock)
-            entries = islice(_entries(source, columns, reads), output.done.rows, None)
+            output = Output(job, source, table, stack, columns, clock, reads)
+            folder = None if job.file == STDIN else job.file.parent
+            entries = islice(_entries(source, columns, reads, folder), output.done.rows, None)
             try:
                 async for batch in answered(client, job.task, entries, interface.max_batch_size):
                     output.take(batch)
@@ -110,12 +112,12 @@ async def _probe(client: AsyncClient, job: Job, item: Any) -> list[str]:
     return list(fields(found if job.threshold is None else above(found, job.threshold), job.top))
 
 
-def _entries(source: Source, columns: list[str], reads: Any) -> Iterator[Entry]:
+def _entries(source: Source, columns: list[str], reads: Any, folder: Path | None) -> Iterator[Entry]:
     for row in source.rows:
         entry = Entry(row, error=row.error)
         if not row.error:
             try:
-                entry.item = item_of(row.cells, columns, reads)
+                entry.item = item_of(row.cells, columns, reads, folder)
             except ValueError as error:
                 entry.error = str(error)
         yield entry
@@ -132,7 +134,9 @@ class Output:
         stack: ExitStack,
         columns: list[str],
         clock: Callable[[], float],
+        reads: Any,
     ) -> None:
+        self._reads = reads
         self._job, self._source, self._table, self._clock = job, source, table, clock
         self._sink: Sink | None = None
         self.done = Done()
@@ -159,7 +163,7 @@ class Output:
         elif job.as_json:
             print(json_lines(self._table.rows(batch)), end="", flush=True)
         else:
-            print("\n".join(_line(entry, job) for entry in batch), flush=True)
+            print("\n".join(_line(entry, job, self._reads) for entry in batch), flush=True)
         self.done.rows += len(batch)
         self.done.failed += len(failed)
         self._say(failed)
@@ -186,14 +190,13 @@ class Output:
             print(f"fmplex: {self.done.said - ERRORS_SAID:,} more rows have an error", file=sys.stderr)
 
 
-def _line(entry: Entry, job: Job) -> str:
-    shown = shortened(entry.item) if entry.item is not None else entry.row.place
+def _line(entry: Entry, job: Job, reads: Any) -> str:
+    shown = shortened(reads.show(entry.item)) if entry.item is not None else entry.row.place
     return f"{shown}: {f'error: {entry.error}' if entry.result is None else result_line(entry.result, job.top)}"
 
 
-def shortened(item: Any, most: int = 80) -> str:
-    """An item as the beginning of a line."""
-    text = " ".join(item.split()) if isinstance(item, str) else ",".join(f"{value:g}" for value in item)
+def shortened(text: str, most: int = 80) -> str:
+    """An item, shown, as the beginning of a line."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 

@@ -22,7 +22,8 @@ BEST = 3  # labels that are shown
 def predict(
     task: Annotated[str, typer.Argument(help="Name of the task.")],
     texts: Annotated[
-        list[str] | None, typer.Argument(help="Inputs: texts, or rows of numbers such as 0.5,12,3; - for stdin.")
+        list[str] | None,
+        typer.Argument(help="Inputs: texts, files of pictures, or rows of numbers such as 0.5,12,3; - for stdin."),
     ] = None,
     server: Asked = SERVER,
     timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait; with --file, for a batch.")] = 30.0,
@@ -41,7 +42,10 @@ def predict(
         typer.Option("--format", help="Format of --file, where its name does not tell it.", metavar="|".join(FORMATS)),
     ] = "",
     column: Annotated[
-        str, typer.Option(help="Column of the text, or columns of the numbers: a,b,c.", show_default="text, or all")
+        str,
+        typer.Option(
+            help="Column of the input, or columns of the numbers: a,b,c.", show_default="text or image, or all"
+        ),
     ] = "",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write results to this file.", dir_okay=False)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin --out anew, whatever is there.")] = False,
@@ -106,4 +110,4 @@ def _ask(
         print(json.dumps([as_json_value(each) for each in found], ensure_ascii=False))
         return
     for item, each in zip(items, found, strict=True):
-        print(f"{shortened(item)}: {result_line(each, top)}" if len(items) > 1 else result_line(each, top))
+        print(f"{shortened(reads.show(item))}: {result_line(each, top)}" if len(items) > 1 else result_line(each, top))

@@ -72,16 +72,18 @@ DecoderKind = Annotated[
 
 def train(
     name: Name,
-    data: Annotated[Path, typer.Option(help="Training rows: a .csv, .tsv or .jsonl file.", dir_okay=False)],
+    data: Annotated[Path, typer.Option(help="Training rows: a .csv, .tsv or .jsonl file; of pictures also a folder.")],
     backbone: Annotated[str, typer.Option(help="Name of a backbone in the repository.")] = "minilm",
     repository: Repo = DEFAULT,
-    text: Annotated[str, typer.Option(help="Name of the text column.")] = "text",
+    text: Annotated[
+        str, typer.Option(help="Name of the column of texts, or of pictures' paths.", show_default="text or image")
+    ] = "",
     numbers: Annotated[
         str,
         typer.Option(help="Feature columns instead of a text, comma-separated; 'all' for every one but the label."),
     ] = "",
     label: Annotated[str, typer.Option(help="Name of the label column.")] = "label",
-    test: Annotated[Path | None, typer.Option(help="File of held-out rows to evaluate on.", dir_okay=False)] = None,
+    test: Annotated[Path | None, typer.Option(help="Held-out rows to evaluate on, in the same forms.")] = None,
     validation: Annotated[float, typer.Option(help="Fraction of the rows used for early stopping.")] = 0.1,
     decoder: DecoderKind = "classification",
     labels: Labels = "",
@@ -120,7 +122,7 @@ def train(
     server: Server = "",
     as_json: AsJson = False,
 ) -> None:
-    """Train a task on labelled texts or rows of numbers, and save it as a new task or a new version.
+    """Train a task on labelled texts, pictures or rows of numbers, and save it as a new task or a new version.
 
     Name, rows, test rows, repository and server are checked before the first step. What was trained is saved whatever
     happens afterwards. After Ctrl-C the same command goes on from the checkpoint.
@@ -139,7 +141,7 @@ def train(
             decoder, labels=split(labels), reject_below=reject_below, reject_label=reject_label, confidence=told
         )
         rows, tested = (
-            None if file is None else rows_of(file, None, encoder.reads(), columns=columns or text, label=label)
+            None if file is None else rows_of(file, None, encoder.reads(), columns=columns or text or None, label=label)
             for file in (data, test)
         )
         assert rows is not None

@@ -148,8 +148,7 @@ class Finisher:
         return f"fmplex task load {self.task.name} --server {self.server or SERVER}"
 
     def _ask_command(self) -> str:
-        item = self._example
-        text = item if isinstance(item, str) else ",".join(f"{number:g}" for number in item)
+        text = self.task.encoder.reads().show(self._example)
         elsewhere = f" --server {self.server}" if self.server not in ("", SERVER) else ""
         return f"fmplex predict {self.task.name} {shlex.quote(text[:SHOWN_CHARACTERS])}{elsewhere}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fmplex.data.stream import Source
@@ -20,7 +21,7 @@ def columns_for(source: Source, reads: Input, named: str, size: int | None) -> l
     if source.plain:
         return source.columns
     if reads.columns == "one":
-        chosen = [named or "text"]
+        chosen = [named or reads.default_column]
     else:
         chosen = [name.strip() for name in named.split(",") if name.strip()] or source.columns
     missing = [name for name in chosen if name not in source.columns]
@@ -37,8 +38,19 @@ def columns_for(source: Source, reads: Input, named: str, size: int | None) -> l
     return chosen
 
 
-def item_of(cells: Mapping[str, Any], columns: Sequence[str], reads: Input) -> Any:
-    """Raises ValueError, which says what is wrong."""
+def located(cell: Any, reads: Input, folder: Path | None) -> Any:
+    """A table's cell; one that names a file may do so from the folder of the table."""
+    if folder is None or not reads.files or not isinstance(cell, str) or not (folder / cell).is_file():
+        return cell
+    return folder / cell
+
+
+def item_of(cells: Mapping[str, Any], columns: Sequence[str], reads: Input, folder: Path | None = None) -> Any:
+    """Raises ValueError, which says what is wrong.
+
+    Args:
+        folder: of the table, from which it may name files.
+    """
     values = [cells.get(name) for name in columns]
     for name, value in zip(columns, values, strict=True):
         if value is None or (isinstance(value, str) and not value.strip()):
@@ -48,7 +60,7 @@ def item_of(cells: Mapping[str, Any], columns: Sequence[str], reads: Input) -> A
     try:
         if reads.columns == "several" and len(values) == 1 and isinstance(values[0], str):
             return reads.parse(values[0])  # a line with all of them
-        return reads.item(values[0] if reads.columns == "one" else values)[0]
+        return reads.item(located(values[0], reads, folder) if reads.columns == "one" else values)[0]
     except (TaskProblem, ValueError) as error:
         raise ValueError(str(error).partition(". ")[0]) from None
 

@@ -1,23 +1,25 @@
-"""Labelled examples from lists, tables and files, as items of a task's input.
+"""Labelled examples from lists, tables, files and folders, as items of a task's input.
 
-Lists, pairs, dicts, a pandas DataFrame, a Hugging Face Dataset, a CSV, TSV or JSONL file. For token tasks a text may be
-a list of words, its label a list of tags; a text is then its words with a space between.
+Lists, pairs, dicts, a pandas DataFrame, a Hugging Face Dataset, a CSV, TSV or JSONL file, which may name files from its
+own folder; of items that are files a folder, where those of a label lie in one of its name. For token tasks a text may
+be a list of words, its label a list of tags; a text is then its words with a space between.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fmplex.data.folders import files_in, labelled_files
+from fmplex.data.items import located
 from fmplex.data.tables import check_columns, column, columns_in, is_table, read_file
 from fmplex_backend.decoders.rows import Rows
 from fmplex_backend.errors import TaskProblem
 from fmplex_backend.families.spec import Input
 
-Columns = str | Sequence[str] | None  # of the inputs; None: "text", or every column but the label's
-TEXT_COLUMN = "text"
+Columns = str | Sequence[str] | None  # of the inputs; None: the input's default, or every column but the label's
 
 
 def rows_of(data: Any, labels: Any, reads: Input, *, columns: Columns = None, label: str = "label") -> Rows:
@@ -31,24 +33,33 @@ def rows_of(data: Any, labels: Any, reads: Input, *, columns: Columns = None, la
     """
     if isinstance(data, Rows):
         return data
-    source = "the data"
+    source, folder = "the data", None
     if labels is None and isinstance(data, (str, Path)):
-        source, data = str(data), read_file(Path(data))
+        source, place = str(data), Path(data)
+        if place.is_dir():
+            data, labels = labelled_files(place, reads)
+        else:
+            folder, data = place.parent, read_file(place)
     cells, values = (list(data), list(labels)) if labels is not None else _labelled(data, reads, columns, label, source)
     values = check_labels(cells, values, source)
-    items, words = _items(cells, reads, source)
+    items, words = _items([located(cell, reads, folder) for cell in cells], reads, source)
     return Rows(items, values, words, source)
 
 
 def items_of(data: Any, reads: Input, *, columns: Columns = None) -> list[Any]:
-    """Items without labels, from one item, several, a table or a file; raises TaskProblem."""
+    """Items without labels, from one item, several, a table, a file or a folder; raises TaskProblem."""
+    folder = None
     if reads.is_item(data):
         data = [data]
+    elif isinstance(data, (str, Path)) and Path(data).is_dir():
+        data = files_in(Path(data), reads)
     elif isinstance(data, (str, Path)):
-        data = read_file(Path(data))
+        folder, data = Path(data).parent, read_file(Path(data))
     if is_table(data):
         data = _cells(data, _columns(data, reads, columns, None, "the data"), reads, "the data")
-    return _items(list(data), reads, "the data")[0]
+    if not isinstance(data, Iterable):
+        data = [data]
+    return _items([located(cell, reads, folder) for cell in data], reads, "the data")[0]
 
 
 def check_labels(rows: Sequence[Any], labels: Sequence[Any], source: str) -> list[Any]:
@@ -79,8 +90,10 @@ def _columns(data: Any, reads: Input, columns: Columns, label: str | None, sourc
     """Names of the columns that make an item."""
     if reads.columns == "one":
         if columns is not None and not isinstance(columns, str):
-            raise TaskProblem(f"a text is one column, {list(columns)} are several. Name one with text=...")
-        return [columns or TEXT_COLUMN]
+            raise TaskProblem(
+                f"a {reads.default_column} is one column, {list(columns)} are several. Name one with text=..."
+            )
+        return [columns or reads.default_column]
     if columns is None:
         return [name for name in columns_in(data, source) if name != label]
     return [columns] if isinstance(columns, str) else list(columns)

@@ -53,12 +53,12 @@ class Source:
 
 
 @contextmanager
-def open_source(file: Path, kind: str | None = None, column: str = TEXT_COLUMN) -> Iterator[Source]:
+def open_source(file: Path, kind: str | None = None, columns: Sequence[str] = (TEXT_COLUMN,)) -> Iterator[Source]:
     """Read a file, or stdin for "-"; raises TaskProblem.
 
     Args:
         kind: one of FORMATS; None: as its name ends, and for stdin as its first line looks.
-        column: one or several, comma-separated, by which CSV is told from plain texts on stdin.
+        columns: each one or several, comma-separated; if any are in the first line, stdin is CSV, not plain texts.
     """
     if file != STDIN and not file.is_file():
         raise TaskProblem(f"there is no file {file}. Name a {', '.join(SUFFIXES)} file, or - for stdin")
@@ -68,17 +68,17 @@ def open_source(file: Path, kind: str | None = None, column: str = TEXT_COLUMN) 
     if kind == "parquet":
         yield _parquet(file)
     elif file == STDIN:
-        yield _text_source("stdin", sys.stdin.buffer, kind, column, None)
+        yield _text_source("stdin", sys.stdin.buffer, kind, columns, None)
     else:
         with file.open("rb") as stream:
-            yield _text_source(str(file), stream, kind, column, file.stat().st_size)
+            yield _text_source(str(file), stream, kind, columns, file.stat().st_size)
 
 
-def _text_source(name: str, stream: BinaryIO, kind: str | None, column: str, total: int | None) -> Source:
+def _text_source(name: str, stream: BinaryIO, kind: str | None, columns: Sequence[str], total: int | None) -> Source:
     source = Source(name, [], iter(()), total)
     lines = _lines(stream, source)
     first = next(lines, "")
-    kind = kind or _look(first, column)
+    kind = kind or _look(first, columns)
     lines = chain([first] if first else [], lines)
     if kind == "jsonl":
         source.columns, source.rows = _peeked(_json_rows(lines))
@@ -89,12 +89,13 @@ def _text_source(name: str, stream: BinaryIO, kind: str | None, column: str, tot
     return source
 
 
-def _look(first: str, column: str) -> str:
+def _look(first: str, columns: Sequence[str]) -> str:
     """The format of a stream that has no name, by its first line."""
     if first.lstrip().startswith("{"):
         return "jsonl"
     for kind, delimiter in (("csv", ","), ("tsv", "\t")):
-        if {*column.split(",")} <= {*next(csv.reader([first.strip()], delimiter=delimiter), [])}:
+        header = {*next(csv.reader([first.strip()], delimiter=delimiter), [])}
+        if any({*each.split(",")} <= header for each in columns):
             return kind
     return "text"
 

@@ -85,15 +85,15 @@ def _wrapped(model: Any, config: PeftConfig) -> Any:
 
 def fresh(adapter: LoRA | IA3, backbone: Backbone) -> Any:
     """The backbone with a new adapter in it; raises TaskProblem where it fits no module."""
-    config = adapter.peft_config(backbone.model_type)
+    linears = {name.rpartition(".")[2] for name, _ in _linears(backbone)}
+    config = adapter.peft_config(backbone.model_type, linears)
     try:
         return _wrapped(backbone.for_training(), config)
     except ValueError as error:
-        modules = sorted({name.rpartition(".")[2] for name, each in _linears(backbone)})
         reason = str(error).partition(". Please check")[0].rstrip(".")  # PEFT's remedy names no module
         raise TaskProblem(
             f"the adapter does not fit {backbone.name!r}: {reason}. Name some of its Linear modules: "
-            f"{', '.join(modules)}"
+            f"{', '.join(sorted(linears))}"
         ) from None
 
 

@@ -52,7 +52,8 @@ class Task:
         backbone: the model that it shares with other tasks.
         adapter: LoRA, DoRA, IA3, Pretrained, or none.
         decoder: Classifier, MultiLabel, Regressor, TokenClassifier, Embedder, Similarity or Plugin.
-        encoder: Text (how texts become tokens), Projection (of rows of numbers) or PluginEncoder.
+        encoder: of texts Text (how they become tokens), Projection (of rows of numbers) or PluginEncoder; of pictures
+            ImageFile or ImageArray.
         weight: of its fair share of the backbone. slo_ms: its latency objective. max_queue: requests that may wait.
             max_queue_bytes: bytes that they may take until they are answered. None keeps what a saved task has.
     """
@@ -167,12 +168,12 @@ class Task:
         """Fit the adapter and the decoder; the backbone's weights stay as they are.
 
         Args:
-            rows: texts (with `labels`), pairs, a table or a file (see fmplex.data).
+            rows: texts or pictures (with `labels`), pairs, a table, a file or a folder (see fmplex.data.rows).
             validation: a fraction of the rows, or rows of their own as a pair (texts, labels), a table or a file; the
                 weights of the epoch that does best on them are kept.
             test: rows to evaluate on at the end, in the same forms; they are checked before the first step.
-            text, label: names of columns, "text" and "label" by default; for an encoder that takes numbers, `text`
-                names the numbers' (every column but the label's by default).
+            text, label: names of columns, "text" (of pictures "image") and "label" by default; for an encoder that
+                takes numbers, `text` names the numbers' (every column but the label's by default).
             checkpoint: a directory for checkpoints; an interrupted fitting resumes from it.
             options: see fmplex.training.options.FitOptions.
         """

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Protocol
 
 from fmplex_backend.errors import NotReady, ServerExited
+from fmplex_controller.records.journal import Journal
 from fmplex_controller.server.ends import Ends
 from fmplex_controller.server.process import Server
 
@@ -20,7 +21,9 @@ GRACE_S = 10.0  # beyond its own time limit, to unload its models
 
 
 class Companion(Protocol):
-    """A process beside the server, such as its controller."""
+    """A process beside the server, such as its controller; what becomes of the server is told to its journal."""
+
+    journal: Journal
 
     def start(self) -> None:
         """Start it."""
@@ -45,6 +48,7 @@ def serve(
 
     Raises ServerExited where the server ended unasked, NotReady where it has nothing to serve.
     """
+    journal = Journal() if companion is None else companion.journal
     with _signals_stop(server):
         try:
             server.start()
@@ -55,6 +59,8 @@ def serve(
             if companion is None:
                 return _status(server, _wait(server, clock))
             companion.start()
+            ready = sum(state.ready for state in states)
+            journal.tell("server-started", "", f"{ready} of {len(states)} models are ready")
             return _serve_again(server, clock, companion)
         except ServerExited:
             if not server.stopping:
@@ -64,23 +70,29 @@ def serve(
             if companion is not None:
                 companion.stop()
             server.stop()
+            journal.tell("server-stopped")
+            journal.close()
 
 
 def _serve_again(server: Server, clock: Callable[[], float], companion: Companion) -> int:
     """Wait for the server, and start it again as often as it may end."""
-    ends, has_ended = Ends(), False
+    ends, has_ended, journal = Ends(), False, companion.journal
     while True:
         try:
             if has_ended:
                 server.restart()
                 server.wait_ready()
                 print("fmplex: tritonserver serves again", file=sys.stderr, flush=True)
+                journal.tell("server-restarted", "", "it had ended unasked")
             return _status(server, _wait(server, clock, companion))
         except ServerExited as error:
             pause = None if server.stopping else ends.add(clock())
+            reason = str(error).splitlines()[0]
             if pause is None:
+                journal.tell("server-ended", "", reason, "it was told to stop" if server.stopping else "given up")
                 raise
-            print(f"fmplex: {str(error).splitlines()[0]} It is started again", file=sys.stderr, flush=True)
+            journal.tell("server-ended", "", reason, "it is started again")
+            print(f"fmplex: {reason} It is started again", file=sys.stderr, flush=True)
             has_ended = True
             _pause(server, pause)
 

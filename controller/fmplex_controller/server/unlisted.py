@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from fmplex_backend.errors import SetupProblem, TaskRefused
 from fmplex_backend.printable import printable
+from fmplex_backend.repository.directory import UNLOADED
+from fmplex_backend.repository.inspection import inspect
 from fmplex_backend.repository.loadable import check_loadable, check_name
 
 
@@ -31,7 +34,27 @@ def left_out(repository: Path) -> dict[str, str]:
             found[name] = f"{path}: it is a link that leads nowhere, and Triton lists no model beside it. Remove it"
         elif path.is_dir() and (reason := _misnamed(repository, name) or _fatal(path)):
             found[name] = reason
+    return found | _kept_unloaded(repository, found)
+
+
+def _kept_unloaded(repository: Path, without: Mapping[str, str]) -> dict[str, str]:
+    """Those with the file UNLOADED, and what would bring them along: tasks on them, and ensembles of them."""
+    names = [name for name in _directories(repository) if name not in without]
+    found = {name: _marked(repository / name) for name in names if (repository / name / UNLOADED).exists()}
+    uses: dict[str, set[str]] = {}
+    for name in names if found else ():
+        with contextlib.suppress(OSError):
+            inspected = inspect(repository, name)
+            uses[name] = {inspected.backbone, *inspected.steps}
+    while more := {
+        name: used & found.keys() for name, used in uses.items() if name not in found and used & found.keys()
+    }:
+        found |= {name: f"it needs {min(used)}, which is kept unloaded" for name, used in more.items()}
     return found
+
+
+def _marked(directory: Path) -> str:
+    return f"{directory}: it holds the file {UNLOADED}. Remove that, or `fmplex task load {directory.name}`"
 
 
 def names_to_load(repository: Path, without: Mapping[str, str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class Load:
     backbone: str = ""  # of a task: it is asked first
     again: bool = False  # it is loaded already
     confirms: bool = False  # and was so when this controller began: most likely nothing has changed
+    why: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,12 @@ from pathlib import Path
 from fmplex_backend.errors import ServerProblem, TaskProblem
 from fmplex_backend.repository.following import Following
 from fmplex_backend.status import BackboneStatus
+from fmplex_controller.records.journal import Journal
 from fmplex_controller.sidecar.actions import Action, Lift, Quarantine
+from fmplex_controller.sidecar.board import Board
 from fmplex_controller.sidecar.demand import Demands
 from fmplex_controller.sidecar.execution import Attempts, Execution
-from fmplex_controller.sidecar.health import Health
+from fmplex_controller.sidecar.health import Health, Turn
 from fmplex_controller.sidecar.observer import Observer
 from fmplex_controller.sidecar.probes import Probes
 from fmplex_controller.sidecar.processes import Processes
@@ -34,15 +36,24 @@ GROUPS = 16  # backbones that are worked on side by side
 class Controller:
     """Of one repository and its server. A backbone and its tasks are worked on in order, several backbones at once."""
 
-    def __init__(self, root: Path, triton: Triton, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        root: Path,
+        triton: Triton,
+        clock: Callable[[], float] = time.monotonic,
+        journal: Journal | None = None,
+    ) -> None:
         self.root, self.triton, self.clock = root.resolve(), triton, clock
+        self.journal = journal or Journal()
         self.observer = Observer(self.root)
         self.demands = Demands()
-        self.execution = Execution(self.root, triton, self.demands)
+        self.execution = Execution(self.root, triton, self.journal, self.demands)
         self.health, self.processes = Health(), Processes()
+        self.board = Board()
         self.probes = Probes(triton, self._told, clock)
         self._attempts: Attempts = {}
         self._ready_since, self._gone_since = Since(), Since()
+        self._kept_unloaded: set[str] | None = None  # directories with the file UNLOADED; None: not looked at yet
         self._unwritten: dict[str, str] = {}  # texts of ERROR.txt that could not be written, by directory
         self._working: dict[str, Future[Attempts]] = {}  # by group
         self._lock = threading.Lock()  # of these two
@@ -86,6 +97,8 @@ class Controller:
             return POLL_S
         self._say("")
         seen = self._seen(directories, loaded, now)
+        self.board.round(seen)
+        self._tell_kept_unloaded({name for name, each in directories.items() if each.unloaded})
         self._dispatch(reconcile(seen, str(self.root)), seen, pool)
         waits = any(each.still_s < (BAD_S if each.inspected.problem else STILL_S) for each in directories.values())
         return SOON_S if waits or seen.sick else POLL_S
@@ -164,19 +177,40 @@ class Controller:
         self._wake.set()
 
     def _told(self, backbone: str, told: BackboneStatus | Miss, sent: float) -> None:
+        turn: Turn
         with self._lock:
             if isinstance(told, Miss):
                 if self.processes.is_dead(backbone):
                     told = replace(told, enough=1)
-                if self.health.missed(backbone, told, sent, self.clock()):
-                    log.error("the backbone %s: %s", backbone, told.reason)
-                    self._wake.set()
+                turn = "dead" if self.health.missed(backbone, told, sent, self.clock()) else ""
             else:
                 self.processes.named(backbone, told.pid)
-                self.health.answered(backbone, told, self.clock())
                 self.demands.observe(told, sent)
+                turn = self.health.answered(backbone, told, self.clock())
+            reason, is_given_up = self.health.reason(backbone), self.health.is_given_up(backbone)
+        if isinstance(told, BackboneStatus):
+            self.board.told(told, self.clock())
+            self.journal.sample(told)
+        if turn == "dead":
+            log.error("the backbone %s: %s", backbone, reason)
+            self.journal.tell("given-up" if is_given_up else "dead", backbone, reason)
+            self._wake.set()
+        elif turn == "back":
+            self.journal.tell("back", backbone, "another process answers")
+
+    def _tell_kept_unloaded(self, names: set[str]) -> None:
+        if self._kept_unloaded is not None:
+            for name in sorted(names - self._kept_unloaded):
+                self.journal.tell("kept-unloaded", name, "its directory holds UNLOADED")
+            for name in sorted(self._kept_unloaded - names):
+                self.journal.tell("released", name, "its directory holds UNLOADED no more")
+        self._kept_unloaded = names
 
     def _say(self, problem: str) -> None:
+        """The repository or the server is away, or, with no problem, both are there."""
         if problem and problem != self._said:
             log.warning("%s", problem)
-        self._said = problem
+            self.journal.tell("away", "", problem, "nothing is done meanwhile")
+        elif self._said and not problem:
+            self.journal.tell("reachable", "", self._said, "both server and repository are there again")
+        self._said = self.board.problem = problem

@@ -17,6 +17,8 @@ from fmplex_backend.errors import (
 )
 from fmplex_backend.repository.completion import Completion
 from fmplex_backend.status import BackboneStatus, TaskStatus
+from fmplex_controller.records.events import DONE
+from fmplex_controller.records.journal import Journal
 from fmplex_controller.sidecar import planning
 from fmplex_controller.sidecar.actions import Action, Complete, Lift, Load, Quarantine, Unload
 from fmplex_controller.sidecar.demand import Demands
@@ -32,13 +34,14 @@ Attempts = dict[str, Attempt]
 class Execution:
     """Changes the files of a repository and the models of its server."""
 
-    def __init__(self, root: Path, triton: Triton, demands: Demands | None = None) -> None:
-        self.root, self.triton = root, triton
+    def __init__(self, root: Path, triton: Triton, journal: Journal, demands: Demands | None = None) -> None:
+        self.root, self.triton, self.journal = root, triton, journal
         self._demands = demands or Demands()
         self._said = ""  # the last problem that may pass
 
     def report(self, action: Quarantine | Lift) -> bool:
         """Write or remove an ERROR.txt; whether that is done: the repository may be read-only."""
+        kind, why, outcome = ("mended", "", DONE) if isinstance(action, Lift) else ("quarantined", action.text, DONE)
         try:
             if isinstance(action, Lift):
                 log.info("%s is mended", action.name)
@@ -48,8 +51,9 @@ class Execution:
                 write_error(self.root / action.name, action.text)
         except OSError as error:
             log.warning("%s: no ERROR.txt can be written or removed: %s", self.root / action.name, error)
-            return False
-        return True
+            outcome = f"no ERROR.txt can be written or removed: {error}"
+        self.journal.tell(kind, action.name, why, outcome)
+        return outcome == DONE
 
     def carry_out(self, actions: Sequence[Action]) -> Attempts:
         """One after the other; the attempts that are to be remembered.
@@ -58,31 +62,42 @@ class Execution:
         """
         found: Attempts = {}
         told: dict[str, BackboneStatus] = {}
-        try:
-            for action in actions:
+        for action in actions:
+            try:
                 if isinstance(action, Load):
                     found[action.name] = self._load(action, told)
                 elif isinstance(action, Complete):
                     if error := self._complete(action):
                         found[action.name] = Attempt(action.fingerprint, action.depends, error)
                 elif isinstance(action, Unload):
-                    log.info("%s is unloaded: %s", action.name, action.why)
-                    if action.pid:
-                        end_process(action.pid, action.name)
-                    self.triton.unload(action.name)
-        except (ServerProblem, OSError) as error:
-            if str(error) != self._said:
-                self._said = str(error)
-                log.warning("%s", error)
+                    self._unload(action)
+            except (ServerProblem, OSError) as error:
+                self._left_over(action, str(error))
+                break
         return found
+
+    def _unload(self, action: Unload) -> None:
+        log.info("%s is unloaded: %s", action.name, action.why)
+        if action.pid:
+            end_process(action.pid, action.name)
+        self.triton.unload(action.name)
+        self.journal.tell("unloaded", action.name, action.why)
+
+    def _left_over(self, action: Action, problem: str) -> None:
+        if problem != self._said:
+            self._said = problem
+            log.warning("%s", problem)
+            self.journal.tell("postponed", action.name, f"to {type(action).__name__.lower()} it", problem)
 
     def _complete(self, action: Complete) -> str:
         try:
             written = Completion(self.root, self._preferred).complete(action.name)
         except FmplexError as error:
+            self.journal.tell("refused", action.name, "its entry is not complete", str(error))
             return str(error)
         if written:
             log.info("%s has been given %s", action.name, written)
+            self.journal.tell("completed", action.name, f"it lacked {written}")
         return ""
 
     def _preferred(self, task: str, fitting: Sequence[str]) -> str | None:
@@ -96,17 +111,20 @@ class Execution:
         return planning.place(planning.read(self.root, told), self._demands, task)
 
     def _load(self, action: Load, told: dict[str, BackboneStatus]) -> Attempt:
-        if action.backbone and (error := self._refusal(action, told)):
-            return Attempt(action.fingerprint, action.depends, error)
-        try:
-            self.triton.load(action.name)
-        except (Unreachable, DeadlineExceeded, ControlClosed):  # nothing that the model could be blamed for
-            raise
-        except ServerProblem as error:
-            return Attempt(action.fingerprint, action.depends, self._triton_refused(action.name, error))
-        if not action.confirms:
+        error = self._refusal(action, told) if action.backbone else ""
+        if not error:
+            try:
+                self.triton.load(action.name)
+            except (Unreachable, DeadlineExceeded, ControlClosed):  # nothing that the model could be blamed for
+                raise
+            except ServerProblem as problem:
+                error = self._triton_refused(action.name, problem)
+        if error:
+            self.journal.tell("refused", action.name, action.why, error)
+        elif not action.confirms:
             log.info("%s is %s", action.name, "loaded as it is now" if action.again else "loaded")
-        return Attempt(action.fingerprint, action.depends)
+            self.journal.tell("reloaded" if action.again else "loaded", action.name, action.why)
+        return Attempt(action.fingerprint, action.depends, error)
 
     def _refusal(self, action: Load, told: dict[str, BackboneStatus]) -> str:
         """Why a task's backbone refuses it, "" where it does not; raises ServerProblem where it does not say."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from fmplex_backend.status import BackboneStatus
 from fmplex_controller.server.ends import WINDOW_S, Ends
 from fmplex_controller.sidecar.seen import Miss, Sick
 
+Turn = Literal["", "dead", "back"]  # of a backbone's process
 STALL_S = 60.0  # requests wait for so long, and no batch ends
 
 
@@ -38,8 +40,8 @@ class Health:
         self.stall_s = stall_s
         self._patients: dict[str, _Patient] = {}
 
-    def answered(self, backbone: str, status: BackboneStatus, now: float) -> None:
-        """A process has told of itself."""
+    def answered(self, backbone: str, status: BackboneStatus, now: float) -> Turn:
+        """A process has told of itself; what that changes."""
         patient = self._patients.setdefault(backbone, _Patient())
         patient.misses = 0
         if patient.reason:
@@ -47,7 +49,8 @@ class Health:
                 patient.reason, patient.waiting_since, patient.pid = "", None, status.pid
                 patient.is_given_up, patient.given_up_as = False, None
                 patient.loaded_at = now if patient.loaded_at is None else patient.loaded_at
-            return
+                return "back"
+            return ""
         patient.pid = status.pid
         if status.queued + status.running == 0 or status.batches != patient.batches:
             patient.batches, patient.waiting_since = status.batches, None
@@ -55,6 +58,18 @@ class Health:
             patient.waiting_since = now
         if patient.waiting_since is not None and now - patient.waiting_since > self.stall_s:
             self._end(patient, f"no batch has ended for {self.stall_s:g} s while requests wait", now)
+            return "dead"
+        return ""
+
+    def reason(self, backbone: str) -> str:
+        """Why it is sick, and whether it is given up; "" where it is well."""
+        patient = self._patients.get(backbone)
+        return _words(patient) if patient is not None and patient.reason else ""
+
+    def is_given_up(self, backbone: str) -> bool:
+        """Whether it is not loaded again by itself."""
+        patient = self._patients.get(backbone)
+        return patient is not None and patient.is_given_up
 
     def missed(self, backbone: str, miss: Miss, sent: float, now: float) -> bool:
         """A process has not answered a probe that was sent then; whether it counts as sick from now on."""

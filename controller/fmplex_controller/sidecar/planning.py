@@ -7,17 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fmplex_backend.errors import FmplexError, TaskProblem
-from fmplex_backend.families import family
+from fmplex_backend.errors import TaskProblem
 from fmplex_backend.profiles import find_profile
-from fmplex_backend.repository.config import load_backbone_config
-from fmplex_backend.repository.configs import CONFIG, backbone_parameters
+from fmplex_backend.repository.binding import model_key
 from fmplex_backend.repository.directory import UNLOADED
 from fmplex_backend.repository.reader import RepositoryReader
 from fmplex_backend.repository.tasks import Repository, TaskSpec
 from fmplex_backend.scheduling.cost import CostModel
 from fmplex_backend.status import BackboneStatus, Cost
-from fmplex_backend.types import Work
 from fmplex_controller.planner.loads import Fleet
 from fmplex_controller.planner.placing import Placing
 from fmplex_controller.planner.situation import Backbone, Binding, Latency, Model, Server, Situation, Task
@@ -70,17 +67,6 @@ def read(root: Path, statuses: Iterable[BackboneStatus]) -> Known:
     return Known({name: told[name] for name in backbones}, model_of, specs, taken)
 
 
-def model_key(root: Path, backbone: str) -> str:
-    """The same for two backbones of which a task may be on either."""
-    file = root / backbone / CONFIG
-    config = load_backbone_config(file, backbone_parameters(root, backbone) or {})
-    try:
-        mark = family(config.family).fingerprint(config, file)
-    except (FmplexError, OSError):
-        mark = None
-    return f"{config.family} {mark or config.model} {config.dtype}"
-
-
 def situation(known: Known, demands: Demands, limits: Limits) -> Situation:
     """What a planner goes by."""
     templates = sorted(known.templates.items())
@@ -114,8 +100,7 @@ def latency(cost: Cost | CostModel) -> Latency:
     once = cost.once if isinstance(cost, Cost) else cost.once(0)
 
     def seconds(rows: int, tokens: float) -> float:
-        work = Work(rows, rows * tokens, rows * tokens * tokens)
-        return once + cost.per_token * work.tokens + cost.per_area * work.area
+        return once + rows * tokens * (cost.per_token + cost.per_area * tokens)
 
     return seconds
 

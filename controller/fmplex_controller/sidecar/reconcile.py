@@ -92,9 +92,15 @@ class _Round:
         if (backbone and not self._serves(backbone)) or not all(map(self._serves, steps)):
             return
         confirms = model.ready and name not in self.seen.attempts
-        yield Load(name, directory.fingerprint, self._depends(directory), backbone, model.ready, confirms)
+        why = self._why_load(directory)
+        yield Load(name, directory.fingerprint, self._depends(directory), backbone, model.ready, confirms, why)
 
     # -- what these go by
+
+    def _why_load(self, directory: Directory) -> str:
+        if self._model(directory.name).ready:
+            return "its files have changed"
+        return "it was not loaded any more" if self._was_taken_up(directory) else "its directory is new, or was mended"
 
     def _why_unload(self, name: str, model: Model) -> str:
         if not model.ready:

@@ -42,6 +42,11 @@ class Triton:
         self._client = Client(url, retries=0, control_key=control_key)
         self._raw: Any = grpcclient.InferenceServerClient(address.host, ssl=address.ssl)
 
+    @property
+    def control_key(self) -> str:
+        """The server's key, as far as it is known; "" where there is none, as of an open server."""
+        return next(iter(self._client.control_headers.values()), "")
+
     def close(self) -> None:
         """Close the connections."""
         self._client.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +13,11 @@ from fmplex_backend.decoders.decoder import TOKENS
 from fmplex_backend.decoders.rows import Rows
 from fmplex_backend.decoders.trainable import tensors_of
 from fmplex_backend.errors import TaskProblem
+from fmplex_backend.families.fitting import PooledFeatures
 from fmplex_backend.families.text_encoder.encoders import CustomEncoder
 from fmplex_backend.families.text_encoder.runtime import TextEncoderRuntime
 from fmplex_backend.families.text_encoder.sections import PluginEncoder, Projection, Text
 from fmplex_backend.families.text_encoder.tokenizer import NO_SPANS, Tokens
-
-BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +107,10 @@ def first_tokens(window: Tokens, words: Sequence[tuple[int, int]]) -> list[int]:
     ]
 
 
-class TextFeatures:
-    """A model and a way of pooling.
+class TextFeatures(PooledFeatures[TextExample]):
+    """See `PooledFeatures`; with TOKENS, a word's vector is its first token's.
 
     Args:
-        bare: the backbone.
-        model: the backbone with the adapter that is being fitted; the same as `bare` where there is none.
-        reads: mean, cls or max over tokens, or TOKENS: a vector a word, its first token's.
         pad: the padding token's id.
         encoder: the module that makes input embeddings, where rows are not texts.
     """
@@ -123,46 +118,10 @@ class TextFeatures:
     def __init__(
         self, bare: Any, model: Any, reads: str, pad: int, device: torch.device, encoder: nn.Module | None = None
     ) -> None:
-        self.bare, self.model, self.reads, self.pad, self.device = bare, model, reads, pad, device
-        self.encoder = encoder
+        super().__init__(bare, model, reads, device)
+        self.pad, self.encoder = pad, encoder
 
-    def vectors(self, examples: Sequence[TextExample]) -> Tensor:
-        """[rows, h] through the model, with gradients."""
-        return self._through(self.model, examples)
-
-    def every(self, examples: Sequence[TextExample]) -> Tensor:
-        """Any number of texts through the model."""
-        return self._all(self.model, examples)
-
-    def fixed(self, examples: Sequence[TextExample]) -> Tensor:
-        """Any number of texts through the bare backbone."""
-        return self._all(self.bare, examples)
-
-    def places(self, examples: Sequence[TextExample]) -> list[Tensor]:
-        """For each text, the indices of its rows in what `fixed` returns."""
-        ends = torch.tensor([each.rows for each in examples]).cumsum(0)
-        return [torch.arange(int(end) - each.rows, int(end)) for end, each in zip(ends, examples, strict=True)]
-
-    def precision(self, wanted: str) -> Any:
-        """Autocast to bfloat16 where it is asked for, or with "auto" on a GPU."""
-        if wanted == "bfloat16" or (wanted == "auto" and self.device.type == "cuda"):
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return contextlib.nullcontext()
-
-    def _all(self, model: Any, examples: Sequence[TextExample]) -> Tensor:
-        """Vectors in the order of the examples, computed in batches of about equal lengths."""
-        order = sorted(range(len(examples)), key=lambda place: examples[place].length)
-        parts: list[Tensor] = [torch.empty(0)] * len(examples)
-        with torch.inference_mode():
-            for start in range(0, len(order), BATCH):
-                chosen = order[start : start + BATCH]
-                values = self._through(model, [examples[place] for place in chosen]).float()
-                sizes = [examples[place].rows for place in chosen]
-                for place, part in zip(chosen, torch.split(values, sizes), strict=True):
-                    parts[place] = part
-        return torch.cat(parts)
-
-    def _through(self, model: Any, examples: Sequence[TextExample]) -> Tensor:
+    def through(self, model: Any, examples: Sequence[TextExample]) -> Tensor:
         if self.encoder is not None:
             vectors = self.encoder(_values(examples).to(self.device))  # [n, t, width]
             states = model(inputs_embeds=vectors).last_hidden_state  # [n, t, h]

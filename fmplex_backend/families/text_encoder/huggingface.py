@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,7 @@ from typing import Any
 import torch
 
 from fmplex_backend.errors import BackboneRefused
-from fmplex_backend.families.model_files import find_model
-from fmplex_backend.families.precision import chosen_dtype
+from fmplex_backend.families.huggingface import load_model, on_device
 from fmplex_backend.families.text_encoder.attention import never_reading_masks
 from fmplex_backend.families.text_encoder.parameters import TextEncoderConfig
 
@@ -28,34 +26,10 @@ class LoadedBackbone:
 
 def load_backbone(config: TextEncoderConfig, file: Path, device: torch.device) -> LoadedBackbone:
     """Load model and tokenizer; raises BackboneRefused naming `file`."""
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
+    from transformers import AutoTokenizer
 
-    transformers_logging.disable_progress_bar()  # it would fill the server's log
-    if device.type == "cpu":
-        torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
-    directory = find_model(config.model, file)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-        stored = getattr(AutoConfig.from_pretrained(directory), "dtype", None)
-        dtype = chosen_dtype(config.dtype, device, stored)
-        model, loading = AutoModel.from_pretrained(directory, dtype=dtype, output_loading_info=True)
-    except Exception as error:  # transformers' errors have no base class of their own
-        raise BackboneRefused(
-            file,
-            "parameters.model",
-            f"transformers cannot load {config.model!r}: {error}",
-            "Check the directory",
-        ) from error
-    # The pooler's output is never read.
-    missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
-    if missing:
-        raise BackboneRefused(
-            file,
-            "parameters.model",
-            f"the weights of {config.model!r} lack {', '.join(missing[:5])}: transformers would start them at random",
-            "Copy the whole model",
-        )
+    loaded = load_model(config, file, device, read=AutoTokenizer.from_pretrained)
+    model, tokenizer = loaded.model, loaded.reader
     if not tokenizer.is_fast:
         raise BackboneRefused(
             file,
@@ -70,10 +44,10 @@ def load_backbone(config: TextEncoderConfig, file: Path, device: torch.device) -
             f"{config.model!r} ({model.config.model_type}) is not a text encoder",
             "Name an encoder, e.g. BERT, RoBERTa, MPNet, DistilBERT or ModernBERT",
         )
-    model = model.to(device).eval().requires_grad_(False)
+    model = on_device(model, device)
     if device.type == "cuda":
         never_reading_masks(model)
-    return LoadedBackbone(model, tokenizer, directory, _max_length(config, file, tokenizer, model))
+    return LoadedBackbone(model, tokenizer, loaded.directory, _max_length(config, file, tokenizer, model))
 
 
 def _max_length(config: TextEncoderConfig, file: Path, tokenizer: Any, model: Any) -> int:

@@ -17,6 +17,8 @@ class TextInput:
 
     tensor = TensorSpec("TEXT", "TYPE_STRING", (1,))
     columns: Literal["one", "several"] = "one"
+    default_column = "text"
+    files: Sequence[str] = ()
 
     def is_item(self, data: Any) -> bool:
         return isinstance(data, str)
@@ -44,6 +46,9 @@ class TextInput:
     def parse(self, argument: str) -> str:
         return argument
 
+    def show(self, item: Any) -> str:
+        return " ".join(str(item).split())
+
     def probe(self, size: int | None) -> str:
         return "a short text"
 
@@ -53,6 +58,8 @@ class NumbersInput:
 
     tensor = TensorSpec("FEATURES", "TYPE_FP32", (-1,))
     columns: Literal["one", "several"] = "several"
+    default_column = ""
+    files: Sequence[str] = ()
 
     def is_item(self, data: Any) -> bool:
         return False
@@ -84,6 +91,9 @@ class NumbersInput:
             raise TaskProblem(
                 f"{argument!r} is not a row of numbers, which the task reads. Give e.g. 0.5,12,3"
             ) from None
+
+    def show(self, item: Any) -> str:
+        return ",".join(f"{number:g}" for number in item)
 
     def probe(self, size: int | None) -> list[float]:
         return [0.0] * (size or 1)

@@ -59,6 +59,7 @@ class TextEncoders(Family):
         return (
             width_in(config) is not None
             and "vocab_size" in config
+            and "image_size" not in config
             and not any(config.get(key) for key in ("is_decoder", "is_encoder_decoder"))
             and not any(key.endswith("_config") and isinstance(part, dict) for key, part in config.items())
             and not any(kind in made_for for kind in ("CausalLM", "LMHead", "ConditionalGeneration", "CTC"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -17,6 +19,7 @@ CHARS_PER_TOKEN = 8  # of a long text only so many characters for each token tha
 GROWTH = 8  # the factor by which that grows, where it left too few tokens
 BYTES_PER_TOKEN = 512  # of a text no more is read than so many for each token that is kept (or the longest token's)
 MIN_TEXT_BYTES, MAX_TEXT_BYTES = 64 << 10, 4 << 20  # but so much at least, and at most
+TOKEN_BYTES = 40 + array("i").itemsize  # about what a token id takes in a list, and in its row's key
 UNLOCKED_CHARS = 2048  # from here on, the interpreter's lock is released: it takes longer than getting it back
 
 
@@ -29,6 +32,21 @@ class Tokens:
     offsets: npt.NDArray[np.int32]  # [len(plain), 2] characters in the text as sent
     truncated: bool
     vectors: npt.NDArray[np.float32] | None = None  # [t, width] input embeddings, in the place of the ids'
+
+    @property
+    def length(self) -> int:
+        """Of the window, in tokens."""
+        return len(self.ids)
+
+    @property
+    def key(self) -> Hashable:
+        """All that its hidden states depend on."""
+        return array("i", self.ids).tobytes(), b"" if self.vectors is None else self.vectors.tobytes()
+
+    @property
+    def bytes(self) -> int:
+        """About what it takes in memory, its key included."""
+        return TOKEN_BYTES * len(self.ids) + (0 if self.vectors is None else 2 * self.vectors.nbytes)
 
 
 class TextOptions(Protocol):

@@ -29,6 +29,8 @@ class WordsInput:
 
     tensor = TensorSpec("WORDS", "TYPE_STRING", (1,))
     columns: Literal["one", "several"] = "one"
+    default_column = "text"
+    files: Sequence[str] = ()
 
     def is_item(self, data: Any) -> bool:
         return isinstance(data, str)
@@ -46,6 +48,9 @@ class WordsInput:
 
     def parse(self, argument: str) -> str:
         return argument
+
+    def show(self, item: Any) -> str:
+        return str(item)
 
     def probe(self, size: int | None) -> str:
         return "stream steps=3 count these words"

@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 from fmplex.cli import app as cli
 from fmplex.cli import demo, perf
 from fmplex_backend.control_key import keep_key
+from fmplex_controller.api import options
 from fmplex_controller.server import foreground
 from fmplex_controller.server.options import ServerOptions
-from fmplex_controller.server.process import Server
+from fmplex_controller.server.process import Server, free_ports
 from fmplex_controller.sidecar.process import SidecarProcess
 
 runner = CliRunner()
@@ -23,8 +24,10 @@ companions: list[SidecarProcess | None] = []  # of the servers of `served`
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> list[ServerOptions]:
+def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[ServerOptions]:
     """What `fmplex serve` would have served, without a server."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(options, "DEFAULT_PORT", free_ports(1)[0])
     seen: list[ServerOptions] = []
     companions.clear()
 
@@ -54,6 +57,20 @@ class TestServe:
         for line in ([], ["--no-controller"], ["--control", "poll"]):
             assert runner.invoke(cli.app, ["serve", *line]).exit_code == 0
         assert [companion is not None for companion in companions] == [True, False, False]
+
+    def test_what_the_controller_is_given(self, served: list[ServerOptions], tmp_path: Path) -> None:
+        (tmp_path / "token").write_text("t0ken\n")
+        line = f"serve --records {tmp_path}/records --api-host 0.0.0.0 --api-token-file {tmp_path}/token"
+        assert runner.invoke(cli.app, [*line.split(), "--no-api"]).exit_code == 0
+        (port,) = free_ports(1)
+        assert runner.invoke(cli.app, [*line.split(), "--api-port", str(port)]).exit_code == 0
+        without, with_api = (companion._options for companion in companions if companion is not None)
+        assert without == ("--records", f"{tmp_path}/records")
+        assert with_api == (*without, "--api-host", "0.0.0.0", "--api-port", str(port))
+        assert companions[1] is not None
+        assert companions[1]._variables == {"FMPLEX_API_TOKEN": "t0ken"}
+        refused = runner.invoke(cli.app, ["serve", "--api-host", "0.0.0.0"])
+        assert (refused.exit_code, "Give a token" in refused.stderr) == (1, True)
 
     def test_who_may_control_it(self, served: list[ServerOptions], tmp_path: Path) -> None:
         (tmp_path / "key").write_text("s3cret\n")

@@ -98,6 +98,21 @@ def test_load(server: FakeServer) -> None:
     assert "cut short" in run("load", "one", code=1)
 
 
+def test_unloaded_until_it_is_loaded_again(root: Path, server: FakeServer) -> None:
+    marker = root / "one" / "UNLOADED"
+    assert run("unload", "one", "-r", root) == "one: unloaded\n"
+    assert marker.exists()
+    assert run("load", "one", "-r", root) == "one: loaded\n"
+    assert not marker.exists()
+    assert server.calls == [("unload", "one"), ("load", "one")]
+    assert "there is no task 'two'" in run("unload", "two", "-r", root, code=1)
+    server.problem = Unreachable("gone")
+    assert "one is kept unloaded from now on, but gone" in run("unload", "one", "-r", root, code=3)
+    assert marker.exists()
+    assert "one is kept unloaded no more, but gone" in run("load", "one", "-r", root, code=3)
+    assert not marker.exists()
+
+
 def test_what_a_server_still_has_is_not_removed(root: Path, server: FakeServer) -> None:
     server.problem = Unreachable("gone")
     run("remove", "one", "-r", root, "--server", "host", code=3)

@@ -120,7 +120,7 @@ def test_stdin_is_told_by_its_first_line(
     monkeypatch: pytest.MonkeyPatch, content: str, column: str, rows: list[str]
 ) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content.encode())))
-    _, found = read(STDIN, column=column)
+    _, found = read(STDIN, columns=[column])
     assert [cells[column] for _, cells, _ in found] == rows
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from model_fixtures import save_tiny, tiny_model
 from peft import LoraConfig, get_peft_model
 from task_fixtures import labelled
+from transformers import AutoImageProcessor, AutoModel
 
 from fmplex_backend.repository.writer import ModelRepository
 from testing.repositories import write_backbone
@@ -68,3 +71,54 @@ def test_peft_adapter(root: Path, tmp_path: Path) -> None:
     trained.save_pretrained(str(tmp_path / "adapter"))
     example("peft_adapter").main(str(tmp_path / "adapter"), "", "adapted", root, "")
     assert ModelRepository(root).versions("adapted") == [1]
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+def test_dinov2_weights(registers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tensor goes to where it was."""
+    weights = dino_weights(width=64, layers=2, patch=8, side=4, registers=registers)
+    torch.save(weights, tmp_path / "dino.pth")
+    monkeypatch.setattr(sys, "argv", ["dinov2_weights.py", str(tmp_path / "dino.pth"), str(tmp_path / "model")])
+    example("dinov2_weights").main()
+    model = AutoModel.from_pretrained(tmp_path / "model")
+    assert (model.config.num_hidden_layers, model.config.image_size, model.config.num_attention_heads) == (2, 32, 1)
+    assert AutoImageProcessor.from_pretrained(tmp_path / "model").crop_size["height"] == 224
+    stored = {tuple(tensor.flatten()[:3].tolist()) for tensor in weights.values() if tensor.shape[0] != 3 * 64}
+    stored |= {
+        tuple(third.flatten()[:3].tolist())
+        for tensor in weights.values()
+        if tensor.shape[0] == 3 * 64
+        for third in tensor.chunk(3)
+    }
+    assert {tuple(tensor.flatten()[:3].tolist()) for tensor in model.state_dict().values()} == stored
+    with pytest.raises(ValueError, match="no weights of DINOv2"):
+        example("dinov2_weights").model_of({"blocks.0.mlp.w12.weight": torch.zeros(1)})
+
+
+def dino_weights(width: int, layers: int, patch: int, side: int, registers: int) -> dict[str, torch.Tensor]:
+    """Random weights by the names that DINOv2's authors give them."""
+    torch.manual_seed(0)
+    shapes: dict[str, tuple[int, ...]] = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, side * side + 1, width),
+        "mask_token": (1, width),
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+    }
+    if registers:
+        shapes["register_tokens"] = (1, registers, width)
+    parts = {
+        "attn.qkv": 3 * width,
+        "attn.proj": width,
+        "mlp.fc1": 4 * width,
+        "mlp.fc2": width,
+    }
+    for layer in range(layers):
+        for name, outputs in parts.items():
+            inputs = 4 * width if name == "mlp.fc2" else width
+            shapes |= {f"blocks.{layer}.{name}.weight": (outputs, inputs), f"blocks.{layer}.{name}.bias": (outputs,)}
+        norms = [f"blocks.{layer}.norm{number}.{part}" for number in (1, 2) for part in ("weight", "bias")]
+        shapes |= dict.fromkeys([*norms, f"blocks.{layer}.ls1.gamma", f"blocks.{layer}.ls2.gamma"], (width,))
+    return {name: torch.randn(shape) for name, shape in shapes.items()}

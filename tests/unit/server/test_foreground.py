@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from fmplex_backend.errors import ServerExited
+from fmplex_controller.records.journal import Journal
 from fmplex_controller.server import foreground
 from fmplex_controller.server.ends import MOST
 from fmplex_controller.server.options import ServerOptions
+from fmplex_controller.server.process import ModelState
 
 
 class Process:
@@ -28,10 +30,11 @@ class Process:
     def start(self) -> None:
         self.started = True
 
-    def wait_ready(self) -> None:
+    def wait_ready(self) -> tuple[ModelState, ...]:
         if self.during_load:
             self._signal()
             raise self.exited(self.code)
+        return ()
 
     def restart(self) -> None:
         self.calls.append("restart")
@@ -72,6 +75,9 @@ class Companion:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.journal = Journal()
+        self.events: list[str] = []
+        self.journal.listeners.append(lambda event: self.events.append(event.kind))
 
     def start(self) -> None:
         self.calls.append("start")
@@ -132,6 +138,8 @@ class TestForeground:
         assert process.calls == ["restart", "restart", "terminate", "stop"]
         assert companion.calls == ["start", "stop"]
         assert capsys.readouterr().err.count("fmplex: status -8 It is started again") == 2
+        restarts = ["server-ended", "server-restarted"] * 2
+        assert companion.events == ["server-started", *restarts, "server-stopped"]
 
     def test_but_not_for_ever(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(foreground, "_pause", lambda server, seconds: None)
@@ -140,4 +148,5 @@ class TestForeground:
         with pytest.raises(ServerExited):
             serve(process, companion)
         assert process.calls == ["restart"] * MOST + ["stop"]
+        assert companion.events.count("server-ended") == MOST + 1
         assert companion.calls == ["start", "stop"]

@@ -40,6 +40,21 @@ def test_what_is_left_out_and_why(spoilt: Path) -> None:
     assert models_in(spoilt) == ["fatal", "one", "tâche"]
 
 
+def test_what_is_kept_unloaded_is_not_brought_along(repository: Path) -> None:
+    for name in ("one", "two"):
+        (repository / name / "1").mkdir(parents=True)
+    step = 'ensemble_scheduling { step [ { model_name: "%s" model_version: -1 output_map { key: "%s" value: "x" } } ] }'
+    for name, used, output in (("task", "one", "VFM_0"), ("group", "task", "SCORES"), ("other", "two", "VFM_0")):
+        (repository / name / "1").mkdir(parents=True)
+        (repository / name / "config.pbtxt").write_text(f'name: "{name}" platform: "ensemble" {step % (used, output)}')
+    (repository / "one" / "UNLOADED").touch()
+    reasons = left_out(repository)
+    assert reasons["one"].endswith("Remove that, or `fmplex task load one`")
+    assert reasons["task"] == "it needs one, which is kept unloaded"
+    assert reasons["group"] == "it needs task, which is kept unloaded"
+    assert names_to_load(repository, reasons) == ["other", "two"]
+
+
 def test_where_nothing_is_wrong_everything_is_loaded(repository: Path) -> None:
     (repository / "one" / "1").mkdir(parents=True)
     assert left_out(repository) == {}

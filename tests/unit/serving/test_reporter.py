@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,24 @@ def test_a_backbone_and_its_tasks(rig: ServiceRig) -> None:
     assert one.service_s > 0
     assert (two.name, two.requests, two.service_s) == ("two", 0, 0.0)
     assert one.healthy
+    assert found.busy_s == pytest.approx(one.service_s)
+    assert (found.items, one.items, one.misses, one.queue_bytes) == (3, 3, 0, 0)
+    assert abs(found.started_at + found.up_s - time.time()) < 1
+    assert one.account != two.account
+
+
+def test_what_a_removed_task_was_charged_is_still_told(rig: ServiceRig, tmp_path: Path) -> None:
+    rig.ask(0)
+    before = only(rig, "one")
+    shutil.rmtree(tmp_path / "one")
+    until(lambda: "one" not in {task.name for task in status(rig).tasks})
+    until(lambda: bool(status(rig).closed))
+    (closed,) = status(rig).closed
+    assert (closed.task, closed.account, closed.requests) == ("one", before.account, 1)
+    assert closed.service_s == pytest.approx(status(rig).busy_s)
+    write_task(tmp_path, "one", 0)
+    assert only(rig, "one").account not in (None, before.account)
+    assert not status(rig, "one").closed
 
 
 def test_a_refused_task_says_why_and_counts(rig: ServiceRig, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from task_fixtures import BASE, tiny_repository
 from fmplex_backend.errors import ServerProblem, Unreachable
 from fmplex_backend.repository.configs import read_config
 from fmplex_backend.status import BackboneStatus
+from fmplex_controller.records.journal import Journal
 from fmplex_controller.sidecar.controller import POLL_S, SOON_S, Controller
 from fmplex_controller.sidecar.seen import Miss
 
@@ -71,7 +72,10 @@ class Rig:
     def begin_anew(self) -> None:
         """Another controller, which knows nothing."""
         fake: Any = self.triton
-        self.controller = Controller(self.root, fake, lambda: self.now)
+        self.journal = Journal()
+        self.events: list[tuple[str, str]] = []  # kinds and models
+        self.journal.listeners.append(lambda event: self.events.append((event.kind, event.model)))
+        self.controller = Controller(self.root, fake, lambda: self.now, self.journal)
 
     def run(self, seconds: float) -> list[str]:
         """Rounds every half second; what the server was told in them."""
@@ -112,6 +116,7 @@ def test_directories_come_change_and_go(rig: Rig) -> None:
     shutil.rmtree(rig.root / "a")
     assert rig.run(3) == ["unload a"]
     assert rig.run(3) == []
+    assert rig.events == [("loaded", BASE), ("loaded", "a"), ("reloaded", "a"), ("unloaded", "a")]
 
 
 def test_another_controller_goes_on_where_one_was_killed(rig: Rig) -> None:
@@ -135,6 +140,7 @@ def test_a_bad_one_gets_an_error_that_goes_when_it_is_mended(rig: Rig) -> None:
     write_version(rig.root, "a", 1, EMBEDDING)
     assert rig.run(4) == ["load a"]
     assert not rig.error("a")
+    assert rig.events == [("loaded", BASE), ("quarantined", "a"), ("loaded", "a"), ("mended", "a")]
 
 
 def test_what_the_backbone_or_triton_refuses_is_tried_once(rig: Rig) -> None:
@@ -161,6 +167,7 @@ def test_a_server_that_is_away_is_nobodys_fault(rig: Rig, caplog: pytest.LogCapt
     rig.triton.problem = None
     rig.triton.refuses["base"] = Unreachable("it went down")
     assert rig.run(8) == []
+    assert rig.events == [("away", ""), ("reachable", ""), ("postponed", BASE)]
     assert not rig.error("base")
     rig.triton.refuses.clear()
     assert rig.run(4) == ["load base", "load a"]
@@ -212,3 +219,18 @@ def test_a_backbone_that_does_not_answer_is_unloaded_and_loaded_again(rig: Rig) 
     assert rig.run(3) == ["unload a", "unload base", "load base"]
     rig.controller._told(BASE, status().model_copy(update={"up_s": 0.1}), rig.now)
     assert rig.run(2) == ["load a"]
+    happened = rig.events[2:]
+    assert happened == [
+        *(("dead", BASE), ("unloaded", "a"), ("unloaded", BASE), ("loaded", BASE), ("back", BASE), ("loaded", "a"))
+    ]
+    assert [row.state for row in rig.controller.board.overview().backbones] == ["serving"]
+
+
+def test_the_file_unloaded_comes_and_goes(rig: Rig) -> None:
+    rig.write("a")
+    rig.run(5)
+    (rig.root / "a" / "UNLOADED").touch()
+    assert rig.run(3) == ["unload a"]
+    (rig.root / "a" / "UNLOADED").unlink()
+    assert rig.run(5) == ["load a"]
+    assert rig.events[2:] == [("kept-unloaded", "a"), ("unloaded", "a"), ("released", "a"), ("loaded", "a")]

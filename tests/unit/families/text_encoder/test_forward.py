@@ -15,7 +15,8 @@ from fmplex_backend.adapters.multi_lora import AdapterBank
 from fmplex_backend.adapters.peft import Adapter, load_adapter
 from fmplex_backend.decoders.decoder import TOKENS
 from fmplex_backend.families.cuda_graphs import Graphs
-from fmplex_backend.families.text_encoder.forward import Forward, PassKind, _CapturedPass, _round_up
+from fmplex_backend.families.forward import rounded_up
+from fmplex_backend.families.text_encoder.forward import CapturedTokens, Forward, PassKind
 from fmplex_backend.families.text_encoder.runtime import TextEncoderRuntime
 from fmplex_backend.families.text_encoder.tokenizer import Tokens
 
@@ -56,9 +57,9 @@ class Passes:
         recorder: Any = FakeRecorder()
         self.kinds: list[PassKind] = []
 
-        def capture(kind: PassKind) -> _CapturedPass:
+        def capture(kind: PassKind) -> CapturedTokens:
             self.kinds.append(kind)
-            return _CapturedPass(self.captured, kind, recorder)
+            return CapturedTokens(self.captured, kind, recorder)
 
         self.captured.graphs = Graphs(capture, after=1, clock=lambda: 0.0)
         self.captured._generation = self.bank.generation
@@ -137,4 +138,4 @@ def test_what_cannot_be_captured_runs_without(passes: Passes) -> None:
 
 @pytest.mark.parametrize(("value", "rounded"), [(1, 1), (2, 2), (3, 4), (8, 8), (9, 16), (64, 64), (70, 72)])
 def test_rows_are_rounded_up(value: int, rounded: int) -> None:
-    assert _round_up(value, (2, 1), (8, 4), (64, 8)) == rounded
+    assert rounded_up(value, (2, 1), (8, 4), (64, 8)) == rounded

@@ -29,8 +29,8 @@ from safetensors.torch import save_file
 from transformers import AutoModel, AutoTokenizer
 
 from fmplex_backend.errors import InvalidRequest, TaskRefused
+from fmplex_backend.families.payload import row_key
 from fmplex_backend.families.text_encoder.encoders import ProjectionLayers
-from fmplex_backend.families.text_encoder.payload import row_key
 from fmplex_backend.families.text_encoder.runtime import TextEncoderRuntime
 from fmplex_backend.types import Pass, PassShape, Request, Running, Sharing, Work
 
@@ -305,7 +305,7 @@ def test_a_broken_pass_leaves_nothing_of_others_rows(
     passes = runtime.run(batch)
     next(passes)
     with monkeypatch.context() as broken:
-        broken.setattr(runtime.forward, "_states", raising)
+        broken.setattr(runtime.forward, "pooled", raising)
         with pytest.raises(RuntimeError, match="broken"):
             next(passes)
     for have, expected in zip(alone(runtime, batch), want, strict=True):

@@ -1,0 +1,86 @@
+"""`fmplex controller`, and the options that it shares with `fmplex serve`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fmplex.cli import keys
+from fmplex.cli.events import Records
+from fmplex.cli.options import SERVER, Asked
+from fmplex.cli.shown import errors_shown
+from fmplex_backend.control_key import read_key
+
+if TYPE_CHECKING:
+    from fmplex_controller.api.options import ApiOptions
+    from fmplex_controller.server.process import Server
+    from fmplex_controller.sidecar.process import SidecarProcess
+
+TOKEN = "FMPLEX_API_TOKEN"
+
+Api = Annotated[
+    bool, typer.Option("--api/--no-api", help="Serve the controller's HTTP API, with a page that shows the server.")
+]
+ApiHost = Annotated[str, typer.Option(help="Address that the API listens on; all but loopback want a token.")]
+ApiPort = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=65535, help="Port of the API; default: 8003, and no API where that is taken.", show_default=False
+    ),
+]
+ApiTokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        envvar=f"{TOKEN}_FILE", show_envvar=True, help="File with the token that the API wants.", dir_okay=False
+    ),
+]
+
+
+def api_options(wanted: bool, host: str, port: int | None, token_file: Path | None) -> ApiOptions | None:
+    """What was asked for, None for no API; raises SetupProblem."""
+    from fmplex_controller.api.options import ApiOptions
+
+    if not wanted:
+        return None
+    token = read_key(token_file) if token_file else os.environ.get(TOKEN, "")
+    return ApiOptions.of(host, port, token, lambda text: print(f"fmplex: {text}", file=sys.stderr, flush=True))
+
+
+def companion(server: Server, api: ApiOptions | None, records: Path | None) -> SidecarProcess:
+    """The controller of a server that this process is to start."""
+    from fmplex_controller.records.folder import records_folder
+    from fmplex_controller.records.journal import Journal
+    from fmplex_controller.sidecar.process import SidecarProcess
+
+    folder = records_folder(server.options.repository, server.grpc_url, records)
+    journal = Journal.of_server(folder, server.options.repository, server.grpc_url)
+    options = ["--records", str(folder.resolve()), *(api.arguments if api else ())]
+    return SidecarProcess(server, journal=journal, options=options, variables=api.variables if api else {})
+
+
+def controller(
+    repository: Annotated[
+        Path, typer.Option("--repository", "-r", help="Model repository that the server runs on.", file_okay=False)
+    ] = Path("model_repository"),
+    server: Asked = SERVER,
+    control_key: keys.Given = None,
+    control_key_file: keys.GivenFile = None,
+    records: Records = None,
+    api: Api = True,
+    api_host: ApiHost = "127.0.0.1",
+    api_port: ApiPort = None,
+    api_token_file: ApiTokenFile = None,
+) -> None:
+    """Control a Triton server that runs elsewhere, until SIGTERM or Ctrl-C; `fmplex serve` has one of its own.
+
+    What the repository holds is loaded, completed or quarantined, what is removed unloaded, what dies loaded again.
+    """
+    from fmplex_controller.sidecar.__main__ import run
+
+    with errors_shown():
+        key = keys.chosen(control_key, control_key_file, False) or None
+        run(repository, server, key, records, api_options(api, api_host, api_port, api_token_file))

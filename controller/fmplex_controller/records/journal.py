@@ -1,0 +1,87 @@
+"""What a controller tells as it works: events to the log and to whoever listens, backbones' counts to the ledger."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from fmplex_backend.errors import SetupProblem
+from fmplex_backend.status import BackboneStatus
+from fmplex_controller.records.events import CONTROLLER, DONE, SERVER, Event, EventLog, event_now
+from fmplex_controller.records.folder import make_folder
+from fmplex_controller.records.ledger import Ledger
+
+LOCK_S = 2.0  # for a controller before this one to end
+log = logging.getLogger("fmplex.controller")
+
+
+class Journal:
+    """Without a log and a ledger, as where nothing can be written, it only tells those who listen. Any thread."""
+
+    def __init__(self, events: EventLog | None = None, ledger: Ledger | None = None) -> None:
+        self._events, self._ledger = events, ledger
+        self._lock: FileLock | None = None  # held as long as this process writes
+        self._has_failed = False
+        self.folder: Path | None = None  # where all is recorded
+        self.listeners: list[Callable[[Event], None]] = []
+
+    @staticmethod
+    def of_server(folder: Path, repository: Path, server: str) -> Journal:
+        """For the process that runs the server: it writes a log of its own, and no ledger."""
+        try:
+            make_folder(folder, repository, server)
+            return Journal(EventLog(folder, SERVER))
+        except (SetupProblem, OSError) as error:
+            log.warning("no events are recorded: %s", error)
+            return Journal()
+
+    @staticmethod
+    def opened(folder: Path, repository: Path, server: str) -> Journal:
+        """With log and ledger in a directory; with neither, and a line in the log that says why, where that fails."""
+        try:
+            make_folder(folder, repository, server)
+            lock = FileLock(folder / "lock")
+            lock.acquire(timeout=LOCK_S)
+            journal = Journal(EventLog(folder, CONTROLLER), Ledger(folder))
+        except Timeout:
+            log.warning("%s: another controller records there already; this one records nothing", folder)
+            return Journal()
+        except (SetupProblem, OSError) as error:
+            log.warning("neither events nor usage are recorded: %s", error)
+            return Journal()
+        journal.folder, journal._lock = folder, lock
+        return journal
+
+    def tell(self, kind: str, model: str = "", reason: str = "", outcome: str = DONE) -> None:
+        """Something has been done or found out."""
+        event = event_now(kind, model, reason, outcome)
+        if self._events is not None:
+            self._events.add(event)
+        for listener in self.listeners:
+            listener(event)
+
+    def sample(self, status: BackboneStatus) -> None:
+        """Enter what a backbone has counted."""
+        if self._ledger is None:
+            return
+        try:
+            self._ledger.sample(status, time.time())
+            self._has_failed = False
+        except sqlite3.Error as error:
+            if not self._has_failed:
+                log.error("usage cannot be recorded at the moment: %s", error)
+            self._has_failed = True
+
+    def close(self) -> None:
+        """Close the files."""
+        if self._events is not None:
+            self._events.close()
+        if self._ledger is not None:
+            self._ledger.close()
+        if self._lock is not None:
+            self._lock.release()

@@ -1,0 +1,91 @@
+"""Vision encoders (DINOv2, ViT, Swin, ConvNeXt, CLIP's and SigLIP's towers ...) in torch, through AutoModel."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fmplex_backend.adapters.peft import Adapter
+from fmplex_backend.errors import TaskRefused
+from fmplex_backend.families.encoder_runtime import EncoderRuntime, Extensions
+from fmplex_backend.families.vision_encoder.adaptable import not_adaptable
+from fmplex_backend.families.vision_encoder.forward import Forward
+from fmplex_backend.families.vision_encoder.huggingface import load_backbone
+from fmplex_backend.families.vision_encoder.parameters import VisionEncoderConfig
+from fmplex_backend.families.vision_encoder.preprocessing import ImageReader, Pixels
+from fmplex_backend.repository.config import TaskConfig
+from fmplex_backend.types import Predict
+
+UNREAD = ("pooler.dense",)  # what it makes of the states is never read
+PROFILE = (1, 2, 4, 8)  # rows
+LARGER = 4  # times the tokens of the pictures that the processor makes: a batch of those of twice the side is not cut
+
+
+class VisionEncoderRuntime(EncoderRuntime[Pixels]):
+    """One vision encoder in memory, for all tasks.
+
+    Args:
+        config: the backbone's parameters.
+        file: the backbone's config.pbtxt, for messages.
+        device: where the weights go, as torch names it.
+        max_items: Bmax.
+        predict: the cost model's estimate of a pass, in seconds.
+    """
+
+    folds = True  # where it does not hold, `not_adaptable` says so
+
+    def __init__(self, config: VisionEncoderConfig, file: Path, device: str, max_items: int, predict: Predict) -> None:
+        loaded = load_backbone(config, file, torch.device(device))
+        self.preprocessor, self.anatomy = loaded.preprocessor, loaded.anatomy
+        super().__init__(
+            config,
+            loaded.model,
+            loaded.directory,
+            device=torch.device(device),
+            hidden=loaded.hidden,
+            max_items=max_items,
+            predict=predict,
+            unread=UNREAD,
+            tokens=LARGER * max_items * self._grey(self.preprocessor.own_side).length,
+        )
+        self.not_adaptable = not_adaptable(self.model, self.anatomy, self.preprocessor.own_side)
+        self.forward = Forward(self.model, self.bank, self.anatomy, self.preprocessor, max_items)
+
+    def load_encoder(self, task: TaskConfig, version: Path) -> ImageReader:
+        if task.decoder.reads == "cls" and not self.anatomy.has_summary:
+            raise TaskRefused(
+                version / "task.json",
+                "decoder.pooling",
+                f"it is cls, but a {self.model.config.model_type} has neither a class token nor a pooled vector",
+                "Say mean or max, and fit the decoder again",
+            )
+        reader: ImageReader = task.encoder.load(version, self.preprocessor)
+        return reader
+
+    def check_adapter(self, adapter: Adapter, file: Path) -> None:
+        odd = sorted({*adapter.lora, *adapter.solo} & self.not_adaptable)
+        if odd:
+            raise TaskRefused(
+                file,
+                "target_modules",
+                f"{odd[0]} sees no rows of pictures, so that adapters on it cannot be told apart",
+                "Train without that target module",
+            )
+
+    def encode(self, extensions: Extensions, value: Any) -> list[list[Pixels]]:
+        return [[row] for row in extensions.encoder.encode(value)]
+
+    def alike(self, row: Pixels) -> Hashable:
+        return row.shape, row.dtype
+
+    def profiled_rows(self) -> Iterator[tuple[int, Pixels]]:
+        row = self._grey(self.preprocessor.own_side)
+        for rows in sorted({min(rows, self.max_items) for rows in PROFILE}):
+            yield rows, row
+
+    def _grey(self, side: int) -> Pixels:
+        return self.preprocessor.read(np.full((side, side, 3), 128, dtype=np.uint8))

@@ -1,0 +1,188 @@
+"""The controller is killed at random moments among changes and meets hostile directories; `fmplex serve` is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from fuzz.directories import Directories, Hostile
+from reference import Reference, difference
+
+from fmplex_backend.repository.writer import LOCK
+from fmplex_controller.server.process import free_ports
+from testing.adapters import lora
+from testing.clients import GrpcClient, Outputs
+from testing.controllers import controller
+from testing.models import minilm
+from testing.repositories import Task, build, write_backbone, write_task
+from testing.servers import LIVE, READY_S, Serving, eventually, serving
+
+pytestmark = pytest.mark.slow
+
+TEXT = "How many people live in Iceland?"
+GOOD = (Task("sentiment", 0, adapter=lora()), Task("entities", 1, "token-classification", adapter=lora(4)))
+NAMES = tuple(f"changing{number}" for number in range(6))
+FIRST_TAG = 10
+KILLS, DIRECTORIES, WAVE = 20, 500, 25
+SETTLED_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """Without a controller."""
+    folder = tmp_path_factory.mktemp("killed")
+    repository = folder / "repository"
+    write_backbone(repository)
+    for good in GOOD:
+        write_task(repository, good)
+    with serving(repository, folder) as server:
+        assert not server.refused
+        yield server
+
+
+# -- the controller is killed
+
+
+def change_one(repository: Path, aside: Path, chance: random.Random, number: int) -> None:
+    """A task comes, goes, is given another version in place, or is kept unloaded."""
+    name = chance.choice(NAMES)
+    directory = repository / name
+    if not directory.exists():
+        # Sometimes with another's tag, or without a config: the controller gives it what it lacks.
+        task = Task(name, chance.choice((0, FIRST_TAG + number)), adapter=lora(), seed=number)
+        built = build(aside / f"{name}-{number}", task)
+        if chance.random() < 0.3:
+            (built / "config.pbtxt").unlink()
+        built.rename(directory)
+        return
+    match chance.randrange(4):
+        case 0:
+            shutil.rmtree(directory)
+        case 1:
+            (directory / "UNLOADED").touch()
+        case 2:
+            (directory / "UNLOADED").unlink(missing_ok=True)
+        case _:
+            newer = build(aside / f"{name}-{number}", Task(name, FIRST_TAG, adapter=lora(), seed=number))
+            for file in sorted((newer / "1").rglob("*.safetensors")):
+                os.replace(file, directory / file.relative_to(newer))
+
+
+def is_served_as_it_is(server: Serving, name: str) -> bool:
+    """The server has what the repository holds, and answers by it."""
+    directory = server.repository / name
+    if not directory.exists() or (directory / "UNLOADED").exists():
+        return not server.has(name)
+    if not server.has(name):
+        return False
+    with server.client() as client:
+        answer = client.ask_one(name, TEXT)
+    return not answer.error and not difference(answer.outputs, 0, Reference(minilm(), directory / "1")(TEXT))
+
+
+def test_killed_among_changes_the_repository_is_what_is_served_in_the_end(server: Serving, tmp_path: Path) -> None:
+    chance = random.Random(5)
+    for kill in range(KILLS):
+        with controller(server):
+            end = time.monotonic() + chance.uniform(1.0, 4.0)
+            while time.monotonic() < end:
+                change_one(server.repository, tmp_path, chance, 100 * kill + chance.randrange(100))
+                time.sleep(chance.uniform(0.0, 0.5))
+    with controller(server):
+        for name in (*NAMES, *(good.name for good in GOOD)):
+            eventually(lambda: is_served_as_it_is(server, name), f"{name} is as it is", SETTLED_S)  # noqa: B023
+        known = {*NAMES, *(good.name for good in GOOD), "minilm", LOCK}
+        assert {each.name for each in server.repository.iterdir()} <= known, "nothing is left of what was written aside"
+        for name in NAMES:
+            shutil.rmtree(server.repository / name, ignore_errors=True)
+        eventually(lambda: not any(map(server.has, NAMES)), "all are unloaded")
+
+
+# -- hostile directories
+
+
+def has_its_reason(server: Serving, each: Hostile) -> bool:
+    """It is served, or its ERROR.txt says why not; one that is hidden is no model's directory."""
+    if each.name.startswith("."):
+        return True
+    file = os.path.join(each.path, b"ERROR.txt")
+    if os.path.isfile(file):
+        return True
+    with contextlib.suppress(UnicodeEncodeError, ValueError):
+        return server.has(each.name)
+    return False
+
+
+def answers(server: Serving) -> list[Outputs]:
+    with server.client() as client:
+        return [client.ask_one(good.name, TEXT).good() for good in GOOD]
+
+
+def same(one: Sequence[Outputs], other: Sequence[Outputs]) -> bool:
+    return all(
+        mine.keys() == theirs.keys()
+        and all(np.array_equal(mine[name], theirs[name]) for name in mine if name != "usage")
+        for mine, theirs in zip(one, other, strict=True)
+    )
+
+
+def test_hostile_directories_are_quarantined_with_a_reason(server: Serving, tmp_path: Path) -> None:
+    """And the good tasks' answers stay the same, bit for bit."""
+    make = Directories(tmp_path, taken=[task.vfm for task in GOOD])
+    before, stub = answers(server), server.stub().pid
+    with controller(server):
+        for start in range(0, DIRECTORIES, WAVE):
+            put: list[Hostile] = []
+            for place, seed in enumerate(range(start, start + WAVE)):
+                with contextlib.suppress(OSError):  # a name that two seeds give, or that is too long
+                    put.append(make.put(server.repository, seed, FIRST_TAG + place))
+            for each in put:
+                eventually(lambda: has_its_reason(server, each), f"{each.path!r} ({each.what})", SETTLED_S)  # noqa: B023
+            assert same(before, answers(server))
+            for each in put:
+                each.remove()
+    assert server.stub().pid == stub
+
+
+# -- `fmplex serve` is killed
+
+
+def test_serve_killed_leaves_no_process_and_no_lock(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    write_backbone(repository)
+    write_task(repository, GOOD[0])
+    for _ in range(2):
+        http, grpc, metrics = free_ports(3)
+        ports = ["--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]
+        line = [sys.executable, "-m", "fmplex", "serve", str(repository), *ports]
+        log = tmp_path / "log"
+        LIVE.append(log)
+        try:
+            with log.open("w") as err, subprocess.Popen(line, stdout=subprocess.PIPE, stderr=err, text=True) as process:
+                eventually(lambda: is_asked(grpc), "it serves", READY_S)  # noqa: B023
+                serve = psutil.Process(process.pid)
+                three = "tritonserver, the backbone's process and the controller"
+                eventually(lambda: len(serve.children(recursive=True)) >= 3, three)  # noqa: B023
+                family = serve.children(recursive=True)
+                process.send_signal(signal.SIGKILL)
+                process.wait(10)
+                _, left = psutil.wait_procs(family, timeout=15)
+                assert not left
+        finally:
+            LIVE.remove(log)
+
+
+def is_asked(grpc: int) -> bool:
+    with GrpcClient(f"127.0.0.1:{grpc}") as client:
+        return not client.ask_one(GOOD[0].name, TEXT).error
