@@ -39,6 +39,7 @@ EXPERIMENTS = (
     "deadlines",
     "capacity",
     "overhead",
+    "ceiling",
     "churn",
     "rebind",
     "planner",

@@ -5,9 +5,11 @@
     |-- QueueFull              a vFM's queue is at its bound                        UNAVAILABLE
     |-- ShuttingDown           the backbone or the task is being unloaded           UNAVAILABLE
     |-- TagContested           requests of another task may come with this tag      UNAVAILABLE
+    |-- GroupChanged           a group's entry is not the one the server loaded     UNAVAILABLE
     |-- Cancelled              the client went away                                 CANCELLED
     |-- ExecutionFailed        the pass or the decoder raised                       INTERNAL
     |   `-- NotFinite          the answer holds NaN or infinite numbers             INTERNAL
+    |-- GroupFailed            no task of a group has answered: the first's code    INTERNAL
     |-- Refused                something on disk is wrong                           INTERNAL
     |   |-- TaskRefused        a task's directory cannot be served                  INTERNAL
     |   `-- BackboneRefused    a backbone's config or environment is wrong          INTERNAL
@@ -29,7 +31,7 @@ The Task-API and the client raise TaskProblem, Refused and ServerProblem; the co
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -40,8 +42,8 @@ Again = Literal["never", "soon", "later"]
 class FmplexError(Exception):
     """Base of all; `code` names Triton's status, `reason` is the metrics label."""
 
-    code: ClassVar[str] = "INTERNAL"
-    reason: ClassVar[str] = "internal"
+    code: str = "INTERNAL"
+    reason: str = "internal"
 
 
 # -- in the backbone's process
@@ -75,6 +77,13 @@ class TagContested(FmplexError):
     reason = "contested"
 
 
+class GroupChanged(FmplexError):
+    """A request comes by another entry of its group than the one on disk: whose answers it shows is not known."""
+
+    code = "UNAVAILABLE"
+    reason = "group_changed"
+
+
 class Cancelled(FmplexError):
     """The client cancelled while the request was queued."""
 
@@ -92,6 +101,16 @@ class NotFinite(ExecutionFailed):
     """The answer holds NaN or infinite numbers: it would be a wrong one."""
 
     reason = "not_finite"
+
+
+class GroupFailed(FmplexError):
+    """No task of a group has answered: the status is that of the first one's error."""
+
+    reason = "group_failed"
+
+    def __init__(self, message: str, code: str = "INTERNAL", reason: str = "group_failed") -> None:
+        super().__init__(message)
+        self.code, self.reason = code, reason
 
 
 LONGEST = 2_000  # characters of a message's part: it may quote a file, and is the answer to every request

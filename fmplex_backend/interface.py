@@ -6,12 +6,14 @@ name (SCORES for TOKEN_SCORES): `shown_as` is that name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 USAGE = "usage"  # the receipt, as clients see it
 USAGE_DIMS = (3,)  # [queue_us, compute_us, batch_items]
 TAG_PREFIX = "VFM_"
+MEMBER_PREFIX = "MEMBER_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +45,48 @@ TRUNCATED = TensorSpec("TRUNCATED", "TYPE_BOOL", (1,))
 TASK = TensorSpec("TASK", "TYPE_STRING", (1,))
 STATUS = TensorSpec("STATUS", "TYPE_STRING", (1,))
 
+# What a group's entry asks for beside its tag: MEMBER_<n> for the task of each tag n, which brings that task's receipt;
+# the outputs of the tasks as <position>.SCORES ..., the tasks in the order of their tags; and ERRORS, a text for each
+# task in the order of the entry's parameter `group`, "" where it answers.
+ERRORS = TensorSpec("ERRORS", "TYPE_STRING", (-1,), shown_as="errors")
+
 
 def tag_name(vfm: int) -> str:
     """The requested output that names a vFM."""
     return f"{TAG_PREFIX}{vfm}"
+
+
+def member_name(vfm: int) -> str:
+    """The requested output that names a task of a group by its tag."""
+    return f"{MEMBER_PREFIX}{vfm}"
+
+
+def position_name(position: int, output: str) -> str:
+    """An output of the task at a position of a group, as the backbone names it."""
+    return f"{position}.{output}"
+
+
+def position_of(output: str) -> tuple[int, str] | None:
+    """The position and the task's own output that a group's output stands for; None where it is none."""
+    position, dot, own = output.partition(".")
+    return (int(position), own) if dot and _is_number(position) else None
+
+
+def backbone_outputs(own: Sequence[TensorSpec], slots: int, group_members: int) -> Iterator[TensorSpec]:
+    """Every output that a backbone has.
+
+    Args:
+        own: those of its family's tasks.
+        slots: how many tasks it can take.
+        group_members: how many tasks a group can have; 0: there are no groups.
+    """
+    yield from (*own, STATUS)
+    receipts = [tag_name, member_name] if group_members else [tag_name]
+    yield from (TensorSpec(name(vfm), "TYPE_INT64", USAGE_DIMS) for name in receipts for vfm in range(slots))
+    for position in range(group_members):
+        yield from (TensorSpec(position_name(position, each.name), each.data_type, each.dims) for each in own)
+    if group_members:
+        yield ERRORS
 
 
 def backbone_asked(steps: Iterable[tuple[str, Iterable[str]]]) -> str:
@@ -58,8 +98,21 @@ def backbone_asked(steps: Iterable[tuple[str, Iterable[str]]]) -> str:
     return next((model for model, outputs in steps if any(tag_of(each) is not None for each in outputs)), "")
 
 
+@lru_cache(maxsize=4096)
 def tag_of(output: str) -> int | None:
     """The vFM a requested output names, or None where it is no tag."""
-    number = output.removeprefix(TAG_PREFIX)
-    is_tag = number != output and number.isascii() and number.isdigit() and len(number) < 10
-    return int(number) if is_tag else None
+    return _number_after(TAG_PREFIX, output)
+
+
+def member_of(output: str) -> int | None:
+    """The tag of a group's task that a requested output names, or None where it names none."""
+    return _number_after(MEMBER_PREFIX, output)
+
+
+def _number_after(prefix: str, output: str) -> int | None:
+    number = output.removeprefix(prefix)
+    return int(number) if number != output and _is_number(number) else None
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10

@@ -16,11 +16,12 @@ class Report(BaseModel):
 
 
 class TaskStatus(Report):
-    """One task, as its backbone serves it.
+    """One task, or one group of tasks, as its backbone serves it.
 
     `state` is "refused" where its requests are answered with `error`; "serving former version" where its newest version
     is refused for `error`; "leaving" where it was removed or moved a moment ago; "not served" where the server does
-    not send it any requests, which clients find out. Counts are since the task was attached.
+    not send it any requests, which clients find out. Counts are since the task was attached. A group that serves may
+    have an `error`, too: why some of its tasks cannot be asked. Its requests are also its tasks'.
     """
 
     name: str
@@ -44,6 +45,7 @@ class TaskStatus(Report):
     preparation_s: float = 0.0  # seconds of preparing its requests, charged beside that
     account: int | None = None  # what these counts belong to: another number in this process is another account
     error: str = ""
+    members: tuple[str, ...] = ()  # of a group: its tasks
 
     @property
     def healthy(self) -> bool:

@@ -10,7 +10,7 @@ import gc
 import json
 import logging
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from fmplex_backend.error_status import STATUS_IN_ERRORS, with_status
 from fmplex_backend.errors import BackboneRefused, ExecutionFailed, FmplexError, InvalidRequest
 from fmplex_backend.families import family
 from fmplex_backend.files import native
-from fmplex_backend.interface import STATUS, TASK, USAGE_DIMS, tag_name, tag_of
+from fmplex_backend.interface import STATUS, TASK, backbone_outputs, tag_of
 from fmplex_backend.printable import printable
 from fmplex_backend.repository.config import load_backbone_config
 from fmplex_backend.serving.intake import Call
@@ -59,13 +59,9 @@ class TritonPythonModel:
             auto_complete_model_config.add_input(
                 {"name": spec.name, "data_type": spec.data_type, "dims": list(spec.dims), "optional": True}
             )
-        for spec in (*served.outputs, STATUS):
+        for spec in backbone_outputs(served.outputs, config.vfm_slots, 0 if served.streams else config.group_members):
             auto_complete_model_config.add_output(
                 {"name": spec.name, "data_type": spec.data_type, "dims": list(spec.dims)}
-            )
-        for vfm in range(config.vfm_slots):
-            auto_complete_model_config.add_output(
-                {"name": tag_name(vfm), "data_type": "TYPE_INT64", "dims": list(USAGE_DIMS)}
             )
         if document["max_batch_size"] == 0:
             auto_complete_model_config.set_max_batch_size(32)
@@ -110,22 +106,24 @@ class TritonPythonModel:
         gc.freeze()
 
     def execute(self, requests: list[Any]) -> None:
-        """Take requests in and return: they are answered later, from the reply thread."""
+        """Take requests in and return: they are answered later, from the reply threads."""
         self.models.is_serving = True
+        calls = []
         for request in requests:
             sender = request.get_response_sender()
             names = request.requested_output_names()
-            to = Destination(sender, names, self.decoupled)
             try:
                 inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-                parameters = json.loads(request.parameters() or "{}")
+                parameters = json.loads(text) if (text := request.parameters()) else {}
             except Exception as error:  # pb_utils raises whatever numpy and json raise
-                _send(to, Failed(ExecutionFailed(f"the request cannot be read: {error}")), True)
+                failed = Failed(ExecutionFailed(f"the request cannot be read: {error}"))
+                _send(Destination(sender, names, self.decoupled), failed, True)
                 continue
-            to = replace(to, status_in_errors=STATUS_IN_ERRORS in parameters)
-            if TASK.name in inputs:  # `generate` requests every output there is
-                to = replace(to, names=[STATUS.name])
-            self.service.submit(Call(inputs, names, parameters, partial(_send, to), sender.is_cancelled))
+            answers = [STATUS.name] if TASK.name in inputs else names  # `generate` requests every output there is
+            to = Destination(sender, answers, self.decoupled, STATUS_IN_ERRORS in parameters)
+            calls.append(Call(inputs, names, parameters, partial(_send, to), sender.is_cancelled))
+        self.service.submit(*calls)
+        self.service.let_collect()
 
     def finalize(self) -> None:
         """Answer the requests that are left, and end the threads."""
@@ -133,7 +131,7 @@ class TritonPythonModel:
         self.service.stop()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Destination:
     """Where a request's responses go."""
 
@@ -196,8 +194,7 @@ def _response(answer: Answer, names: list[str]) -> Any:
             tensors.append(pb_utils.Tensor(name, np.ascontiguousarray(answer.tensors[name])))
         else:
             items = len(next(iter(answer.tensors.values())))
-            receipt = np.tile(np.array(answer.usage, dtype=np.int64), (items, 1))
-            tensors.append(pb_utils.Tensor(name, receipt))
+            tensors.append(pb_utils.Tensor(name, np.array([answer.usage] * items, dtype=np.int64)))
     return pb_utils.InferenceResponse(output_tensors=tensors)
 
 

@@ -94,6 +94,7 @@ class Answer:
 
 Reply = Answer | Failed
 MAX_QUEUE_BYTES = 256 << 20  # of a vFM's requests, by default
+REPLY_THREADS = 4  # more bring nothing: the interpreter's lock is then the limit
 Send = Callable[[Reply, bool], None]  # a reply or a part of one, and whether it is the last
 
 
@@ -112,6 +113,7 @@ class Request:
     slo_s: float | None = None  # overrides the vFM's
     is_cancelled: Callable[[], bool] | None = None  # asks the server: a round trip
     input_bytes: int = 0
+    lane: int = 0  # which of the reply threads answers it
     # set when it is prepared
     extensions: Any = None  # those of the vFM at that time: they run all its steps, and their decoder answers
     preparation_s: float = 0.0  # measured; 0 once its vFM is charged for them
@@ -143,7 +145,7 @@ class Request:
         return not self._unanswered
 
     def send_part(self, part: Answer) -> None:
-        """Send a part of a reply that goes on; nothing once the request is resolved. The reply thread."""
+        """Send a part of a reply that goes on; nothing once the request is resolved. Its reply thread."""
         if self._unanswered:
             self.send(part, False)
 
@@ -236,7 +238,7 @@ class Vfm:
         self.refused: FmplexError | None = None  # its extensions could not be attached
         self.engine = Counts()
         self.intake = Counts()
-        self.replied = Counts()
+        self.replied = tuple(Counts() for _ in range(REPLY_THREADS))  # of each reply thread
 
     def set_weight(self, weight: float) -> None:
         """Set the share; raises ValueError beyond the limits."""
@@ -261,7 +263,7 @@ class Vfm:
     def failures(self) -> dict[str, int]:
         """Requests that failed, by reason. Any thread may ask."""
         total: dict[str, int] = {}
-        for part in (self.engine, self.intake, self.prepared, self.replied):
+        for part in (self.engine, self.intake, self.prepared, *self.replied):
             for reason, count in list(part.failures.items()):
                 total[reason] = total.get(reason, 0) + count
         return total
@@ -355,7 +357,7 @@ class Runtime(Protocol):
         """Run a batch; yields after every pass, so that replies need not wait for the rest. See `queues_passes`."""
 
     def decode(self, request: Request, value: Any) -> Mapping[str, Any]:
-        """Output tensors of a `Finished`'s or a `Running`'s value. The reply thread."""
+        """Output tensors of a `Finished`'s or a `Running`'s value. Reply threads, several requests at a time."""
 
     def is_fatal(self, error: Exception) -> bool:
         """Whether nothing can run after this error of a pass: a device that is gone. The process then ends."""

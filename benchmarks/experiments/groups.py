@@ -2,9 +2,11 @@
 
 * separate: a request goes to one task after the other, each with a text of its own;
 * same: each text goes to all ten tasks at once, and a client sends its next one when all have answered;
+* group: each text goes to the group of the ten tasks, one request for ten answers;
 * unshared: the same load on a server whose backbone has `share_rows` off.
 
-Ten head-only tasks share all rows of a text, ten LoRA tasks none: their rates say what looking for equal rows costs.
+Ten head-only tasks share all rows of a text, ten LoRA tasks none: their rates say what looking for equal rows, and
+gathering, cost.
 Rates are of answers: a text that ten tasks read counts ten times. Closed loop, 64 clients, batch size 32; the
 backbones' processes on one core, Triton and the clients on the other.
 """
@@ -20,10 +22,12 @@ from benchmarks.harness.compare import against, interleave, pace, ratio, spread,
 from benchmarks.harness.repositories import texts_of_length
 from benchmarks.harness.subject import subject
 from benchmarks.load import Generator, Outcome, Plan, Stream, closed
+from benchmarks.load.plan import OUTPUTS
 
 TASKS = 10
 CLIENTS = 64
-TARGET = 5.0  # head-only tasks, 64 tokens: the rate with the same texts, of that with separate ones
+TARGET = 5.0  # head-only tasks, 64 tokens: the rate of the group, of that with separate texts
+GROUP_TARGET = 1.0  # LoRA tasks: the rate of the group, of that with separate texts
 LORA_TARGET = 0.97  # LoRA tasks: the rate with the same texts, of that with `share_rows` off, whose rounds vary by 3%
 SECONDS = {64: 4.0, 16: 2.0}
 
@@ -33,8 +37,14 @@ def together(arm: Arm, names: list[str], texts: list[str], seconds: float, warmu
     return Plan(arm.url, [Stream(names, texts, CLIENTS, together=True)], seconds, warmup, usage=True)
 
 
+def grouped(arm: Arm, group: str, names: list[str], texts: list[str], seconds: float, warmup: float) -> Plan:
+    """Every client sends its text to the group."""
+    outputs = [f"{name}.{output}" for name in names for output in OUTPUTS]
+    return Plan(arm.url, [Stream([group], texts, CLIENTS, outputs=outputs)], seconds, warmup, usage=True)
+
+
 def measure(
-    arms: dict[str, Arm], names: list[str], tokens: int, generator: Generator, *, quick: bool
+    arms: dict[str, Arm], group: str, names: list[str], tokens: int, generator: Generator, *, quick: bool
 ) -> dict[str, list[Outcome]]:
     """Interleaved rounds with texts of one length."""
     rounds, _, warmup = pace(quick=quick)
@@ -42,6 +52,7 @@ def measure(
     plans = {
         "separate": closed(arms["sharing"].url, names, texts, clients=CLIENTS, seconds=seconds, warmup=warmup),
         "same": together(arms["sharing"], names, texts, seconds, warmup),
+        "group": grouped(arms["sharing"], group, names, texts, seconds, warmup),
         "unshared": together(arms["not sharing"], names, texts, seconds, warmup),
     }
 
@@ -56,13 +67,13 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
     with lora_tasks(TASKS) as adapted, contextlib.ExitStack() as stack:
         plain = [Task(f"plain{number}") for number in range(TASKS)]
         arms = {
-            "sharing": stack.enter_context(shared([*adapted, *plain])),
+            "sharing": stack.enter_context(shared([*adapted, *plain], groups={"head": plain, "lora": adapted})),
             "not sharing": stack.enter_context(shared([*adapted, *plain], share_rows="false")),
         }
         generator = stack.enter_context(Generator(subject().apart.generator))
         kinds = {"head": [task.name for task in plain], "lora": [task.name for task in adapted]}
         return [
-            _row(kind, tokens, measure(arms, names, tokens, generator, quick=quick))
+            _row(kind, tokens, measure(arms, kind, names, tokens, generator, quick=quick))
             for tokens in ((16,) if quick else SECONDS)
             for kind, names in kinds.items()
         ]
@@ -71,7 +82,8 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
 def _row(kind: str, tokens: int, seen: dict[str, list[Outcome]]) -> dict[str, Any]:
     if failures := sum(each.failures for outcomes in seen.values() for each in outcomes):
         raise RuntimeError(f"{failures} requests failed")
-    rates = {name: [each.per_second for each in outcomes] for name, outcomes in seen.items()}
+    answers = {name: TASKS if name == "group" else 1 for name in seen}  # of a request
+    rates = {name: [answers[name] * each.per_second for each in outcomes] for name, outcomes in seen.items()}
     return {
         "kind": kind,
         "tokens": tokens,
@@ -80,7 +92,8 @@ def _row(kind: str, tokens: int, seen: dict[str, list[Outcome]]) -> dict[str, An
         "batch_items": {
             name: statistics.mean(each.batch_items for each in outcomes) for name, outcomes in seen.items()
         },
-        "of_separate": ratio(rates["same"], rates["separate"]),
+        "of_separate": ratio(rates["group"], rates["separate"]),
+        "same_of_separate": ratio(rates["same"], rates["separate"]),
         "of_unshared": ratio(rates["same"], rates["unshared"]),
         "ceiling": statistics.median(each.ceiling for each in seen["same"]),
         "rounds": len(rates["same"]),
@@ -89,9 +102,10 @@ def _row(kind: str, tokens: int, seen: dict[str, list[Outcome]]) -> dict[str, An
 
 
 def _targets(row: dict[str, Any]) -> tuple[str, str]:
-    """What is asked of the two ratios."""
+    """What is asked of the ratios of the group to separate texts, and of the same texts to unshared rows."""
     if row["kind"] == "lora":
-        return "", f" ({against(row['of_unshared']['median'], LORA_TARGET)})"
+        group = f" ({against(row['of_separate']['median'], GROUP_TARGET)})"
+        return group, f" ({against(row['of_unshared']['median'], LORA_TARGET)})"
     return (f" ({against(row['of_separate']['median'], TARGET)})" if row["tokens"] == 64 else ""), ""
 
 
@@ -101,9 +115,10 @@ def show(rows: list[dict[str, Any]]) -> None:
         separate, unshared = _targets(row)
         rates = ", ".join(f"{name} {value['median']:.0f}" for name, value in row["per_second"].items())
         print(
-            f"{TASKS} {row['kind']} tasks, {row['tokens']} tokens, the same texts: {text(row['of_separate'], '.2f')} "
-            f"of separate texts{separate}, {text(row['of_unshared'], '.2f')} of unshared rows{unshared}; "
-            f"answers/s {rates}; batches of {row['batch_items']['same']:.0f}; "
+            f"{TASKS} {row['kind']} tasks, {row['tokens']} tokens: as a group {text(row['of_separate'], '.2f')} of "
+            f"separate texts{separate}; the same texts task by task {text(row['same_of_separate'], '.2f')} of them and "
+            f"{text(row['of_unshared'], '.2f')} of unshared rows{unshared}; "
+            f"answers/s {rates}; batches of {row['batch_items']['group']:.0f}; "
             f"the generator's ceiling {row['ceiling']:.0f}"
         )
 

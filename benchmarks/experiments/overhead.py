@@ -29,12 +29,15 @@ from benchmarks.harness.drawing import picture
 from benchmarks.harness.repositories import texts_of_length
 from benchmarks.harness.subject import subject
 from benchmarks.load import Generator, Plan, Stream
+from fmplex_backend.types import REPLY_THREADS
 
 TOKENS, TASKS, CLIENTS = 16, 10, 64
 BEFORE_US, SCHEDULE_US = 350.0, 50.0
 FLAMES = Path("docs/flame-backbone.svg")
 HZ = 250
-ROLES = {"MainThread": "intake", "fmplex-engine": "engine", "fmplex-reply": "reply", "fmplex-metrics": "metrics"}
+ROLES = {"MainThread": "intake", "fmplex-engine": "engine", "fmplex-metrics": "metrics"} | {
+    f"fmplex-reply-{number}": "reply" for number in range(REPLY_THREADS)
+}
 # Parts of the engine thread by a mark in a frame; the frame nearest to the leaf decides.
 ENGINE = {"families/forward.py": "forward", "fmplex_backend/scheduling/": "schedule"}
 BEFORE = ("intake", "schedule", "engine")

@@ -26,6 +26,7 @@ from transformers import AutoModel, AutoTokenizer
 from benchmarks.harness.repositories import LABELS, model_directory, write_adapters, write_backbone, write_task
 from benchmarks.harness.serving import pin, serving
 from benchmarks.harness.subject import Cores, subject
+from fmplex_backend.repository.grouping import GroupRepository
 from testing.clients import Question
 from testing.servers import Serving
 
@@ -67,9 +68,10 @@ def shared(
     cores: Cores | None = None,
     threads: int = 1,
     name: str = "",
+    groups: Mapping[str, Sequence[Task]] | None = None,
     **more: str,
 ) -> Iterator[Arm]:
-    """One backbone for all tasks; `more` are further parameters of its config."""
+    """One backbone for all tasks, and groups of them; `more` are further parameters of its config."""
     cores = cores or subject().apart
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder)
@@ -85,6 +87,8 @@ def shared(
                 max_queue=task.max_queue,
                 encoder=task.encoder,
             )
+        for group, members in (groups or {}).items():
+            GroupRepository(repository).create(group, [task.name for task in members])
         with serving(repository) as server:
             pin(server.process, *cores.others)
             pin(server.stub(), *cores.models)

@@ -1,12 +1,13 @@
 """The generator's own process: `python -m benchmarks.load.client` reads plans from stdin, a JSON line each.
 
-It sends gRPC messages that are serialised beforehand: what a client library does for each request (arrays, copies,
-checks) would make the generator, and not the server, the bottleneck on a small machine.
+It sends messages over gRPC or HTTP that are serialised beforehand: what a client library does for each request (arrays,
+copies, checks) would make the generator, and not the server, the bottleneck on a small machine.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import json
@@ -21,6 +22,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
+from benchmarks.load import http
 from benchmarks.load.plan import OUTPUTS, Outcome, Plan, Stream
 from benchmarks.load.record import Record, summary
 
@@ -117,6 +119,9 @@ class Sender:
         except grpc.RpcError as error:
             self.record.fail(task, due, f"{error.code().name}: {error.details()}"[:120])
             return
+        except (http.HttpError, OSError, EOFError) as error:
+            self.record.fail(task, due, f"{type(error).__name__}: {error}"[:120])
+            return
         done = time.perf_counter()
         self.record.answer(task, due, done, stream.slo_ms, _receipt(answer) if self.plan.usage else (0, 0))
 
@@ -124,7 +129,10 @@ class Sender:
         found = self._messages.get((task, text))
         if found is None:
             slo_ms = stream.slo_ms if stream.ask_slo else 0.0
-            found = message(task, text, usage=self.plan.usage, slo_ms=slo_ms, outputs=stream.outputs)
+            if self.plan.protocol == "http":
+                found = http.message(self.plan.url, task, text, stream.outputs, slo_ms)
+            else:
+                found = message(task, text, usage=self.plan.usage, slo_ms=slo_ms, outputs=stream.outputs)
             self._messages[task, text] = found
         return found
 
@@ -137,6 +145,11 @@ class Sender:
 
 async def generate(plan: Plan) -> Outcome:
     """Run a plan."""
+    if plan.protocol == "http":
+        async with contextlib.aclosing(http.HttpCalls(plan.url)) as calls:
+            sender = Sender(plan, calls)
+            await sender.run()
+        return summary(sender.record, plan)
     options = [("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(plan.url, options=options) as channel:
         sender = Sender(plan, channel.unary_unary(METHOD))

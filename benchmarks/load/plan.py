@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 OUTPUTS = ("SCORES", "LABEL")
 
@@ -39,7 +39,7 @@ class Stream:
 class Plan:
     """Streams that run together for `warmup` seconds and a measurement window of `seconds`.
 
-    `usage` asks for the usage receipts too, which only tasks on a backbone have.
+    `usage` asks for the usage receipts too, which only tasks on a backbone have; over HTTP they are not read.
     """
 
     url: str
@@ -48,6 +48,7 @@ class Plan:
     warmup: float = 1.0
     usage: bool = False
     drain: float = 60.0  # seconds that answers are waited for after the window
+    protocol: Literal["grpc", "http"] = "grpc"  # that the server speaks at `url`
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fmplex.client.aio import AsyncClient
+    from fmplex.client.results import Answers
     from fmplex.client.sync import Client
     from fmplex.task.backbone import Backbone
     from fmplex.task.task import Task
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "fmplex.client.aio": ("AsyncClient",),
+    "fmplex.client.results": ("Answers",),
     "fmplex.client.sync": ("Client",),
     "fmplex.task.backbone": ("Backbone",),
     "fmplex.task.task": ("Task",),
@@ -84,6 +86,7 @@ _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
     "IA3",
+    "Answers",
     "AsyncClient",
     "Backbone",
     "Busy",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 class CustomDecoder(nn.Module):
     """A torch module over pooled vectors, and how its values become output tensors.
 
+    Requests are decoded by several threads at a time: `forward` and `outputs` keep nothing between calls.
     `pooling` is mean, cls or max; `gives` names the outputs, some of EMBEDDING, SCORES and LABEL. A subclass takes
     `options` (those of task.json) and `hidden`, the width of the vectors.
     """

@@ -58,7 +58,7 @@ class Encoded:
 
 @plain_dataclass(frozen=True, slots=True)
 class LoadedDecoder:
-    """A decoder with its weights, as the reply thread calls it."""
+    """A decoder with its weights, as the reply threads call it, several at a time."""
 
     reads: str  # the pooling it wants: mean, cls, max or TOKENS
     sizes: Mapping[str, int | None]  # every tensor it makes -> its last dim, None where that varies

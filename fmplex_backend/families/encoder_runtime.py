@@ -175,7 +175,7 @@ class EncoderRuntime(ABC, Generic[RowT]):
         request.prepared_bytes = self.in_memory(rows, extensions.decoder.reads)
 
     def decode(self, request: Request, value: list[Any]) -> Mapping[str, Any]:
-        """Rows' hidden states -> output tensors (reply thread)."""
+        """Rows' hidden states -> output tensors (reply threads)."""
         decoder: LoadedDecoder = request.extensions.decoder
         encoded = self.encoded(request.prepared, value, decoder.reads)
         return {**decoder.decode(encoded), **self.common_tensors(encoded)}

@@ -14,6 +14,7 @@ from fmplex_backend.files import native, read_text, refused
 from fmplex_backend.interface import tag_of
 from fmplex_backend.repository.binding import AUTO
 from fmplex_backend.repository.config import load_backbone_config, load_task_config
+from fmplex_backend.repository.groups import GroupSpec, is_group
 from fmplex_backend.repository.loadable import check_loadable, check_name
 from fmplex_backend.repository.tasks import CONFIG, Age, BrokenTask, Repository
 from fmplex_backend.repository.versions import version_numbers
@@ -26,7 +27,7 @@ Lack = Literal["config", "name", "backbone", "tag"]
 class Inspected:
     """A directory by its own files; whether its backbone is there and its tag is free, others tell."""
 
-    kind: Literal["task", "backbone", "model"]
+    kind: Literal["task", "backbone", "model"]  # a group counts as a task
     backbone: str = ""  # of a task
     tag: int | None = None  # of a task
     slots: int = 0  # of a backbone: tags from 0 to slots - 1 exist
@@ -52,7 +53,8 @@ def inspect(root: Path, name: str) -> Inspected:
         return _backbone(name, directory / CONFIG, proto)
     steps = proto.ensemble_scheduling.step
     tagged = [step for step in steps if any(tag_of(output) is not None for output in step.output_map)]
-    if tagged or (steps and (steps[0].model_name == AUTO or _described_version(directory) is not None)):
+    is_ours = is_group(proto) or (steps and steps[0].model_name == AUTO) or _described_version(directory) is not None
+    if tagged or (steps and is_ours):
         return _task(root, name, proto, (tagged or steps)[0])
     return Inspected("model", steps=tuple(sorted({step.model_name for step in steps})))
 
@@ -119,5 +121,8 @@ def _task(root: Path, name: str, proto: Any, step: Any) -> Inspected:
         return Inspected("task", step.model_name, lack=lack, problem=_problem_of(version) if version else "")
     entry = repository.read_task(name)
     assert entry is not None, "it steps into the backbone"
-    problem = str(entry.error) if isinstance(entry, BrokenTask) else _problem_of(entry.version.path)
+    if isinstance(entry, BrokenTask):
+        problem = str(entry.error)
+    else:
+        problem = "" if isinstance(entry, GroupSpec) else _problem_of(entry.version.path)
     return Inspected("task", step.model_name, entry.vfm, problem=problem, age=repository.age(name))

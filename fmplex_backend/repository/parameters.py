@@ -22,6 +22,7 @@ class BackboneConfig(BaseModel):
     # the part of a full batch's throughput at which a batch ends; 1: at none
     batch_efficiency: float = Field(default=0.95, gt=0.5, le=1)
     vfm_slots: int = Field(default=256, ge=1, le=16384)
+    group_members: int = Field(default=16, ge=0, le=256)  # the most tasks of a group
     max_queue: int = Field(default=1024, ge=1)
     max_queue_bytes: int = Field(default=256 << 20, ge=1)
     max_version_bytes: int = Field(default=MAX_VERSION_BYTES, ge=1)  # all files of a task's version together

@@ -15,7 +15,8 @@ from fmplex_backend.repository.configs import (
     is_backbone,
     read_config,
 )
-from fmplex_backend.repository.tasks import BrokenTask, Repository, TaskSpec
+from fmplex_backend.repository.groups import GroupSpec, is_group
+from fmplex_backend.repository.tasks import BrokenTask, Entry, ReadTask, Repository, TaskSpec
 from fmplex_backend.repository.versions import version_numbers
 
 
@@ -29,10 +30,34 @@ class RepositoryReader:
         """Names of the backbones in it; a directory whose config.pbtxt cannot be read is none."""
         return [name for name in self.names() if is_backbone(self.root, name)]
 
-    def tasks(self) -> dict[str, tuple[str, TaskSpec | BrokenTask]]:
+    def tasks(self) -> dict[str, tuple[str, ReadTask]]:
         """Every task by name, with its backbone's name; one is broken where the repository has no such backbone."""
+        return {
+            name: (backbone, entry)
+            for name, (backbone, entry) in self.entries().items()
+            if not isinstance(entry, GroupSpec) and not self._is_group(entry)
+        }
+
+    def groups(self) -> dict[str, tuple[str, GroupSpec | BrokenTask]]:
+        """Every group by name, with its backbone's name; what is said of tasks holds for them, too."""
+        return {
+            name: (backbone, entry)
+            for name, (backbone, entry) in self.entries().items()
+            if isinstance(entry, GroupSpec) or (isinstance(entry, BrokenTask) and self._is_group(entry))
+        }
+
+    def _is_group(self, entry: ReadTask) -> bool:
+        if isinstance(entry, TaskSpec):
+            return False
+        try:
+            return is_group(read_config(self.root / entry.name / CONFIG))
+        except TaskProblem:  # it may be either
+            return False
+
+    def entries(self) -> dict[str, tuple[str, Entry]]:
+        """Every task and group by name, with its backbone's name."""
         backbones = self.backbones()
-        found = {
+        found: dict[str, tuple[str, Entry]] = {
             name: (backbone, entry)
             for backbone in backbones
             for name, entry in Repository(self.root, backbone).read().items()
@@ -42,7 +67,7 @@ class RepositoryReader:
 
     def unreadable(self) -> dict[str, str]:
         """Directories that may be tasks, but whose config.pbtxt cannot be read, and why."""
-        tasks, found = self.tasks(), {}
+        tasks, found = self.entries(), {}
         for name in self.names():
             try:
                 read_config(self.root / name / CONFIG)
@@ -50,10 +75,11 @@ class RepositoryReader:
                 found[name] = str(error)
         return {name: problem for name, problem in found.items() if name not in tasks}
 
-    def entry_in(self, directory: Path) -> tuple[str, TaskSpec | BrokenTask]:
-        """A task's entry in any directory, as a backbone of this repository would read it; raises TaskProblem.
+    def entry_in(self, directory: Path) -> tuple[str, Entry]:
+        """A task's or group's entry in any directory, as a backbone of this repository would read it.
 
         It is broken, too, where another task here keeps its tag; a task of its own name is what it would replace.
+        Raises TaskProblem.
         """
         directory = directory.resolve()
         if not directory.is_dir():

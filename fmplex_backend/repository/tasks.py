@@ -6,7 +6,6 @@ The repository is the single truth: nothing here writes, and nothing is remember
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ from tritonclient.grpc import model_config_pb2
 from fmplex_backend.errors import TaskRefused
 from fmplex_backend.files import native, read_text, refused
 from fmplex_backend.interface import tag_of
+from fmplex_backend.repository import terms
+from fmplex_backend.repository.groups import GROUP, GroupSpec, group_in
 from fmplex_backend.repository.versions import PASSING, Version, files_below, is_directory, served_version
-from fmplex_backend.types import weight_problem
 
 CONFIG = "config.pbtxt"
 
@@ -53,7 +53,8 @@ class BrokenTask:
     error: TaskRefused
 
 
-Entry = TaskSpec | BrokenTask
+ReadTask = TaskSpec | BrokenTask
+Entry = ReadTask | GroupSpec
 
 
 class Repository:
@@ -69,7 +70,7 @@ class Repository:
         return sorted(name for name in os.listdir(self.root) if not is_hidden(name) and is_directory(self.root / name))
 
     def read(self, names: Iterable[str] | None = None, former: Mapping[str, Entry] | None = None) -> dict[str, Entry]:
-        """The tasks among `names` (all by default) that step into this backbone.
+        """The tasks and groups among `names` (all by default) that step into this backbone.
 
         Args:
             former: by name, the entries read before: one whose file system is away for a moment stays as it was.
@@ -86,7 +87,7 @@ class Repository:
         return {name: entry for name, entry in found.items() if entry is not None}
 
     def read_task(self, name: str) -> Entry | None:
-        """One directory's entry; None where it is no task of this backbone. Raises OSError where that may pass."""
+        """One directory's entry; None where it is none of this backbone. Raises OSError where that may pass."""
         if is_hidden(name):
             return None
         file = self.root / name / CONFIG
@@ -201,14 +202,16 @@ def _entry(name: str, file: Path, proto: Any, steps: list[Any]) -> Entry:
                 'Map one VFM_<n>, a number no other task has there, to an output "usage"',
             )
         parameters = {key: value.string_value for key, value in proto.parameters.items()}
+        if GROUP in parameters:
+            return group_in(file, proto, steps, tags[0], parameters)
         return TaskSpec(
             name=name,
             vfm=tags[0],
             config=file,
-            weight=_weight(file, parameters),
-            slo=None if "slo_ms" not in parameters else _number(file, parameters, "slo_ms", 0.0) / 1000,
-            max_queue=_whole(file, parameters, "max_queue"),
-            max_queue_bytes=_whole(file, parameters, "max_queue_bytes"),
+            weight=terms.weight(file, parameters),
+            slo=terms.slo(file, parameters),
+            max_queue=terms.whole(file, parameters, "max_queue"),
+            max_queue_bytes=terms.whole(file, parameters, "max_queue_bytes"),
             version=served_version(file, proto),
             inputs=tuple(steps[0].input_map),
             outputs=_declared_dims(proto, steps[0]),
@@ -219,35 +222,6 @@ def _entry(name: str, file: Path, proto: Any, steps: list[Any]) -> Entry:
 
 def _unreadable(name: str, file: Path, error: OSError) -> BrokenTask:
     return BrokenTask(name, None, refused(file, error, missing="Write it again"))
-
-
-def _number(file: Path, parameters: Mapping[str, str], key: str, default: float) -> float:
-    text = parameters.get(key)
-    if text is None:
-        return default
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise TaskRefused(file, f"parameters.{key}", f"{text!r} is not a number above 0", 'Write e.g. "3"')
-    return value
-
-
-def _weight(file: Path, parameters: Mapping[str, str]) -> float:
-    value = _number(file, parameters, "weight", default=1.0)
-    if problem := weight_problem(value):
-        raise TaskRefused(file, "parameters.weight", f"{parameters['weight']!r} is {problem}", 'Write e.g. "3"')
-    return value
-
-
-def _whole(file: Path, parameters: Mapping[str, str], key: str) -> int | None:
-    if key not in parameters:
-        return None
-    value = _number(file, parameters, key, 1.0)
-    if value != int(value):
-        raise TaskRefused(file, f"parameters.{key}", f"{parameters[key]!r} is not a whole number", "Round it")
-    return int(value)
 
 
 def _declared_dims(proto: Any, step: Any) -> dict[str, tuple[int, ...]]:

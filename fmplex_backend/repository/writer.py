@@ -100,14 +100,17 @@ class ModelRepository(RepositoryReader):
         directory = self.root / entry.name
         with self._locked():
             self.check_free(entry.name)
-            with self._staging() as staging:
-                # Triton wants a version, and git keeps no empty directory.
-                (staging / entry.name / "1").mkdir(parents=True)
-                (staging / entry.name / "1" / ".gitkeep").touch()
-                (staging / entry.name / CONFIG).write_text(entry.to_pbtxt(), encoding="utf-8")
-                _readable(staging / entry.name)
-                (staging / entry.name).rename(directory)
+            self._write_directory(entry.name, entry.to_pbtxt())
         return directory
+
+    def _write_directory(self, name: str, config: str) -> None:
+        """A new model whose version holds nothing: Triton wants one, and git keeps no empty directory."""
+        with self._staging() as staging:
+            (staging / name / "1").mkdir(parents=True)
+            (staging / name / "1" / ".gitkeep").touch()
+            (staging / name / CONFIG).write_text(config, encoding="utf-8")
+            _readable(staging / name)
+            (staging / name).rename(self.root / name)
 
     def check_free(self, name: str) -> None:
         """Raise TaskProblem where no new directory can have this name."""
@@ -125,12 +128,12 @@ class ModelRepository(RepositoryReader):
             self._replace_config(name, proto)
 
     def set_new_tag(self, name: str) -> int:
-        """Give a task a tag that no other one has, in effect when the task is loaded again; returns it."""
+        """Give a task or a group a tag that no other one has, in effect when it is loaded again; returns it."""
         with self._locked():
-            tasks = self.tasks()
-            if name not in tasks:
+            entries = self.entries()
+            if name not in entries:
                 self.task(name)  # raises, naming the tasks there are
-            backbone, _ = tasks[name]
+            backbone, _ = entries[name]
             tag = self._free_tag(name, backbone)
             proto = self._proto(name)
             put_tag(proto, backbone, tag)
@@ -166,10 +169,13 @@ class ModelRepository(RepositoryReader):
                 raise TaskProblem(
                     f"there is no task {name!r} in {self.root}, which has {', '.join(sorted(tasks))}. Name one of them"
                 )
-            with self._staging() as staging:
-                (self.root / name).rename(staging / name)
+            self._move_away(name)
 
     # -- steps of these
+
+    def _move_away(self, name: str) -> None:
+        with self._staging() as staging:
+            (self.root / name).rename(staging / name)
 
     def _before(self, name: str, served: int, versions: list[int]) -> int:
         earlier = [number for number in versions if number < served]

@@ -121,7 +121,8 @@ class CostModel:
         for _ in range(sweeps):
             for i, gram in enumerate(self._gram):
                 if gram[i] > 0:
-                    residual = self._moment[i] - sum(g * s for g, s in zip(gram, solution, strict=True))
+                    a, b, d, e = solution
+                    residual = self._moment[i] - (gram[0] * a + gram[1] * b + gram[2] * d + gram[3] * e)
                     solution[i] = max(0.0, solution[i] + residual / gram[i])
         self._publish()
 

@@ -1,8 +1,8 @@
 """Drops requests that wait, to be prepared or to run, and whose clients have cancelled them.
 
 `Request.is_cancelled` is a round trip to the server, so only requests that have waited for long are asked about. The
-reply thread asks, so that no last reply is sent meanwhile: the server reads an object that is deleted with the last
-reply, and a segmentation fault ends it where it is asked too late (seen in Triton 2.51).
+thread that answers a request asks, so that no last reply is sent meanwhile: the server reads an object that is deleted
+with the last reply, and a segmentation fault ends it where it is asked too late (seen in Triton 2.51).
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Cancellation:
         since = self.engine.clock() - PERIOD_S
         waiting = self.preparation.waiting(since, MAX_ASKED)  # first: a request that goes on meanwhile is asked twice
         for request in (*waiting, *self.engine.waiting(since, MAX_ASKED)):
-            self.replies.post(partial(self._ask, request))
-        self.replies.post(asked.set)
+            self.replies.post(request, partial(self._ask, request))
+        self.replies.post_last(asked.set)
 
     def _ask(self, request: Request) -> None:
-        """On the reply thread."""
+        """On the thread that answers the request."""
         if not request.resolved and _is_cancelled(request) and not self.preparation.cancel(request):
             self.engine.post(partial(self.engine.cancel, [request]))
 

@@ -28,6 +28,7 @@ EARLY = 0.95  # of a batch's predicted time: the next one is there if it ends th
 LEAD_GAIN = 0.1  # of the exponential moving average of the seconds that starting a batch takes
 
 Command = Callable[[], None]
+Message = tuple[Request, ...] | Command  # requests that arrive as one are in the same batch, where there is room
 HandOver = Callable[[Request, Outcome], None]
 
 
@@ -91,10 +92,13 @@ class Engine:
         self.vfms: set[Vfm] = set()
         self.closed: tuple[Closed, ...] = ()  # accounts of vFMs that were retired; replaced as a whole
         self.stopping = False
-        self._inbox: SimpleQueue[Request | Command] = SimpleQueue()
+        self._inbox: SimpleQueue[Message] = SimpleQueue()
         self._command: Command | None = None  # received while a batch ran
+        self._waits = False  # for a message
+        self.when_idle: Command = _nothing
         self._ahead: Batch | None = None  # queued on the device behind the batch at hand
         self._lead_s = 0.0  # what starting a batch takes
+        self._reply_latencies: dict[int, float] = {}  # by reply thread
         self._last_pass_at = 0.0
         self._in_flight: dict[Request, None] = {}  # of the batch at hand: those without an outcome
         self._running: list[Request] = []  # of the batch at hand: those that need another step
@@ -104,14 +108,24 @@ class Engine:
 
     def add_request(self, request: Request) -> None:
         """Queue a prepared request."""
-        request.vfm.arriving.append(request)
-        self._inbox.put(request)
+        self.add_requests([request])
+
+    def add_requests(self, requests: Sequence[Request]) -> None:
+        """Queue prepared requests, all before the next batch is chosen."""
+        for request in requests:
+            request.vfm.arriving.append(request)
+        self._inbox.put(tuple(requests))
 
     @property
     def running(self) -> int:
         """Requests of the batch at hand, and of the one that is queued behind it, that have no outcome yet."""
         ahead = self._ahead
         return len(self._in_flight) + (len(ahead.requests) if ahead else 0)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to run."""
+        return self._waits and self._inbox.empty()
 
     def post(self, command: Command) -> None:
         """Let the engine thread call a function between two batches."""
@@ -165,7 +179,7 @@ class Engine:
                 message = self._inbox.get(timeout=left) if left > 0 else self._inbox.get_nowait()
             except Empty:
                 return self._choose_and_start(max(end, self.clock()))
-            if isinstance(message, Request):
+            if isinstance(message, tuple):
                 self._receive(message)
             else:
                 self._command = message
@@ -189,28 +203,36 @@ class Engine:
             command, self._command = self._command, None
             command()
         elif wait:
-            self._receive(self._inbox.get())
+            self._waits = True
+            self.when_idle()
+            message = self._inbox.get()
+            self._waits = False
+            self._receive(message)
         for _ in range(self._inbox.qsize()):  # a command that posts itself again is not called twice in one step
             try:
                 self._receive(self._inbox.get_nowait())
             except Empty:  # `abandon` has emptied it
                 break
 
-    def _receive(self, message: Request | Command) -> None:
-        if not isinstance(message, Request):
+    def _receive(self, message: Message) -> None:
+        if not isinstance(message, tuple):
             message()
             return
-        vfm = message.vfm
+        for request in message:
+            self._receive_request(request)
+
+    def _receive_request(self, request: Request) -> None:
+        vfm = request.vfm
         vfm.arriving.popleft()  # the count is what matters: where threads post at once it may be another's request
         if vfm.refused is not None:
-            self._give_up(message, vfm.refused)
+            self._give_up(request, vfm.refused)
         elif vfm not in self.vfms:  # retired while the request was being prepared: its extensions are detached
-            self._give_up(message, ShuttingDown(f"the task {vfm.name!r} was removed or moved"))
-        elif message.extensions is not vfm.extensions:  # they were replaced meanwhile
-            self.scheduler.charge_refused(message)
-            self.preparer.prepare_again(message)
+            self._give_up(request, ShuttingDown(f"the task {vfm.name!r} was removed or moved"))
+        elif request.extensions is not vfm.extensions:  # they were replaced meanwhile
+            self.scheduler.charge_refused(request)
+            self.preparer.prepare_again(request)
         else:
-            self.scheduler.admit(message)
+            self.scheduler.admit(request)
 
     def _run(self, batch: Batch) -> tuple[list[tuple[Request, Work]], float]:
         """Run a batch and hand over its outcomes. Returns who took part with how much work, and the seconds."""
@@ -367,9 +389,10 @@ class Engine:
             self.closed = with_closed(self.closed, vfm)
             self.runtime.detach(vfm.extensions)
 
-    def set_reply_latency(self, seconds: float) -> None:
-        """Allow this long from the end of a batch to its last reply where a deadline is to be met."""
-        self.scheduler.reply_latency = seconds
+    def set_reply_latency(self, lane: int, seconds: float) -> None:
+        """Allow this long from the end of a batch to a reply thread's last reply where a deadline is to be met."""
+        self._reply_latencies[lane] = seconds
+        self.scheduler.reply_latency = max(self._reply_latencies.values())
 
     def stop(self) -> None:
         """Return from `run_forever` once everything queued has run."""
@@ -397,14 +420,19 @@ class Engine:
         self._in_flight, self._running, self._ahead = {}, [], None
         while not self._inbox.empty():
             message = self._inbox.get_nowait()
-            if isinstance(message, Request):
-                message.vfm.arriving.popleft()
-                left.append(message)
+            if isinstance(message, tuple):
+                for request in message:
+                    request.vfm.arriving.popleft()
+                left += message
         for vfm in self.vfms:
             self.scheduler.discard(vfm, list(vfm.queue))
         for request in left:
             request.vfm.given_bytes += request.bytes
             self.hand_over(request, Failed(error))
+
+
+def _nothing() -> None:
+    """Nobody waits for the engine to be idle."""
 
 
 def _raising(error: Exception) -> Iterator[Pass]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 
-from fmplex_backend.errors import ExecutionFailed, FmplexError, InvalidRequest
-from fmplex_backend.interface import tag_of
-from fmplex_backend.serving.loader import Loader, Refusal
+from fmplex_backend.errors import ExecutionFailed, FmplexError, GroupChanged, InvalidRequest
+from fmplex_backend.interface import member_of, tag_of
+from fmplex_backend.repository.groups import GroupSpec
+from fmplex_backend.serving.gathering import Gathering
+from fmplex_backend.serving.loader import Loader
 from fmplex_backend.serving.ownership import Ownership
 from fmplex_backend.serving.preparation import Preparation
+from fmplex_backend.serving.table import Answering, Group, Refusal, vfm_of
 from fmplex_backend.serving.watch import Watch
-from fmplex_backend.types import Counts, Failed, Request, Send, Vfm
+from fmplex_backend.types import REPLY_THREADS, Counts, Failed, Request, Send, Vfm
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,10 @@ class Call:
     parameters: Mapping[str, Any]  # the client's wishes: `slo_ms`
     send: Send  # gets exactly one last reply
     is_cancelled: Callable[[], bool] | None = None
+
+
+# What is known of (task, tag) pairs, for calls that came together: asked once, since they came before.
+Certain = dict[tuple[tuple[str, int], ...], bool]
 
 
 class Intake:
@@ -42,17 +50,23 @@ class Intake:
         self.ownership = Ownership(loader, clock)
         self.counts = Counts()
         self._closed: FmplexError | None = None
+        self._turns = count()
 
     def close(self, error: FmplexError) -> None:
         """Refuse calls with this error from now on."""
         self._closed = error
 
-    def submit(self, call: Call) -> None:
-        """Take a call in; whatever becomes of it, it gets exactly one last reply."""
+    def submit(self, calls: Iterable[Call]) -> None:
+        """Take calls in that have come by now; whatever becomes of one, it gets exactly one last reply."""
+        certain: Certain = {}
+        for call in calls:
+            self._submit(call, certain)
+
+    def _submit(self, call: Call, certain: Certain) -> None:
         try:
             tag = self._tag(call.outputs)
             found = self.loader.table.get(tag)
-            if found is None or (isinstance(found, Vfm) and not self.ownership.is_certain(found.name, tag)):
+            if found is None or not self._is_certain(call, found, tag, certain):
                 self.watch.look_up(partial(self._submit_again, call, tag))
                 self.fail_look_ups_if_closed()
             else:
@@ -84,27 +98,92 @@ class Intake:
         if self._closed is not None:
             self.fail_look_ups()
 
-    def _enter(self, call: Call, found: Vfm | Refusal) -> None:
+    def _is_certain(self, call: Call, found: Answering, tag: int, certain: Certain) -> bool:
+        """Whether what the table says of a tag, and of those of a group's members, is so on disk too."""
+        if isinstance(found, Refusal):
+            return True
+        owners: tuple[tuple[str, int], ...] = ((found.name, tag),)
+        if isinstance(found, Group):
+            spec = _spec_of(call, found)
+            if spec is None:
+                return False
+            members = [(member.name, member.tag) for member in spec.members]
+            owners += tuple((name, tag) for name, tag in members if tag in self.loader.table)
+        if (known := certain.get(owners)) is None:
+            known = certain[owners] = self.ownership.is_certain(owners)
+        return known
+
+    def _enter(self, call: Call, found: Answering) -> None:
         if isinstance(found, Refusal):
             _refuse(call, found.counts, found.error)
-            return
-        request = Request(
-            vfm=found,
-            inputs=call.inputs,
-            requested_outputs=tuple(output for output in call.outputs if tag_of(output) is None),
-            arrived_at=self.clock(),
-            send=call.send,
-            is_cancelled=call.is_cancelled,
-            input_bytes=sum(map(_bytes_of, call.inputs.values())),
-        )
+        elif isinstance(found, Group):
+            self._enter_group(call, found)
+        else:
+            self._enter_task(call, found)
+
+    def _enter_task(self, call: Call, vfm: Vfm) -> None:
+        request = self._request(call, vfm, call.send)
+        request.requested_outputs = tuple([output for output in call.outputs if tag_of(output) is None])
         try:
             request.slo_s = _slo_s(call.parameters)
             self.preparation.submit(request)
         except Exception as error:
-            _refuse(call, found.intake, _as_refusal(error))
+            _refuse(call, vfm.intake, _as_refusal(error))
         else:
-            if self._closed is not None:  # closed meanwhile: the engine may have ended
-                request.resolve(Failed(self._closed))
+            self._fail_if_closed(request)
+
+    def _enter_group(self, call: Call, group: Group) -> None:
+        """A request for each member that can be asked; each of the others has its error in the reply."""
+        group.counts.requests += 1
+        try:
+            spec = _spec_of(call, group)
+            if spec is None:
+                raise GroupChanged(
+                    f"the entry of the group {group.name!r} is not the one that the server has loaded. Load it again: "
+                    f"fmplex task load {group.name}"
+                )
+            slo_s = _slo_s(call.parameters) or spec.slo
+        except FmplexError as error:
+            _refuse(call, group.counts, error)
+            return
+        gathering = Gathering(spec, call.send)
+        try:
+            requests = list(self._requests(call, spec, gathering, slo_s))
+            self.preparation.submit_together(requests)
+            for request in requests:
+                self._fail_if_closed(request)
+        except Exception as error:
+            gathering.fail(_as_refusal(error))
+
+    def _requests(self, call: Call, spec: GroupSpec, gathering: Gathering, slo_s: float | None) -> Iterator[Request]:
+        for position, member in enumerate(spec.members):
+            send, found = partial(gathering.take, position), self.loader.table.get(member.tag)
+            try:
+                request = self._request(call, vfm_of(spec, member, found), send)
+            except FmplexError as error:
+                if isinstance(found, Refusal):
+                    found.counts.fail(error.reason)
+                send(Failed(error), True)
+                continue
+            request.requested_outputs = tuple(output.name for output in member.outputs)
+            request.slo_s = slo_s
+            yield request
+
+    def _request(self, call: Call, vfm: Vfm, send: Send) -> Request:
+        return Request(
+            vfm=vfm,
+            inputs=call.inputs,
+            requested_outputs=(),
+            arrived_at=self.clock(),
+            send=send,
+            is_cancelled=call.is_cancelled,
+            input_bytes=sum(map(_bytes_of, call.inputs.values())),
+            lane=next(self._turns) % REPLY_THREADS,
+        )
+
+    def _fail_if_closed(self, request: Request) -> None:
+        if self._closed is not None:  # closed meanwhile: the engine may have ended
+            request.resolve(Failed(self._closed))
 
     def _tag(self, outputs: Sequence[str]) -> int:
         if self._closed is not None:
@@ -118,6 +197,11 @@ class Intake:
     def _instead(self) -> str:
         names = sorted(entry.name for entry in self.loader.table.values())
         return f"call a task instead: {', '.join(names[:20]) or '(none is in the repository)'}"
+
+
+def _spec_of(call: Call, group: Group) -> GroupSpec | None:
+    """The group's entry by which a call comes; None where it is none that is known here."""
+    return group.asked_by({tag for tag in map(member_of, call.outputs) if tag is not None})
 
 
 def _refuse(call: Call, counts: Counts, error: FmplexError) -> None:

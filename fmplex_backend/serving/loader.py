@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 from fmplex_backend.confinement import Confinement
 from fmplex_backend.errors import ExecutionFailed, FmplexError, TaskRefused
 from fmplex_backend.repository.check import load_checked
-from fmplex_backend.repository.tasks import Entry, Repository, TaskSpec
+from fmplex_backend.repository.groups import GroupSpec
+from fmplex_backend.repository.tasks import BrokenTask, Entry, Repository, TaskSpec
 from fmplex_backend.serving.engine import Engine
+from fmplex_backend.serving.groups import Groups
 from fmplex_backend.serving.memory import give_back
 from fmplex_backend.serving.reconcile import (
     Attach,
@@ -33,7 +35,8 @@ from fmplex_backend.serving.reconcile import (
     contested,
     without_conflicts,
 )
-from fmplex_backend.serving.standing import Standing, standings
+from fmplex_backend.serving.standing import Standing, standings, standings_of_groups
+from fmplex_backend.serving.table import Answering, Refusal, Table
 from fmplex_backend.serving.tags import Models, Tags, Unasked
 from fmplex_backend.serving.tasklog import TaskLog
 from fmplex_backend.types import MAX_QUEUE_BYTES, Counts, Extensions, Runtime, Vfm
@@ -44,18 +47,6 @@ REMOVAL_GRACE_S = 2.0
 LARGE_BYTES = 4 << 20  # of a version: more than a LoRA adapter and a head of a small encoder
 ALONE = Confinement()  # no roots beside a version itself
 RETRY_S = 5.0  # what raised when it was loaded is loaded again after this time
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A task whose requests are answered with an error."""
-
-    name: str
-    error: FmplexError
-    counts: Counts
-
-
-Table = Mapping[int, Vfm | Refusal]
 
 
 class Loader:
@@ -97,6 +88,7 @@ class Loader:
             oldest=repository.oldest,
             grace=grace,
         )
+        self.groups = Groups(grace)
         self.table: Table = {}
         self.standings: Sequence[Standing] = ()  # of every task, replaced as a whole like `table`
         self.log = TaskLog()
@@ -129,7 +121,11 @@ class Loader:
             self._refused = {}
             for name in self._refused_versions.keys() - entries.keys():
                 del self._refused_versions[name]
-            due = changes(self._served, entries, self._refused_versions)
+            groups = {name: entry for name, entry in entries.items() if isinstance(entry, GroupSpec)}
+            tasks = {name: entry for name, entry in entries.items() if not isinstance(entry, GroupSpec)}
+            refused = [name for name, entry in tasks.items() if isinstance(entry, BrokenTask)]
+            self.groups.settle(groups, refused, self.engine.clock())
+            due = changes(self._served, tasks, self._refused_versions)
             for change in due:
                 self._apply(change)
             self.log.forget_refusals(self._refused.keys(), self.tags.rivals.keys())
@@ -145,7 +141,8 @@ class Loader:
 
     def _replace_table(self) -> None:
         """Publish what answers each tag; vFMs that nothing refers to any more are retired after that."""
-        table: dict[int, Vfm | Refusal] = {served.spec.vfm: served.vfm for served in self._served.values()}
+        table: dict[int, Answering] = {served.spec.vfm: served.vfm for served in self._served.values()}
+        table = self.groups.table() | table
         for refused in self._refused.values():
             if isinstance(refused, Refuse) and refused.vfm is not None:
                 table[refused.vfm] = self._refusal(refused.name, refused.vfm, refused.error)
@@ -160,7 +157,8 @@ class Loader:
         retired = [self._leaving.pop(tag)[0] for tag in ended]
         leaving = {tag: vfm for tag, (vfm, _) in self._leaving.items()}
         self.table = table | leaving
-        self.standings = tuple(standings(self._served, self._refused, leaving))
+        of_tasks = standings(self._served, self._refused, leaving)
+        self.standings = (*of_tasks, *standings_of_groups(self.groups))
         self._published = self.tags.claims
         for vfm in retired:  # the engine answers requests that were prepared by the former table
             self.engine.post(partial(self.engine.retire, vfm))
@@ -169,7 +167,7 @@ class Loader:
     def is_settled(self) -> bool:
         """Whether nothing changes before the repository does: False asks for another round soon."""
         waits = self.tags.rivals.keys() & self.tags.keepers.keys()
-        return not (waits or self.tags.newcomers or self._leaving)
+        return not (waits or self.tags.newcomers or self._leaving or self.groups.leaving)
 
     @property
     def has_newcomers(self) -> bool:
@@ -183,7 +181,7 @@ class Loader:
 
     def has_left(self, tag: int) -> bool:
         """Whether the task that a tag is answered for has left the repository, or moved. Any thread."""
-        return tag in self._leaving
+        return tag in self._leaving or tag in self.groups.leaving
 
     def has_read(self, name: str, tag: int) -> bool:
         """Whether the table says who has the tag that an entry claims. Any thread.
@@ -217,6 +215,9 @@ class Loader:
             return  # its entry is gone, or cannot be read now
 
     def _has_moved(self, name: str, tag: int) -> bool:
+        group = self.groups.served.get(name)
+        if group is not None:
+            return group.spec.vfm != tag and group.counts.requests > 0
         served = self._served.get(name)
         return served is not None and served.spec.vfm != tag and served.vfm.engine.requests > 0
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from fmplex_backend.printable import printable
-from fmplex_backend.serving.loader import Refusal
 from fmplex_backend.serving.service import Service
+from fmplex_backend.serving.table import Group
 from fmplex_backend.types import Vfm
 
 log = logging.getLogger("fmplex")
@@ -37,6 +37,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "fmplex_items_total": ("counter", "Items (rows) of these requests"),
     "fmplex_tokens_total": ("counter", "Tokens of these items; those of a shared one are divided among its tasks"),
     "fmplex_rows_shared_total": ("counter", "Of these items, those that ran once for several that asked for the same"),
+    "fmplex_group_requests_total": ("counter", "Requests of a group, each of which is one of every task in it too"),
     "fmplex_failures_total": ("counter", "Requests answered with an error, by reason"),
     "fmplex_queue_depth": ("gauge", "Requests of a vFM that wait"),
     "fmplex_queue_bytes": ("gauge", "Bytes of the requests of a vFM that are not finished"),
@@ -78,10 +79,12 @@ def samples(service: Service) -> Iterator[Sample]:
         yield Sample("fmplex_failures_total", (*backbone, ("task", ""), ("reason", reason)), count)
     for tag, entry in table.items():
         labels = (*backbone, ("task", printable(entry.name)), ("vfm", str(tag)))
-        if isinstance(entry, Refusal):
-            yield from _failures(labels, entry.counts.failures)
-        else:
+        if isinstance(entry, Vfm):
             yield from _of_vfm(labels, entry)
+            continue
+        if isinstance(entry, Group):
+            yield Sample("fmplex_group_requests_total", labels, entry.counts.requests)
+        yield from _failures(labels, entry.counts.failures)
 
 
 def _of_vfm(labels: Labels, vfm: Vfm) -> Iterator[Sample]:

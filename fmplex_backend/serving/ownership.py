@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -49,8 +49,8 @@ class Ownership:
         with suppress(OSError):
             self._list(os.stat(self._root).st_mtime_ns)
 
-    def is_certain(self, name: str, tag: int) -> bool:
-        """Whether a request with a tag is one of this task, which has it in the loader's table."""
+    def is_certain(self, claims: Sequence[tuple[str, int]]) -> bool:
+        """Whether a request is one of these tasks and groups, each with the tag that it has in the loader's table."""
         try:
             modified = os.stat(self._root).st_mtime_ns
         except OSError:
@@ -62,6 +62,9 @@ class Ownership:
         with self._reading:
             for edited in self._edits.take():
                 self._read_again(edited)
+        return all(self._is_its(name, tag) for name, tag in claims)
+
+    def _is_its(self, name: str, tag: int) -> bool:
         if tag in self._came and not all(each == name or self._is_read(each, tag) for each in [*self._came[tag]]):
             return False
         newcomers = self.loader.tags.newcomers.get(tag, ())

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, islice
 from time import thread_time
@@ -27,6 +27,8 @@ SMALL_S = 1e-3
 SMALL_RATE = 0.1  # of the exponential moving average of a vFM's seconds for a small request
 SMALL_MOST_S = 5e-3  # more counts as this much, so that one that was held up does not make a vFM slow
 AHEAD_S = 0.25  # of its share by which a vFM may be ahead and have more requests prepared
+
+Add = Callable[[Request], None]
 
 
 class Preparation:
@@ -47,15 +49,26 @@ class Preparation:
 
     def submit(self, request: Request) -> None:
         """Take a request in, and prepare it now if that is quick; raises QueueFull or InvalidRequest."""
-        vfm = request.vfm
-        with self._lock:
-            _check_room(vfm, request)
-            vfm.taken_bytes += request.input_bytes
-            now = self._may_be_now(request)
-            if not now:
-                self._queue(request)
-        if now:
+        if self._take_in(request):
             self._prepare(request)
+
+    def submit_together(self, requests: Iterable[Request]) -> None:
+        """Take in requests that came as one: those that are prepared now reach the engine at once.
+
+        One that its vFM has no room for is answered with that.
+        """
+        prepared: list[Request] = []
+        for request in requests:
+            try:
+                if self._take_in(request):
+                    self._prepare(request, prepared.append)
+            except FmplexError as error:
+                request.vfm.intake.fail(error.reason)
+                request.resolve(Failed(error))
+        if prepared:
+            self.engine.add_requests(prepared)
+            for request in prepared:
+                self._check_ended(request)
 
     def prepare_again(self, request: Request) -> None:
         """Prepare a request for the extensions that have replaced those it was prepared for."""
@@ -139,6 +152,17 @@ class Preparation:
 
     # -- steps of these
 
+    def _take_in(self, request: Request) -> bool:
+        """Take a request in: True where it is to be prepared now, else it waits for a worker."""
+        vfm = request.vfm
+        with self._lock:
+            _check_room(vfm, request)
+            vfm.taken_bytes += request.input_bytes
+            now = self._may_be_now(request)
+            if not now:
+                self._queue(request)
+        return now
+
     def _may_be_now(self, request: Request) -> bool:
         vfm = request.vfm
         small = request.input_bytes <= SMALL_BYTES and vfm.small_s <= SMALL_S
@@ -169,7 +193,7 @@ class Preparation:
                     return None
                 self._changed.wait()
 
-    def _prepare(self, request: Request, *, queued: bool = False) -> None:
+    def _prepare(self, request: Request, add: Add | None = None, *, queued: bool = False) -> None:
         vfm = request.vfm
         error: FmplexError | None = None
         start = thread_time()
@@ -193,7 +217,7 @@ class Preparation:
             if queued and vfm.preparing:  # else `fail_all` has taken it
                 vfm.preparing.popleft()
             if error is None:
-                self.engine.add_request(request)
+                (add or self.engine.add_request)(request)
             else:
                 self._give_up(request, error)
         if error is not None:

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from fmplex_backend.errors import TagContested, TaskRefused
 from fmplex_backend.repository.check import tag_refused
-from fmplex_backend.repository.tasks import BrokenTask, Entry, TaskSpec
+from fmplex_backend.repository.tasks import BrokenTask, Entry, ReadTask, TaskSpec
 from fmplex_backend.types import Vfm
 
 
@@ -87,7 +87,7 @@ Change = Attach | SetTerms | KeepFormer | Refuse | Retire
 
 
 def changes(
-    served: Mapping[str, Served], entries: Mapping[str, Entry], refused: Mapping[str, RefusedVersion]
+    served: Mapping[str, Served], entries: Mapping[str, ReadTask], refused: Mapping[str, RefusedVersion]
 ) -> list[Change]:
     """What to do, in the order of the entries, and then for the tasks that have none any more.
 
@@ -104,7 +104,7 @@ def changes(
     return [*chain.from_iterable(of_entries), *removed]
 
 
-def _changes_of(entry: Entry, now: Served | None, refused: RefusedVersion | None) -> Iterator[Change]:
+def _changes_of(entry: ReadTask, now: Served | None, refused: RefusedVersion | None) -> Iterator[Change]:
     if isinstance(entry, BrokenTask):
         if now is not None:
             yield Retire(now, "refused")

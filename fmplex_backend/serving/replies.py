@@ -1,4 +1,8 @@
-"""The reply thread: decodes outcomes and sends replies, so that the engine does not wait for either."""
+"""The reply threads: decode outcomes and send replies, so that the engine does not wait for either.
+
+Sending a response is a handshake with the server, for which a thread waits without the interpreter's lock. So several
+threads send; each answers requests of its own, so that the parts of a reply keep their order.
+"""
 
 from __future__ import annotations
 
@@ -12,43 +16,78 @@ import numpy as np
 
 from fmplex_backend.errors import ExecutionFailed, FmplexError, NotFinite
 from fmplex_backend.serving.engine import Engine
-from fmplex_backend.types import Answer, Failed, Finished, Outcome, Request, Running, Runtime, Usage
+from fmplex_backend.types import (
+    REPLY_THREADS,
+    Answer,
+    Failed,
+    Finished,
+    Outcome,
+    Request,
+    Running,
+    Runtime,
+    Usage,
+)
 
-LATENCY_DECAY = 0.98  # of the peak reply latency, per reply
-REPORT_EVERY = 8  # replies; a new peak is reported earlier
-
+LATENCY_DECAY = 0.98**REPLY_THREADS  # of a thread's peak reply latency, per reply that it sends
+REPORT_EVERY = 4  # replies of a thread; a new peak is reported earlier
 
 Command = Callable[[], None]
 
 
 class Replies:
+    """Outcomes to be answered, in a lane for each thread: `lanes` are to be run, each by a thread."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.lanes = [Lane(runtime, number) for number in range(REPLY_THREADS)]
+
+    def put(self, request: Request, outcome: Outcome) -> None:
+        """Let an outcome be answered; a Running's value is a part of the reply. Any thread."""
+        self.lanes[request.lane].inbox.put((request, outcome))
+
+    def post(self, request: Request, command: Command) -> None:
+        """Let the thread that answers a request call a function between two replies. Any thread."""
+        self.lanes[request.lane].inbox.put(command)
+
+    def post_last(self, command: Command) -> None:
+        """Call a function, on one of the threads, once all that was posted before has been called. Any thread."""
+
+        def pass_on(left: list[Lane]) -> None:
+            if left:
+                left[0].inbox.put(partial(pass_on, left[1:]))
+            else:
+                command()
+
+        pass_on(self.lanes)
+
+    def stop(self) -> None:
+        """Let the threads end once all that was put before is answered."""
+        for lane in self.lanes:
+            lane.inbox.put(None)
+
+    def fail_all(self, error: FmplexError) -> None:
+        """Answer what is left with an error, once the threads have ended."""
+        for lane in self.lanes:
+            lane.fail_all(error)
+
+
+class Lane:
     """A queue of outcomes, and the thread that answers them in order.
 
     A command is a function that the thread calls between two replies.
     """
 
-    def __init__(self, runtime: Runtime) -> None:
-        self.runtime = runtime
-        self._inbox: SimpleQueue[tuple[Request, Outcome] | Command | None] = SimpleQueue()
+    def __init__(self, runtime: Runtime, number: int) -> None:
+        self.runtime, self.number = runtime, number
+        self.inbox: SimpleQueue[tuple[Request, Outcome] | Command | None] = SimpleQueue()
+        self._waits = True  # for something to answer
+        self.when_idle: Command = _nothing
         self._latency = 0.0  # peak with exponential decay, in seconds
         self._reported = 0.0  # what the engine knows of it
         self._unreported = 0  # replies since then
 
-    def put(self, request: Request, outcome: Outcome) -> None:
-        """Let an outcome be answered; a Running's value is a part of the reply. Any thread."""
-        self._inbox.put((request, outcome))
-
-    def post(self, command: Command) -> None:
-        """Let the reply thread call a function between two replies. Any thread."""
-        self._inbox.put(command)
-
-    def stop(self) -> None:
-        """Return from `run_forever` once all that was put before is answered."""
-        self._inbox.put(None)
-
     def run_forever(self, engine: Engine) -> None:
         """Answer until told to stop, and tell the engine how long replies take."""
-        while (item := self._inbox.get()) is not None:
+        while (item := self._next()) is not None:
             if not isinstance(item, tuple):
                 item()
                 continue
@@ -56,15 +95,28 @@ class Replies:
             try:
                 self._answer(request, outcome)
             except BaseException:
-                self._inbox.put(item)  # `fail_all` answers it with the rest
+                self.inbox.put(item)  # `fail_all` answers it with the rest
                 raise
             if isinstance(outcome, Finished):
                 self._measure(request, engine)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to answer."""
+        return self._waits and self.inbox.empty()
+
+    def _next(self) -> tuple[Request, Outcome] | Command | None:
+        if self.inbox.empty():
+            self._waits = True
+            self.when_idle()
+        item = self.inbox.get()
+        self._waits = False
+        return item
+
     def fail_all(self, error: FmplexError) -> None:
-        """Answer what is left with an error, once the reply thread has ended."""
-        while not self._inbox.empty():
-            item = self._inbox.get_nowait()
+        """Answer what is left with an error, once the thread has ended."""
+        while not self.inbox.empty():
+            item = self.inbox.get_nowait()
             if isinstance(item, tuple):
                 with suppress(Exception):  # the server may still take the others
                     item[0].resolve(Failed(error))
@@ -87,25 +139,26 @@ class Replies:
         try:
             request.send_part(part)
         except FmplexError as error:
-            request.vfm.replied.fail(error.reason)
-            request.resolve(Failed(error))
+            request.resolve(self._failed(request, error))
 
     def _decode(self, request: Request, value: Any) -> Answer | Failed:
         try:
             tensors = self.runtime.decode(request, value)
         except Exception as error:
-            failed = ExecutionFailed(f"the decoder of {request.vfm.name!r} raised {type(error).__name__}: {error}")
-            request.vfm.replied.fail(failed.reason)
-            return Failed(failed)
+            message = f"the decoder of {request.vfm.name!r} raised {type(error).__name__}: {error}"
+            return self._failed(request, ExecutionFailed(message))
         if wrong := [name for name, tensor in tensors.items() if not _is_finite(tensor)]:
-            not_finite = NotFinite(
+            message = (
                 f"the answer of {request.vfm.name!r} holds NaN or infinite numbers in {', '.join(wrong)}: its weights, "
                 "or numbers in the request, are too large for this input"
             )
-            request.vfm.replied.fail(not_finite.reason)
-            return Failed(not_finite)
+            return self._failed(request, NotFinite(message))
         usage = Usage(int(request.queue_s * 1e6), int(request.compute_s * 1e6), request.batch_items)
         return Answer(tensors, usage)
+
+    def _failed(self, request: Request, error: FmplexError) -> Failed:
+        request.vfm.replied[self.number].fail(error.reason)
+        return Failed(error)
 
     def _measure(self, request: Request, engine: Engine) -> None:
         """Reply latency: deadlines are met when the reply is sent, not when the batch ends.
@@ -115,9 +168,13 @@ class Replies:
         latency = engine.clock() - (request.arrived_at + request.queue_s + request.compute_s)
         self._latency = max(latency, LATENCY_DECAY * self._latency)
         self._unreported += 1
-        if self._unreported >= REPORT_EVERY or (self._latency > self._reported and self._inbox.empty()):
-            engine.post(partial(engine.set_reply_latency, self._latency))
+        if self._unreported >= REPORT_EVERY or (self._latency > self._reported and self.inbox.empty()):
+            engine.post(partial(engine.set_reply_latency, self.number, self._latency))
             self._reported, self._unreported = self._latency, 0
+
+
+def _nothing() -> None:
+    """Nobody waits for a thread to be idle."""
 
 
 def _is_finite(tensor: Any) -> bool:

@@ -21,8 +21,9 @@ from fmplex_backend.scheduling.cost import CostModel
 from fmplex_backend.serving.accounts import Closed
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.serving.intake import Call, Intake
-from fmplex_backend.serving.loader import Loader, Refusal
+from fmplex_backend.serving.loader import Loader
 from fmplex_backend.serving.standing import Standing
+from fmplex_backend.serving.table import Group, Refusal, vfm_of
 from fmplex_backend.serving.watch import Watch
 from fmplex_backend.status import BackboneStatus, ClosedAccount, Cost, TaskStatus
 from fmplex_backend.types import Answer, Failed, Usage, Vfm
@@ -106,6 +107,8 @@ class Reporter:
         )
 
     def _task(self, standing: Standing) -> TaskStatus:
+        if standing.group is not None:
+            return self._group(standing, standing.group)
         vfm = standing.vfm
         # Its extensions could not be attached: the engine found out after the loader's round.
         refused = None if vfm is None else vfm.refused
@@ -117,6 +120,26 @@ class Reporter:
             version=standing.version,
             error=printable(str(refused) if refused else standing.error),
             **(self._failures_of_refused(standing) if vfm is None else _account(vfm)),
+        )
+
+    def _group(self, standing: Standing, group: Group) -> TaskStatus:
+        """A group goes on with the tasks that can be asked; `error` says why others cannot."""
+        spec, problems = group.spec, []
+        for member in spec.members:
+            try:
+                vfm_of(spec, member, self.loader.table.get(member.tag))
+            except FmplexError as error:
+                problems.append(str(error))
+        return TaskStatus(
+            name=printable(group.name),
+            backbone=self.backbone,
+            tag=standing.tag,
+            state=standing.state,
+            members=tuple(printable(member.name) for member in spec.members),
+            slo_ms=None if spec.slo is None else spec.slo * 1000,
+            requests=group.counts.requests,
+            failures=dict(group.counts.failures),
+            error=printable("; ".join(problems)),
         )
 
     def _failures_of_refused(self, standing: Standing) -> dict[str, Any]:

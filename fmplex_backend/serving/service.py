@@ -13,8 +13,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import filterfalse
 from pathlib import Path
 
 from fmplex_backend.confinement import Confinement
@@ -25,6 +26,7 @@ from fmplex_backend.repository.parameters import BackboneConfig
 from fmplex_backend.repository.tasks import Repository
 from fmplex_backend.scheduling import POLICIES, CostModel
 from fmplex_backend.serving.cancellation import Cancellation
+from fmplex_backend.serving.collecting import Collecting
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.serving.intake import Call, Intake
 from fmplex_backend.serving.loader import Loader
@@ -91,17 +93,23 @@ class Service:
         self.intake = Intake(name, self.preparation, self.loader, self.watch, self.engine.clock)
         self.reporter = Reporter(name, config, self.engine, self.loader, self.watch, self.intake)
         self.cancellation = Cancellation(self.preparation, self.engine, self.replies)
+        self.collecting = Collecting(self.engine, self.replies)
         self._exit = exit_process
         self._dying = threading.Lock()
         self._threads: dict[str, threading.Thread] = {}
+        self._ended: dict[str, threading.Event] = {}  # by role: its thread does nothing any more
         self._workers = [f"preparation-{number}" for number in range(WORKERS)]
+        self._repliers = [f"reply-{lane.number}" for lane in self.replies.lanes]
 
-    def submit(self, call: Call) -> None:
-        """Take a call in; whatever becomes of it, it gets exactly one last reply. Any thread but the engine's."""
-        if asks_for_status(call):
+    def submit(self, *calls: Call) -> None:
+        """Take calls in; whatever becomes of one, it gets exactly one last reply. Any thread but the engine's."""
+        for call in filter(asks_for_status, calls):
             self.reporter.submit(call)
-        else:
-            self.intake.submit(call)
+        self.intake.submit(filterfalse(asks_for_status, calls))
+
+    def let_collect(self) -> None:
+        """Wait a moment for further calls to collect at the server, where there is something to do meanwhile."""
+        self.collecting.pause()
 
     def start(self) -> None:
         """Load the tasks that are there, then serve."""
@@ -110,7 +118,8 @@ class Service:
         self.loader.refresh()
         for worker in self._workers:
             self._start(worker, self.preparation.run_forever)
-        self._start("reply", partial(self.replies.run_forever, self.engine))
+        for role, lane in zip(self._repliers, self.replies.lanes, strict=True):
+            self._start(role, partial(lane.run_forever, self.engine))
         self._start("watch", self.watch.follow_forever)
         self._start("look-up", self.watch.look_up_forever)
         self._start("tags", self.watch.settle_forever)
@@ -125,12 +134,12 @@ class Service:
         self._end_preparation(closed, timeout)
         self.engine.post(self.engine.stop)
         self._join("engine", timeout)
-        if self._threads["engine"].is_alive():
+        if not self._ended["engine"].is_set():
             log.error("the engine did not end within %g s; what it holds is answered with an error", timeout)
         self.engine.abandon(closed)
         self.engine.post(self.engine.stop)  # for an engine that is late: `abandon` has emptied its inbox
         self.replies.stop()
-        self._join("reply", timeout)
+        self._join_all(self._repliers, timeout)
         self.replies.fail_all(closed)
         self.replies.stop()  # for a reply thread that is late: `fail_all` has emptied its inbox
         self._join("look-up", timeout)
@@ -140,27 +149,34 @@ class Service:
     def _end_preparation(self, error: FmplexError, timeout: float) -> None:
         """Let the workers prepare what waits; what they have not within the time is answered with the error."""
         self.preparation.stop()
-        until = time.monotonic() + timeout
-        for worker in self._workers:
-            self._join(worker, max(0.0, until - time.monotonic()))
+        self._join_all(self._workers, timeout)
         self.preparation.fail_all(error)
 
     # -- threads
 
     def _start(self, role: str, main: Callable[[], None]) -> None:
+        ended = self._ended[role] = threading.Event()
+
         def guarded() -> None:
             try:
                 main()
+                ended.set()
             except BaseException as error:
+                ended.set()  # before this thread waits for another that is dying, and waits for this one
                 self._die(role, error)
 
         self._threads[role] = threading.Thread(target=guarded, name=f"fmplex-{role}", daemon=True)
         self._threads[role].start()
 
     def _join(self, role: str, timeout: float) -> None:
-        thread = self._threads.get(role)
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout)
+        if ended := self._ended.get(role):
+            ended.wait(timeout)
+
+    def _join_all(self, roles: Sequence[str], timeout: float) -> None:
+        """The same for several threads, within the time together."""
+        until = time.monotonic() + timeout
+        for role in roles:
+            self._join(role, max(0.0, until - time.monotonic()))
 
     # -- when a thread dies
 
@@ -188,7 +204,7 @@ class Service:
         self._join("engine", JOIN_TIMEOUT_S)
         self.engine.abandon(error)
         self.replies.stop()
-        self._join("reply", JOIN_TIMEOUT_S)
+        self._join_all(self._repliers, JOIN_TIMEOUT_S)
         self.replies.fail_all(error)
         self._join("look-up", JOIN_TIMEOUT_S)
         self.intake.fail_look_ups()

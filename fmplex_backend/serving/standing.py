@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from fmplex_backend.serving.groups import Groups
 from fmplex_backend.serving.reconcile import KeepFormer, Refuse, Served
+from fmplex_backend.serving.table import Group
 from fmplex_backend.status import State
 from fmplex_backend.types import Vfm
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A task; `vfm` where it has one."""
+    """A task or a group; `vfm` where it has one."""
 
     name: str
     tag: int | None
@@ -20,6 +22,7 @@ class Standing:
     vfm: Vfm | None = None
     version: int | None = None
     error: str = ""
+    group: Group | None = None
 
 
 def standings(
@@ -42,3 +45,11 @@ def standings(
             yield Standing(name, change.vfm, "refused", error=str(change.error))
     for tag, vfm in leaving.items():
         yield Standing(vfm.name, tag, "leaving", vfm)
+
+
+def standings_of_groups(groups: Groups) -> Iterator[Standing]:
+    """Of every group that can be read, and of those that were removed or moved and are still answered."""
+    for name, group in groups.served.items():
+        yield Standing(name, group.spec.vfm, "serving", group=group)
+    for tag, (group, _) in groups.leaving.items():
+        yield Standing(group.name, tag, "leaving", group=group)

@@ -14,13 +14,14 @@ import numpy.typing as npt
 from fake_family.runtime import FakeClock, FakeExtensions, FakeRuntime
 
 from fmplex_backend.errors import ServerProblem, TaskRefused
-from fmplex_backend.interface import tag_name
+from fmplex_backend.interface import member_name, tag_name
 from fmplex_backend.repository.entry import TaskEntry
 from fmplex_backend.repository.tasks import Repository
 from fmplex_backend.scheduling import POLICIES, CostModel
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.serving.intake import Call
-from fmplex_backend.serving.loader import Loader, Refusal
+from fmplex_backend.serving.loader import Loader
+from fmplex_backend.serving.table import Refusal
 from fmplex_backend.types import Answer, Failed, Finished, Outcome, PassShape, Reply, Request, Running, Vfm
 
 BACKBONE = "base"
@@ -64,6 +65,44 @@ def write_config(
     aside = root / name / ".config.pbtxt"
     aside.write_text(entry.to_pbtxt())
     return aside.replace(file)
+
+
+def write_group(root: Path, name: str, vfm: int, members: Mapping[str, int], *, slo_ms: float | None = None) -> Path:
+    """A group of tasks with these tags, each with its EMBEDDING and TRUNCATED; returns its config.pbtxt."""
+    mapped = {tag_name(vfm): "usage", "ERRORS": "errors"}
+    declared = [
+        'output [ { name: "usage" data_type: TYPE_INT64 dims: [ 3 ] } ]',
+        f'output [ {{ name: "errors" data_type: TYPE_STRING dims: [ {len(members)} ] }} ]',
+    ]
+    for position, (member, tag) in enumerate(sorted(members.items(), key=lambda item: item[1])):
+        mapped |= {f"{position}.{output}": f"{member}.{output}" for output in ("EMBEDDING", "TRUNCATED")}
+        mapped[member_name(tag)] = f"{member}.usage"
+        declared += [
+            f'output [ {{ name: "{member}.EMBEDDING" data_type: TYPE_FP32 dims: [ -1 ] }} ]',
+            f'output [ {{ name: "{member}.TRUNCATED" data_type: TYPE_BOOL dims: [ 1 ] }} ]',
+            f'output [ {{ name: "{member}.usage" data_type: TYPE_INT64 dims: [ 3 ] }} ]',
+        ]
+    parameters = {"group": ",".join(members)} | ({} if slo_ms is None else {"slo_ms": f"{slo_ms:g}"})
+    lines = [
+        f'name: "{name}" platform: "ensemble" max_batch_size: 8',
+        'input [ { name: "TEXT" data_type: TYPE_STRING dims: [ 1 ] } ]',
+        *declared,
+        *(f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in parameters.items()),
+        f'ensemble_scheduling {{ step [ {{ model_name: "{BACKBONE}" model_version: -1',
+        'input_map { key: "TEXT" value: "TEXT" }',
+        *(f'output_map {{ key: "{wire}" value: "{shown}" }}' for wire, shown in mapped.items()),
+        "} ] }",
+    ]
+    (root / name / "1").mkdir(parents=True, exist_ok=True)
+    file, aside = root / name / "config.pbtxt", root / name / ".config.pbtxt"
+    aside.write_text("\n".join(lines))
+    return aside.replace(file)
+
+
+def group_outputs(*tags: int) -> list[str]:
+    """What a group's entry asks for beside its own tag."""
+    places = [f"{position}.{output}" for position in range(len(tags)) for output in ("EMBEDDING", "TRUNCATED")]
+    return [*places, *map(member_name, tags), "ERRORS"]
 
 
 def edit(file: Path, old: str, new: str) -> None:
@@ -278,6 +317,7 @@ class Caller:
         tags: Sequence[int] = (0,),
         text: str = "some words",
         *,
+        asks: Sequence[str] = ("EMBEDDING",),
         parameters: Mapping[str, Any] | None = None,
         is_cancelled: Callable[[], bool] | None = None,
     ) -> Call:
@@ -285,7 +325,7 @@ class Caller:
         number = len(self.replies)
         self.replies.append([])
         self.parts.append([])
-        outputs = ["EMBEDDING", *map(tag_name, tags)]
+        outputs = [*asks, *map(tag_name, tags)]
         return Call({"TEXT": bytes_of(text)}, outputs, parameters or {}, partial(self._replied, number), is_cancelled)
 
     def _replied(self, number: int, reply: Reply, final: bool) -> None:

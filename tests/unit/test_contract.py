@@ -197,6 +197,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "repository": (*GROUND, "repository.parameters", "families"),
     "serving": (
         "errors",
+        "error_status",
         "confinement",
         "files",
         "hardware",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fmplex.client.results import as_json_value, best, result
+from fmplex.client.results import Answers, as_json_value, best, result
 from fmplex.client.wire import Interface
 from fmplex_backend.decoders.results import Label, Labels, Raw, Result, Spans, Values, Vector, strings
 from fmplex_backend.interface import USAGE
@@ -65,6 +65,9 @@ def result_line(found: Result, top: int | None = 3) -> str:
 
 
 def _line(found: Result, top: int | None) -> str:
+    if isinstance(found, Answers):
+        lines = ((name, _line(own, top) if isinstance(own, Result) else f"error: {own}") for name, own in found.items())
+        return "; ".join(f"{name}: {line}" for name, line in lines)
     if isinstance(found, Vector):
         return f"[{_numbers(found.vector, 3)}] {len(found.vector)} numbers, norm {np.linalg.norm(found.vector):.3f}"
     if isinstance(found, Spans):

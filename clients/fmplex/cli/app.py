@@ -1,4 +1,4 @@
-"""The command line: `fmplex serve`, `control-key`, `demo`, `predict`, `task`, `backbone`, `doctor` and others."""
+"""The command line: `fmplex serve`, `demo`, `predict`, `task`, `group`, `backbone`, `doctor` and others."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from fmplex.cli import (
     controlling,
     doctor,
     events,
+    groups,
     keys,
     planning,
     profiling,
@@ -38,6 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(task_commands.app, name="task")
+app.add_typer(groups.app, name="group")
 app.add_typer(backbones.app, name="backbone")
 app.command("doctor")(doctor.doctor)
 app.command("predict")(prediction.predict)

@@ -16,6 +16,7 @@ from fmplex.client.sync import Client
 from fmplex_backend.errors import TaskProblem
 from fmplex_backend.repository.configs import Terms
 from fmplex_backend.repository.directory import UNLOADED, set_unloaded
+from fmplex_backend.repository.grouping import GroupRepository
 from fmplex_backend.repository.writer import ModelRepository
 
 NONE = "none"
@@ -58,15 +59,20 @@ def set_(
         terms = Terms(weight, objective, bound, room, cleared)
         if terms == Terms() and not new_tag:
             raise TaskProblem("nothing to set. Give --weight, --slo-ms, --max-queue, --max-queue-bytes or --new-tag")
-        models = ModelRepository(repository)
+        models = GroupRepository(repository)
         terms.check()
         changed = terms.given()
+        groups: list[str] = []
         if new_tag:
-            changed["tag"] = models.set_new_tag(name)
+            changed["tag"], groups = models.set_new_tag(name), models.groups_of(name)
+            for group in groups:
+                models.renew(group)
         if terms != Terms():
             models.set(name, terms)
         words = [*(f"{key} {value:g}" for key, value in changed.items()), *(f"no {key}" for key in sorted(cleared))]
-        print_result({"task": name} | changed | dict.fromkeys(cleared), f"{name}: {', '.join(words)}", as_json)
+        words += [f"written anew, to be loaded too: {', '.join(groups)}"] if groups else []
+        document = {"task": name} | changed | dict.fromkeys(cleared) | ({"groups": groups} if groups else {})
+        print_result(document, f"{name}: {', '.join(words)}", as_json)
 
 
 def _number(text: str, option: str, kind: type[int] | type[float]) -> float:
@@ -161,11 +167,13 @@ def remove(
     told with --server to unload it.
     """
     with errors_shown(as_json):
-        models = ModelRepository(repository)
+        models = GroupRepository(repository)
         if name not in models.tasks():
             models.remove(name)  # raises, naming the tasks there are
+        groups = models.groups_of(name)
         if server:
             with Client(server) as client:
                 client.unload(name)
         models.remove(name)
-        print_result({"task": name, "removed": True}, f"{name}: removed", as_json)
+        told = f"; still asked for by the groups {', '.join(groups)}" if groups else ""
+        print_result({"task": name, "removed": True, "groups": groups}, f"{name}: removed{told}", as_json)

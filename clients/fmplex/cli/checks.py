@@ -12,6 +12,8 @@ from fmplex.cli.options import DEFAULT, AsJson
 from fmplex.cli.shown import PROBLEM, errors_shown, print_result
 from fmplex_backend.errors import FmplexError, TaskProblem
 from fmplex_backend.repository.configs import CONFIG, backbone_stepped_into, read_config
+from fmplex_backend.repository.grouping import GroupRepository
+from fmplex_backend.repository.groups import GroupSpec
 from fmplex_backend.repository.tasks import BrokenTask
 from fmplex_backend.repository.writer import ModelRepository
 
@@ -86,6 +88,9 @@ class _Checker:
         name, entry = self.models.entry_in(directory)
         if isinstance(entry, BrokenTask):
             raise entry.error
+        if isinstance(entry, GroupSpec):
+            GroupRepository(self.models.root).check_group(entry)
+            return
         if name not in self._backbones:
             self._backbones[name] = Backbone(name, repository=self.models.root)
         check_task(entry, self._backbones[name])

@@ -52,7 +52,7 @@ class AsyncClient(BaseClient):
     async def predict(
         self, task: str, texts: str | Sequence[Any], *, timeout: float | None = None, slo_ms: float | None = None
     ) -> list[Result]:
-        """One result for each text, or row of numbers."""
+        """One result for each text, or row of numbers; of a group an `Answers` each."""
         return await self._predict(task, texts, self._deadline(timeout), slo_ms)
 
     def stream(

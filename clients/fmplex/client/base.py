@@ -7,7 +7,7 @@ a transport that blocks, where they never suspend.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from fmplex.client.connection import Connection
 from fmplex.client.deadline import Deadline
+from fmplex.client.groups import own_outputs, problems_in
 from fmplex.client.problems import index_problem
-from fmplex.client.results import joined, result
+from fmplex.client.results import Answers, joined, kind_of, result
 from fmplex.client.status import (
     backbone_of,
     check_loaded,
@@ -59,7 +60,7 @@ class BaseClient(ABC):
         headers: dict[str, str] | None = None,
         control_key: str | None = None,
     ) -> None:
-        address = Address.of(url)
+        self._address = address = Address.of(url)
         self.url, self.timeout = address.url, timeout
         self._http = address.http
         # gRPC's answers are messages unless asked for as documents, which HTTP's always are.
@@ -93,10 +94,9 @@ class BaseClient(ABC):
     ) -> list[Result]:
         interface = await self._interface(task, deadline)
         items = items_in(interface.takes, texts)
+        members = await self._members(interface, deadline)
         replies = await self._infer_in_batches(interface, items, interface.outputs, deadline, slo_ms)
-        return [
-            result(interface.kind, interface.labels, item, reply) for item, reply in zip(items, replies, strict=True)
-        ]
+        return [self._result(interface, members, item, reply) for item, reply in zip(items, replies, strict=True)]
 
     async def _outputs(
         self, task: str, texts: str | Sequence[Any], deadline: Deadline, usage: bool = False
@@ -109,10 +109,28 @@ class BaseClient(ABC):
         self, task: str, item: Any, deadline: Deadline, slo_ms: float | None
     ) -> AsyncGenerator[Result, None]:
         interface = await self._interface(task, deadline)
+        members = await self._members(interface, deadline)
         async with aclosing(self._parts(interface, [item], interface.outputs, deadline, slo_ms)) as parts:
             async for tensors in parts:
                 own = {name: tensor[0] for name, tensor in tensors.items()}
-                yield result(interface.kind, interface.labels, item, own)
+                yield self._result(interface, members, item, own)
+
+    async def _members(self, group: Interface, deadline: Deadline) -> dict[str, Interface]:
+        """The interfaces of a group's tasks; of one that the server does not have loaded nothing is known."""
+        found = {name: await self._unless_refused(self._interface(name, deadline)) for name in group.members}
+        return {name: each for name, each in found.items() if not isinstance(each, ServerProblem)}
+
+    def _result(self, asked: Interface, members: Mapping[str, Interface], item: Any, outputs: Outputs) -> Result:
+        """Of one item: a task's result, or those of a group's tasks."""
+        if not asked.members:
+            return result(asked.kind, asked.labels, item, outputs)
+        problems = problems_in(asked, outputs, self._address)
+        found: dict[str, Result | ServerProblem] = {}
+        for name in asked.members:
+            own, task = own_outputs(asked, name, outputs), members.get(name)
+            kind, labels = (kind_of(list(own)), ()) if task is None else (task.kind, task.labels)
+            found[name] = problems.get(name) or result(kind, labels, item, own)
+        return Answers(found)
 
     async def _interface(self, task: str, deadline: Deadline) -> Interface:
         if task not in self._interfaces:

@@ -12,10 +12,25 @@ import numpy.typing as npt
 from fmplex_backend import families
 from fmplex_backend.decoders import Decoder
 from fmplex_backend.decoders.results import Label, Labels, Result, Spans, Values
-from fmplex_backend.errors import TaskProblem
+from fmplex_backend.errors import ServerProblem, TaskProblem
 from fmplex_backend.interface import TRUNCATED
 
 Tensors = Mapping[str, npt.NDArray[Any]]
+
+
+class Answers(dict[str, "Result | ServerProblem"], Result):
+    """By the tasks' names, in the group's order. A task that has failed has its ServerProblem there, not raised: the
+    one that asking it alone would have raised.
+    """
+
+    def __init__(self, found: Mapping[str, Result | ServerProblem]) -> None:
+        super().__init__(found)
+        self.truncated = any(result.truncated for result in found.values() if isinstance(result, Result))
+
+    @property
+    def problems(self) -> dict[str, ServerProblem]:
+        """Those of the tasks that have failed."""
+        return {name: result for name, result in self.items() if isinstance(result, ServerProblem)}
 
 
 def joined(kind: str, parts: Sequence[Tensors]) -> dict[str, npt.NDArray[Any]]:
@@ -43,7 +58,14 @@ def kind_of(outputs: Sequence[str]) -> str:
 
 
 def as_json_value(result: Result) -> dict[str, Any]:
-    """A result as a JSON object; arrays become lists, and what a task does not say is left out."""
+    """A result as a JSON object; arrays become lists, and what a task does not say is left out.
+
+    Of a group it has an object for each task; that of one that failed has its `error`.
+    """
+    if isinstance(result, Answers):
+        return {
+            name: as_json_value(own) if isinstance(own, Result) else {"error": str(own)} for name, own in result.items()
+        }
     fields: Any = result  # results of every kind are dataclasses
     document: dict[str, Any] = json.loads(json.dumps(asdict(fields), default=lambda value: value.tolist()))
     return {name: value for name, value in document.items() if value is not None}
@@ -55,7 +77,12 @@ def best(scores: Mapping[str, float], most: int | None = None) -> dict[str, floa
 
 
 def above(result: Result, threshold: float) -> Result:
-    """Without what is scored below: a label becomes "", labels and spans go. Raises TaskProblem without scores."""
+    """Without what is scored below: a label becomes "", labels and spans go. Raises TaskProblem without scores.
+
+    Of a group this is done to the tasks that have scores.
+    """
+    if isinstance(result, Answers):
+        return Answers({name: _above_if_scored(own, threshold) for name, own in result.items()})
     if isinstance(result, Label):
         kept = result.scores.get(result.label, max(result.scores.values(), default=0.0)) >= threshold
         return result if kept else replace(result, label="")
@@ -66,8 +93,22 @@ def above(result: Result, threshold: float) -> Result:
     raise TaskProblem("the task's answers have no labels with scores. Leave --threshold out")
 
 
+def _above_if_scored(own: Result | ServerProblem, threshold: float) -> Result | ServerProblem:
+    return above(own, threshold) if isinstance(own, (Label, Labels, Spans)) else own
+
+
 def fields(result: Result, top: int | None = 0) -> dict[str, Any]:
-    """A result by columns: of a label also its score, of the scores by label the best `top`, None for all."""
+    """A result by columns: of a label also its score, of the scores by label the best `top`, None for all.
+
+    Of a group the columns are its tasks', as `sentiment.label`; each task has `sentiment.error`, too.
+    """
+    if isinstance(result, Answers):
+        columns: dict[str, Any] = {}
+        for name, own in result.items():
+            found = fields(own, top) if isinstance(own, Result) else {}
+            columns |= {f"{name}.{column}": value for column, value in found.items()}
+            columns[f"{name}.error"] = "" if isinstance(own, Result) else str(own)
+        return columns
     document = as_json_value(result)
     if isinstance(result, (Label, Labels)):
         scores = document.pop("scores")

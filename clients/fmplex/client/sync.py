@@ -90,6 +90,7 @@ class Client(BaseClient):
     ) -> list[Result]:
         """One result for each text, or row of numbers; those beyond the task's batch size go in further requests.
 
+        Of a group each is an `Answers`: a dict of its tasks' results, with the error in the place of one that failed.
         Raises TaskProblem where the task takes other rows than these.
         """
         return run(self._predict(task, texts, self._deadline(timeout), slo_ms))

@@ -21,6 +21,7 @@ from fmplex.client.results import kind_of
 from fmplex_backend.errors import ServerProblem, TaskProblem
 from fmplex_backend.families import input_named
 from fmplex_backend.interface import USAGE
+from fmplex_backend.repository.groups import GROUP
 
 Array = npt.NDArray[Any]
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.05, 2.0
@@ -32,7 +33,7 @@ HAS_PORT = re.compile(r":\d+$")
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """A served task as its configuration describes it."""
+    """A served task, or group of tasks, as its configuration describes it."""
 
     name: str
     kind: str
@@ -42,12 +43,15 @@ class Interface:
     takes: str = "TEXT"
     size: int | None = None  # the last dim of its input, where that is fixed
     streams: bool = False  # a reply may have several parts
+    members: tuple[str, ...] = ()  # of a group: its tasks
 
     @staticmethod
     def of(config: Mapping[str, Any]) -> Interface:
         """Of Triton's model configuration, as a JSON document."""
         parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
-        outputs = tuple(each["name"] for each in config["output"] if each["name"] != USAGE)
+        members = tuple(name.strip() for name in parameters.get(GROUP, "").split(",") if name.strip())
+        receipts = {USAGE, *(f"{member}.{USAGE}" for member in members)}
+        outputs = tuple(each["name"] for each in config["output"] if each["name"] not in receipts)
         return Interface(
             name=config["name"],
             kind=parameters.get("decoder") or kind_of(outputs),
@@ -57,6 +61,7 @@ class Interface:
             takes=config["input"][0]["name"],
             size=_fixed_size(config["input"][0]),
             streams=bool(config.get("model_transaction_policy", {}).get("decoupled")),
+            members=members,
         )
 
 

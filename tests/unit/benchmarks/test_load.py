@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from contextlib import aclosing
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ from tritonclient.grpc import service_pb2
 from benchmarks.load import Plan, Stream, closed
 from benchmarks.load.arrivals import poisson
 from benchmarks.load.client import Sender
+from benchmarks.load.http import HttpCalls, HttpError, message
 from benchmarks.load.plan import Outcome
 from benchmarks.load.record import Record, percentile_ms, summary
 from benchmarks.load.traces import read_trace, replay
@@ -66,6 +68,48 @@ def test_texts_go_to_tasks_in_turn_or_to_all_at_once(together: bool, expected: s
     asyncio.run(Sender(Plan("url", [stream], seconds=0.05, warmup=0.0), call).run())
     assert {*sent} == expected
     assert most == (2 if together else 1)
+
+
+def test_requests_over_http_keep_their_connections_and_errors_are_told() -> None:
+    paths: list[bytes] = []
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        while head := await _head(reader):
+            first, *fields = head.split(b"\r\n")
+            sizes = dict(field.split(b": ") for field in fields if field)
+            body = await reader.readexactly(int(sizes[b"Content-Length"]))
+            document = json.loads(body[: int(sizes[b"Inference-Header-Content-Length"])])
+            assert [output["name"] for output in document["outputs"]] == ["SCORES"]
+            assert document["parameters"]["slo_ms"] == "20"
+            assert body.endswith(b"\x04\0\0\0text")
+            paths.append(first.split()[1])
+            status = b"400 Bad Request" if b"wrong" in first else b"200 OK"
+            writer.write(b"HTTP/1.1 %s\r\nContent-Length: 4\r\n\r\ndone" % status)
+        writer.close()
+
+    async def ask() -> None:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            async with aclosing(HttpCalls(host)) as calls:
+                for task in ("a", "b"):
+                    assert await calls(message(host, task, "text", ["SCORES"], slo_ms=20.0)) == b"done"
+                with pytest.raises(HttpError, match="done"):
+                    await calls(message(host, "wrong", "text", ["SCORES"], slo_ms=20.0))
+
+    asyncio.run(ask())
+    assert paths == [b"/v2/models/a/infer", b"/v2/models/b/infer", b"/v2/models/wrong/infer"]
+    assert connections == 1
+
+
+async def _head(reader: asyncio.StreamReader) -> bytes:
+    """Of the next request; empty at the end."""
+    try:
+        return await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError:
+        return b""
 
 
 # -- records

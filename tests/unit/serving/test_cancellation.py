@@ -82,13 +82,15 @@ def test_the_server_is_not_asked_about_a_request_that_was_answered(rig: ServiceR
         asked.append(threading.current_thread())
         return False
 
-    request = Request(Vfm(0, "one"), {}, (), 0.0, lambda reply, final: None, is_cancelled=is_cancelled)
+    request = Request(Vfm(0, "one"), {}, (), 0.0, lambda reply, final: None, is_cancelled=is_cancelled, lane=2)
     for _ in range(2):
-        rig.service.replies.post(partial(rig.service.cancellation._ask, request))
+        rig.service.replies.post(request, partial(rig.service.cancellation._ask, request))
         rig.service.replies.put(request, Failed(ExecutionFailed("an answer")))
-    until(lambda: request.resolved and rig.service.replies._inbox.empty())
-    rig.ask(0)  # the reply thread has done what came before
-    assert [thread.name for thread in asked] == ["fmplex-reply"]
+    done = threading.Event()
+    rig.service.replies.post_last(done.set)
+    assert done.wait(20)
+    assert request.resolved
+    assert [thread.name for thread in asked] == ["fmplex-reply-2"]
 
 
 def broken_handle() -> bool:

@@ -30,6 +30,24 @@ def test_whatever_is_raised_on_the_way_is_answered(rig: ServiceRig, monkeypatch:
     assert rig.failure(5) == ("INTERNAL", "preparing the request raised KeyError: 'odd'")
 
 
+def test_of_requests_that_come_together_it_is_asked_once_whose_a_tag_is(
+    rig: ServiceRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+    certain = rig.service.intake.ownership.is_certain
+
+    def is_certain(name: str, tag: int) -> bool:
+        asked.append((name, tag))
+        return certain(name, tag)
+
+    monkeypatch.setattr(rig.service.intake.ownership, "is_certain", is_certain)
+    for _ in range(2):
+        rig.service.submit(*[rig.caller.call((tag,)) for tag in (0, 1, 0, 0)])
+    rig.caller.wait()
+    assert asked == [("one", 0), ("two", 1)] * 2
+    assert rig.codes() == [""] * 8
+
+
 # -- tags
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backend_fixtures import BACKBONE, Caller, TextStandIn, edit, write_task
+from backend_fixtures import BACKBONE, Caller, TextStandIn, edit, group_outputs, write_group, write_task
 from service_fixtures import ServiceRig
 
 from fmplex_backend.repository.parameters import BackboneConfig
@@ -105,7 +105,11 @@ def of(service: Service, family: str, **labels: str) -> float | None:
 # -- samples
 
 
-def test_every_sample_is_of_a_family_and_none_comes_twice(service: Service, caller: Caller) -> None:
+def test_every_sample_is_of_a_family_and_none_comes_twice(service: Service, caller: Caller, tmp_path: Path) -> None:
+    write_group(tmp_path, "both", 7, {"one": 0, "two": 1})
+    service.loader.refresh()
+    service.submit(caller.call((7,), asks=group_outputs(0, 1)))
+    run(service)
     ask(service, caller, 0)
     ask(service, caller, 0, "fail")
     service.submit(caller.call(()))
@@ -113,6 +117,7 @@ def test_every_sample_is_of_a_family_and_none_comes_twice(service: Service, call
     assert {sample.family for sample in found} == FAMILIES.keys()
     assert len({(sample.family, sample.labels) for sample in found}) == len(found)
     assert all(dict(sample.labels)["backbone"] == BACKBONE for sample in found)
+    assert of(service, "fmplex_group_requests_total", task="both") == 1
 
 
 def test_a_backbones_samples(service: Service, caller: Caller) -> None:

@@ -1,4 +1,4 @@
-"""What the reply thread makes of outcomes: answers and receipts, parts in order, errors, and the reply latency."""
+"""What the reply threads make of outcomes: answers and receipts, parts in order, errors, and the reply latency."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from backend_fixtures import EngineRig, TextExtensions
 from service_fixtures import Gate, ServiceRig, until
 
 from fmplex_backend.errors import ExecutionFailed
-from fmplex_backend.serving.replies import REPORT_EVERY, Replies
-from fmplex_backend.types import Answer, Failed, Finished, Reply, Request, Running, Vfm, Work
+from fmplex_backend.serving.replies import LATENCY_DECAY, REPORT_EVERY, Replies
+from fmplex_backend.types import REPLY_THREADS, Answer, Failed, Finished, Reply, Request, Running, Vfm, Work
 
 
 def test_an_answer_and_its_receipt(rig: ServiceRig) -> None:
@@ -73,7 +73,7 @@ def test_an_answer_that_is_no_number_is_never_sent(rig: ServiceRig, text: str, v
     assert "the answer of 'one' holds NaN or infinite numbers in EMBEDDING" in rig.caller.failure(1)[1]
     assert not rig.caller.parts[1]
     vfm: Any = rig.service.loader.table[0]
-    assert vfm.replied.failures == {"not_finite": 1}
+    assert vfm.failures() == {"not_finite": 1}
 
 
 @pytest.mark.parametrize(("text", "code"), [("refuse", "INVALID_ARG"), ("crash", "INTERNAL"), ("fail", "INTERNAL")])
@@ -89,7 +89,7 @@ def test_a_decoder_that_raises_fails_its_request_alone(rig: ServiceRig) -> None:
     assert [rig.codes()[number] for number in numbers] == ["", "INTERNAL", "INTERNAL", ""]
     assert "the decoder of 'one' raised ValueError" in rig.caller.failure(1)[1]
     vfm: Any = rig.service.loader.table[0]
-    assert vfm.replied.failures == {"execution": 1}
+    assert [counts.failures for counts in vfm.replied if counts.failures] == [{"execution": 1}]
 
 
 def test_the_scheduler_learns_how_long_answers_take_to_leave(rig: ServiceRig) -> None:
@@ -104,9 +104,9 @@ def test_the_scheduler_learns_how_long_answers_take_to_leave(rig: ServiceRig) ->
     rig.service.submit(replace(call, send=slow))
     rig.caller.wait()
     until(lambda: rig.service.engine.scheduler.reply_latency == 0.25)
-    for _ in range(REPORT_EVERY):
+    for _ in range(REPORT_EVERY * REPLY_THREADS):
         rig.ask(0)
-    until(lambda: 0.2 < rig.service.engine.scheduler.reply_latency < 0.25)
+    until(lambda: 0.15 < rig.service.engine.scheduler.reply_latency < 0.2)
 
 
 # -- replies of several parts
@@ -131,7 +131,7 @@ def test_a_part_that_cannot_be_decoded_fails_its_request_alone(rig: ServiceRig) 
     assert "the decoder of 'one' raised ValueError" in rig.caller.failure(0)[1]
     assert [len(parts) for parts in rig.caller.parts] == [2, 2]
     vfm: Any = rig.service.loader.table[0]
-    assert vfm.replied.failures == {"execution": 1}
+    assert vfm.failures() == {"execution": 1}
     until(lambda: vfm.depth == 0 and not rig.service.engine.scheduler.queued)
     assert rig.service.engine.counts.batches < 1000  # nothing runs for a request that was answered
 
@@ -149,12 +149,65 @@ def test_a_part_that_cannot_be_sent_fails_its_request(rig: ServiceRig) -> None:
     rig.caller.wait()
     assert rig.caller.failure() == ("INTERNAL", "one response only")
     vfm: Any = rig.service.loader.table[0]
-    assert vfm.replied.failures == {"execution": 1}
+    assert vfm.failures() == {"execution": 1}
     until(lambda: vfm.depth == 0 and not rig.service.engine.scheduler.queued)
     assert rig.service.engine.counts.batches < 1000
 
 
-# -- the thread alone
+# -- several threads
+
+
+def test_a_reply_that_takes_long_to_send_holds_up_those_of_its_own_thread_alone(rig: ServiceRig) -> None:
+    sending, go_on = threading.Event(), threading.Event()
+    call = rig.caller.call((0,), "stream steps=3 a b c")
+
+    def slow(reply: Reply, final: bool) -> None:
+        sending.set()
+        assert go_on.wait(20)
+        call.send(reply, final)
+
+    rig.service.submit(replace(call, send=slow))
+    assert sending.wait(20)
+    others = [rig.submit(0) for _ in range(REPLY_THREADS - 1)]
+    rig.caller.wait(len(others))
+    assert not rig.caller.parts[0]
+    go_on.set()
+    rig.caller.wait()
+    words = [float(part.tensors["EMBEDDING"][0, 0]) for part in rig.caller.parts[0]]
+    assert words == [1.0, 2.0]
+    assert rig.codes() == [""] * REPLY_THREADS
+
+
+def test_each_thread_counts_its_own_failures(rig: ServiceRig) -> None:
+    for _ in range(2 * REPLY_THREADS):
+        rig.submit(0, text="undecodable")
+    rig.caller.wait()
+    vfm: Any = rig.service.loader.table[0]
+    assert [counts.failures for counts in vfm.replied] == [{"execution": 2}] * REPLY_THREADS
+    assert vfm.failures() == {"execution": 2 * REPLY_THREADS}
+
+
+def test_the_latency_is_that_of_the_slowest_thread() -> None:
+    engine = EngineRig().engine
+    for lane, seconds, expected in ((0, 0.3, 0.3), (1, 0.1, 0.3), (0, 0.05, 0.1), (1, 0.2, 0.2)):
+        engine.set_reply_latency(lane, seconds)
+        assert engine.scheduler.reply_latency == expected
+
+
+def test_a_last_command_comes_after_those_of_all_threads(rig: ServiceRig) -> None:
+    called: list[int] = []
+    go_on, last = threading.Event(), threading.Event()
+    for lane in reversed(range(REPLY_THREADS)):
+        request = Request(Vfm(0, "one"), {}, (), 0.0, lambda reply, final: None, lane=lane)
+        rig.service.replies.post(request, lambda: called.append(int(go_on.wait(20))))
+    rig.service.replies.post_last(last.set)
+    assert not last.is_set()
+    go_on.set()
+    assert last.wait(20)
+    assert called == [1] * REPLY_THREADS
+
+
+# -- a thread alone
 
 
 class ReplyRig:
@@ -163,10 +216,11 @@ class ReplyRig:
     def __init__(self) -> None:
         self.engine = EngineRig().engine
         self.replies = Replies(self.engine.runtime)
+        self.lane = self.replies.lanes[0]  # that of all requests but where a test says so
         self.sent: list[tuple[Reply, bool]] = []
         self.vfm = Vfm(0, "task")
         self.told: list[float] = []
-        self.engine.set_reply_latency = self.told.append  # type: ignore[method-assign]
+        self.engine.set_reply_latency = lambda lane, seconds: self.told.append(seconds)  # type: ignore[method-assign]
 
     def request(self, latency: float = 0.0) -> Request:
         """One that ran, and whose reply is sent so many seconds after its batch."""
@@ -193,13 +247,13 @@ class ReplyRig:
 def test_the_engine_is_told_of_a_peak_once_no_more_replies_wait_and_of_its_decay_now_and_then() -> None:
     rig = ReplyRig()
     rig.put(0.1, 0.2, 0.3)
-    thread = threading.Thread(target=rig.replies.run_forever, args=(rig.engine,))
+    thread = threading.Thread(target=rig.lane.run_forever, args=(rig.engine,))
     thread.start()
     until(lambda: bool(rig.told_so_far()))
     assert rig.told == [pytest.approx(0.3)]
     rig.put(*[0.0] * REPORT_EVERY)
     until(lambda: len(rig.told_so_far()) == 2)
-    assert rig.told[1] == pytest.approx(0.3 * 0.98**REPORT_EVERY)
+    assert rig.told[1] == pytest.approx(0.3 * LATENCY_DECAY**REPORT_EVERY)
     rig.replies.stop()
     thread.join(20)
     assert not thread.is_alive()
@@ -218,7 +272,7 @@ def test_what_is_left_when_the_thread_has_died_is_answered_with_an_error() -> No
     rig.replies.put(second, Running(Work(1, 1, 1), [["a"]]))
     rig.replies.put(third, Finished([["a"]]))
     with pytest.raises(OSError, match="the server is gone"):
-        rig.replies.run_forever(rig.engine)
+        rig.lane.run_forever(rig.engine)
     error = ExecutionFailed("dead")
     rig.replies.fail_all(error)
     assert rig.sent == [(Failed(error), True)] * 2
@@ -228,12 +282,12 @@ def test_what_is_left_when_the_thread_has_died_is_answered_with_an_error() -> No
 def test_nothing_is_decoded_for_a_request_that_was_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = ReplyRig()
     decoded: list[Request] = []
-    monkeypatch.setattr(rig.replies, "_decode", lambda request, value: decoded.append(request))
+    monkeypatch.setattr(rig.lane, "_decode", lambda request, value: decoded.append(request))
     request = rig.request()
     request.resolve(Failed(ExecutionFailed("before")))
     rig.replies.put(request, Running(Work(1, 1, 1), [["a"]]))
     rig.replies.put(request, Finished([["a"]]))
     rig.replies.stop()
-    rig.replies.run_forever(rig.engine)
+    rig.lane.run_forever(rig.engine)
     assert decoded == []
     assert len(rig.sent) == 1

@@ -16,6 +16,7 @@ from service_fixtures import Gate, ServiceRig
 
 from fmplex_backend.errors import ShuttingDown
 from fmplex_backend.serving import service as service_module
+from fmplex_backend.serving.service import JOIN_TIMEOUT_S
 from fmplex_backend.types import Failed, Reply
 
 # -- the beginning and the end
@@ -184,7 +185,7 @@ def test_the_reply_thread_dies(dying: ServiceRig, gate: Gate) -> None:
     for _ in range(6):
         dying.submit(0)
     gate.free()
-    check_dead(dying, "reply")
+    check_dead(dying, "reply-0")
 
 
 def test_no_reply_can_be_sent_at_all(dying: ServiceRig, gate: Gate) -> None:
@@ -200,7 +201,7 @@ def test_no_reply_can_be_sent_at_all(dying: ServiceRig, gate: Gate) -> None:
         object.__setattr__(call, "send", broken)
         dying.service.submit(call)
     gate.free()
-    assert dying.exited.wait(20)
+    assert dying.exited.wait(JOIN_TIMEOUT_S / 2), "threads that die at once have waited for each other"
     assert dying.exits[0] not in (0, None)
 
 

@@ -210,7 +210,7 @@ class Served:
             return ""
         tag = self.sent_by[name]
         found = self.loader.table.get(tag)
-        if found is None or (isinstance(found, Vfm) and not self.ownership.is_certain(found.name, tag)):
+        if found is None or (isinstance(found, Vfm) and not self.ownership.is_certain([(found.name, tag)])):
             self.rig.refresh()
             found = self.loader.table.get(tag)
         return found.name if isinstance(found, Vfm) else ""

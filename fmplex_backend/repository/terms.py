@@ -1,0 +1,47 @@
+"""The terms in an entry's parameters, where every value is a string; each raises TaskRefused where it is not one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from fmplex_backend.errors import TaskRefused
+from fmplex_backend.types import weight_problem
+
+
+def number(file: Path, parameters: Mapping[str, str], key: str, default: float) -> float:
+    """A number above 0."""
+    text = parameters.get(key)
+    if text is None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise TaskRefused(file, f"parameters.{key}", f"{text!r} is not a number above 0", 'Write e.g. "3"')
+    return value
+
+
+def weight(file: Path, parameters: Mapping[str, str]) -> float:
+    """A task's share; 1 where the entry does not say it."""
+    value = number(file, parameters, "weight", default=1.0)
+    if problem := weight_problem(value):
+        raise TaskRefused(file, "parameters.weight", f"{parameters['weight']!r} is {problem}", 'Write e.g. "3"')
+    return value
+
+
+def whole(file: Path, parameters: Mapping[str, str], key: str) -> int | None:
+    """A whole number above 0; None where the entry does not say it."""
+    if key not in parameters:
+        return None
+    value = number(file, parameters, key, 1.0)
+    if value != int(value):
+        raise TaskRefused(file, f"parameters.{key}", f"{parameters[key]!r} is not a whole number", "Round it")
+    return int(value)
+
+
+def slo(file: Path, parameters: Mapping[str, str]) -> float | None:
+    """The latency objective, in seconds; None where the entry has none."""
+    return None if "slo_ms" not in parameters else number(file, parameters, "slo_ms", 0.0) / 1000
