@@ -41,6 +41,8 @@ EXPERIMENTS = (
     "overhead",
     "ceiling",
     "churn",
+    "rebind",
+    "planner",
     "recovery",
     "simulator",
     "replay",

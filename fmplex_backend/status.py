@@ -37,6 +37,7 @@ class TaskStatus(Report):
     queue_bytes: int = 0  # of the requests that are not answered yet
     requests: int = 0  # that went through the backbone
     items: int = 0  # rows of these
+    tokens: float = 0.0  # of these rows; those of a row that ran once for several tasks are divided among them
     failures: dict[str, int] = {}  # by reason
     misses: int = 0  # requests that finished after their latency objective
     queue_s: float = 0.0  # seconds that its requests waited, summed
@@ -50,6 +51,16 @@ class TaskStatus(Report):
     def healthy(self) -> bool:
         """Whether it answers, with the version that its entry asks for."""
         return self.state == "serving"
+
+
+class Cost(Report):
+    """What a pass takes, as the backbone's cost model is fitted now: seconds; see scheduling/cost.py."""
+
+    fixed: float
+    per_token: float
+    per_area: float
+    per_group: float
+    once: float  # seconds of a batch that do not depend on its rows, without adapters: its passes, and what is between
 
 
 class ClosedAccount(Report):
@@ -76,6 +87,13 @@ class BackboneStatus(Report):
     dtype: str  # of the weights in memory, also where the config leaves the choice
     scheduler: str
     slots: int
+    max_batch: int = 0  # rows of a batch at most; 0 from an older backbone
+    hardware: str = ""  # that it runs on
+    cost: Cost | None = None
+    threads: int = 0  # of a pass on a CPU; 0: all cores
+    cores: int = 0  # that its process may use; 0 from an older backbone
+    memory: int = 0  # bytes of its process's main memory; 0: not known
+    machine_memory: int = 0  # bytes of the machine's main memory
     fmplex: str  # its version
     pid: int = 0  # of its process, in the server's container; 0 from an older backbone
     started_at: float = 0.0  # seconds since 1970 by the server's clock; with `pid` it tells processes apart

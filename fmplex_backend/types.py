@@ -177,12 +177,13 @@ def weight_problem(weight: float) -> str:
 class Counts:
     """Plain numbers, each written by one thread only; the metrics thread reads them."""
 
-    __slots__ = ("compute_s", "failures", "items", "misses", "queue_s", "requests", "shared")
+    __slots__ = ("compute_s", "failures", "items", "misses", "queue_s", "requests", "shared", "tokens")
 
     def __init__(self) -> None:
         self.requests = 0
         self.items = 0
         self.shared = 0  # rows that ran once for several who asked
+        self.tokens = 0.0  # of the rows; each who shares one has a part of it
         self.queue_s = 0.0
         self.compute_s = 0.0
         self.misses = 0

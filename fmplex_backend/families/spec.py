@@ -200,6 +200,13 @@ class Family:
         """The backbone's `fmplex_backend.fingerprint`, read without loading it; None where that cannot be told."""
         return None
 
+    def samples(self, tensor: str, length: int, count: int, seed: int) -> list[Any]:
+        """So many different items of an input, each of about `length` tokens, to measure with.
+
+        Empty where items of that input have no length that could be chosen.
+        """
+        return []
+
     def fitting_inputs(self, encoder: Any, runtime: Any, tensors: Mapping[str, Tensor], seed: int) -> FittingInputs:
         """The encoder of a task that is about to be fitted, with the tensors it has, if any."""
         raise NotImplementedError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,15 @@ from fmplex_backend.repository.writer import ModelRepository
 
 
 class Completion(ModelRepository):
-    """A repository whose incomplete tasks are completed, each atomically."""
+    """A repository whose incomplete tasks are completed, each atomically.
+
+    Args:
+        prefer: of several backbones that fit a task, by the task's name.
+    """
+
+    def __init__(self, root: str | Path, prefer: Callable[[str, Sequence[str]], str | None] | None = None) -> None:
+        super().__init__(root)
+        self._prefer = prefer
 
     def complete(self, name: str) -> str:
         """Write what a task's entry lacks; says what that was. Raises TaskProblem or Refused where that cannot be.
@@ -65,7 +75,8 @@ class Completion(ModelRepository):
 
     def _choose(self, name: str) -> str:
         file = self._version(name) / "task.json"
-        return choose_backbone(self.root, self.names(), file, load_task_config(file))
+        prefer = None if self._prefer is None else partial(self._prefer, name)
+        return choose_backbone(self.root, self.names(), file, load_task_config(file), prefer)
 
     def _version(self, name: str) -> Path:
         versions = self.versions(name)

@@ -245,6 +245,8 @@ class Engine:
             self._hand_over_outcomes(done)
             self._count_shared(done.sharing)
             portions += done.portions
+            for request, work in done.portions:
+                request.vfm.engine.tokens += work.tokens
             elapsed += seconds
         return portions, elapsed
 

@@ -35,6 +35,7 @@ class Sample(NamedTuple):
 FAMILIES: dict[str, tuple[str, str]] = {
     "fmplex_requests_total": ("counter", "Requests of a vFM that went through the backbone"),
     "fmplex_items_total": ("counter", "Items (rows) of these requests"),
+    "fmplex_tokens_total": ("counter", "Tokens of these items; those of a shared one are divided among its tasks"),
     "fmplex_rows_shared_total": ("counter", "Of these items, those that ran once for several that asked for the same"),
     "fmplex_group_requests_total": ("counter", "Requests of a group, each of which is one of every task in it too"),
     "fmplex_failures_total": ("counter", "Requests answered with an error, by reason"),
@@ -90,6 +91,7 @@ def _of_vfm(labels: Labels, vfm: Vfm) -> Iterator[Sample]:
     counts = vfm.engine
     yield Sample("fmplex_requests_total", labels, counts.requests)
     yield Sample("fmplex_items_total", labels, counts.items)
+    yield Sample("fmplex_tokens_total", labels, counts.tokens)
     yield Sample("fmplex_rows_shared_total", labels, counts.shared)
     yield Sample("fmplex_queue_depth", labels, vfm.depth)
     yield Sample("fmplex_queue_bytes", labels, vfm.queue_bytes)

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from fmplex_backend.errors import ExecutionFailed, FmplexError, InvalidRequest
+from fmplex_backend.hardware import cores, hardware, memory_of_machine, memory_of_process
 from fmplex_backend.interface import STATUS, TASK
 from fmplex_backend.printable import printable
 from fmplex_backend.repository.parameters import BackboneConfig
+from fmplex_backend.scheduling.cost import CostModel
 from fmplex_backend.serving.accounts import Closed
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.serving.intake import Call, Intake
@@ -23,7 +25,7 @@ from fmplex_backend.serving.loader import Loader
 from fmplex_backend.serving.standing import Standing
 from fmplex_backend.serving.table import Group, Refusal, vfm_of
 from fmplex_backend.serving.watch import Watch
-from fmplex_backend.status import BackboneStatus, ClosedAccount, TaskStatus
+from fmplex_backend.status import BackboneStatus, ClosedAccount, Cost, TaskStatus
 from fmplex_backend.types import Answer, Failed, Usage, Vfm
 
 log = logging.getLogger("fmplex")
@@ -44,6 +46,7 @@ class Reporter:
     ) -> None:
         self.backbone, self.config = backbone, config
         self.engine, self.loader, self.watch, self.intake = engine, loader, watch, intake
+        self._hardware = hardware(config.threads)
         self._since, self._started_at = engine.clock(), time.time()
         self._version = _own_version()
 
@@ -55,7 +58,7 @@ class Reporter:
             call.send(Failed(error), True)
             return
         if name:
-            self.watch.look_up(partial(self._answer, call, name))
+            self.watch.look_up(partial(self._answer, call, name), name)
             self.intake.fail_look_ups_if_closed()
         else:
             self._answer(call, "")
@@ -81,6 +84,13 @@ class Reporter:
             dtype=self.engine.runtime.dtype,
             scheduler=self.config.scheduler,
             slots=self.config.vfm_slots,
+            max_batch=self.engine.scheduler.max_items,
+            hardware=self._hardware,
+            cost=_cost(self.engine.cost),
+            threads=self.config.threads,
+            cores=cores(),
+            memory=memory_of_process(),
+            machine_memory=memory_of_machine(),
             fmplex=self._version,
             pid=os.getpid(),
             started_at=self._started_at,
@@ -139,6 +149,16 @@ class Reporter:
         return {}
 
 
+def _cost(cost: CostModel) -> Cost:
+    return Cost(
+        fixed=cost.fixed,
+        per_token=cost.per_token,
+        per_area=cost.per_area,
+        per_group=cost.per_group,
+        once=cost.once(0),
+    )
+
+
 def _account(vfm: Vfm) -> dict[str, Any]:
     return {
         "weight": vfm.weight,
@@ -149,6 +169,7 @@ def _account(vfm: Vfm) -> dict[str, Any]:
         "queue_bytes": vfm.queue_bytes,
         "requests": vfm.engine.requests,
         "items": vfm.engine.items,
+        "tokens": vfm.engine.tokens,
         "failures": vfm.failures(),
         "misses": vfm.engine.misses,
         "queue_s": vfm.engine.queue_s,

@@ -20,6 +20,8 @@ from pathlib import Path
 
 from fmplex_backend.confinement import Confinement
 from fmplex_backend.errors import ExecutionFailed, FmplexError, ShuttingDown
+from fmplex_backend.hardware import hardware
+from fmplex_backend.profiles import find_profile
 from fmplex_backend.repository.parameters import BackboneConfig
 from fmplex_backend.repository.tasks import Repository
 from fmplex_backend.scheduling import POLICIES, CostModel
@@ -33,7 +35,7 @@ from fmplex_backend.serving.replies import Replies
 from fmplex_backend.serving.reporter import Reporter, asks_for_status
 from fmplex_backend.serving.tags import Models
 from fmplex_backend.serving.watch import Watch
-from fmplex_backend.types import Runtime
+from fmplex_backend.types import PassShape, Runtime
 
 log = logging.getLogger("fmplex")
 
@@ -67,7 +69,7 @@ class Service:
         self.cost = CostModel()
         self.runtime = make_runtime(self.cost)
         log.info("backbone %s: %s, computed in %s", name, config.model, self.runtime.dtype)
-        self.cost.seed(self.runtime.profile())
+        self.cost.seed([*_measured(config, self.runtime.dtype), *self.runtime.profile()])
         scheduler = POLICIES[config.scheduler](
             self.cost,
             max_items=max_items,
@@ -207,3 +209,16 @@ class Service:
         self.replies.fail_all(error)
         self._join("look-up", JOIN_TIMEOUT_S)
         self.intake.fail_look_ups()
+
+
+def _measured(config: BackboneConfig, dtype: str) -> list[tuple[PassShape, float]]:
+    """The passes of a profile that was measured on this machine; one that cannot be read is no reason not to serve."""
+    try:
+        profile = find_profile(config.model, dtype, hardware(config.threads))
+    except (FmplexError, OSError) as error:
+        log.warning("the cost model starts without its profile: %s", error)
+        return []
+    if profile is None:
+        return []
+    log.info("the cost model starts from %d batches that were measured on %s", len(profile.points), profile.day)
+    return list(profile.passes())

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
+from typing import NamedTuple
 
 from fmplex_backend.repository.following import Following
 from fmplex_backend.serving.loader import Loader
@@ -22,6 +23,11 @@ SOONEST_S = 0.005  # between two such looks
 LookUp = Callable[[], None]
 
 
+class _Asked(NamedTuple):
+    then: LookUp
+    name: str  # of the directory to be read; "" for all
+
+
 class Watch:
     """Calls a loader's `refresh`, on three threads: `follow_forever`, `look_up_forever` and `settle_forever`.
 
@@ -32,7 +38,7 @@ class Watch:
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
         self._following = Following(loader.repository.root, self._look)
-        self._look_ups: SimpleQueue[LookUp | None] = SimpleQueue()
+        self._look_ups: SimpleQueue[_Asked | None] = SimpleQueue()
         self._stop = threading.Event()
         self._unsettled = threading.Event()  # a round has found what the next must not wait for
 
@@ -75,9 +81,13 @@ class Watch:
 
     # -- requests with unknown tags
 
-    def look_up(self, then: LookUp) -> None:
-        """Read the repository, then call `then` on the look-up thread. Any thread."""
-        self._look_ups.put(then)
+    def look_up(self, then: LookUp, name: str = "") -> None:
+        """Read the repository, or the directory of that name in it, then call `then` on the look-up thread. Any thread.
+
+        A client may have given the name: where no directory of the repository has it, all of them are read.
+        """
+        is_one = "/" not in name and (self.loader.repository.root / name).is_dir()
+        self._look_ups.put(_Asked(then, name if is_one else ""))
 
     def look_up_forever(self) -> None:
         """Read the repository for whoever has asked for it, until stopped."""
@@ -89,9 +99,10 @@ class Watch:
                     break
                 asked.append(another)
             try:
-                self._look()
+                names = {each.name for each in asked}
+                self._look(None if "" in names else names)
                 while asked:
-                    asked.pop(0)()
+                    asked.pop(0).then()
             finally:
                 for left in asked:  # this thread is dying: `unanswered` returns them
                     self._look_ups.put(left)
@@ -102,6 +113,6 @@ class Watch:
         with suppress(Empty):
             while True:
                 if (asked := self._look_ups.get_nowait()) is not None:
-                    left.append(asked)
+                    left.append(asked.then)
         self._look_ups.put(None)  # ends the thread, where it is still there
         return left

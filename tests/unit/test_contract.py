@@ -178,6 +178,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "error_status": (),
     "shared_memory": (),
     "server_variables": (),
+    "hardware": (),
+    "profiles": ("errors", "files", "scheduling", "server_variables", "types"),
     "confinement": ("errors", "server_variables"),
     "files": ("errors", "confinement"),
     "safetensors_header": ("errors", "files"),
@@ -198,8 +200,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "error_status",
         "confinement",
         "files",
+        "hardware",
         "interface",
         "printable",
+        "profiles",
         "server_variables",
         "status",
         "types",
@@ -257,7 +261,7 @@ def test_clients_stand_on_what_is_below_serving() -> None:
         rooms = {room_of(each) for each in used if each.startswith("fmplex_backend.")}
         if module.startswith("fmplex_controller"):
             own = {"errors", "control_key", "printable", "files", "status", "repository", "server_variables"}
-            own |= {"state_folder"}
+            own |= {"state_folder", "profiles", "scheduling"}
             assert rooms <= own, module
             clients = {each for each in used if each.partition(".")[0] == "fmplex"}
             # The controller beside a server talks to it as any client does.

@@ -12,7 +12,19 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from fmplex.cli import backbones, controlling, doctor, events, groups, keys, status, usage
+from fmplex.cli import (
+    backbones,
+    controlling,
+    doctor,
+    events,
+    groups,
+    keys,
+    planning,
+    profiling,
+    rebinding,
+    status,
+    usage,
+)
 from fmplex.cli import predict as prediction
 from fmplex.cli import tasks as task_commands
 from fmplex.cli.events import Records
@@ -32,6 +44,9 @@ app.add_typer(backbones.app, name="backbone")
 app.command("doctor")(doctor.doctor)
 app.command("predict")(prediction.predict)
 app.command("control-key")(keys.control_key)
+app.command("plan")(planning.plan)
+app.command("profile")(profiling.profile)
+app.command("rebind")(rebinding.rebind)
 app.command("controller")(controlling.controller)
 app.command("status")(status.status)
 app.command("events")(events.events)

@@ -16,6 +16,7 @@ from fmplex_backend.status import BackboneStatus
 from fmplex_controller.records.journal import Journal
 from fmplex_controller.sidecar.actions import Action, Lift, Quarantine
 from fmplex_controller.sidecar.board import Board
+from fmplex_controller.sidecar.demand import Demands
 from fmplex_controller.sidecar.execution import Attempts, Execution
 from fmplex_controller.sidecar.health import Health, Turn
 from fmplex_controller.sidecar.observer import Observer
@@ -45,7 +46,8 @@ class Controller:
         self.root, self.triton, self.clock = root.resolve(), triton, clock
         self.journal = journal or Journal()
         self.observer = Observer(self.root)
-        self.execution = Execution(self.root, triton, self.journal)
+        self.demands = Demands()
+        self.execution = Execution(self.root, triton, self.journal, self.demands)
         self.health, self.processes = Health(), Processes()
         self.board = Board()
         self.probes = Probes(triton, self._told, clock)
@@ -183,6 +185,7 @@ class Controller:
                 turn = "dead" if self.health.missed(backbone, told, sent, self.clock()) else ""
             else:
                 self.processes.named(backbone, told.pid)
+                self.demands.observe(told, sent)
                 turn = self.health.answered(backbone, told, self.clock())
             reason, is_given_up = self.health.reason(backbone), self.health.is_given_up(backbone)
         if isinstance(told, BackboneStatus):

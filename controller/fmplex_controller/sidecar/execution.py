@@ -19,7 +19,9 @@ from fmplex_backend.repository.completion import Completion
 from fmplex_backend.status import BackboneStatus, TaskStatus
 from fmplex_controller.records.events import DONE
 from fmplex_controller.records.journal import Journal
+from fmplex_controller.sidecar import planning
 from fmplex_controller.sidecar.actions import Action, Complete, Lift, Load, Quarantine, Unload
+from fmplex_controller.sidecar.demand import Demands
 from fmplex_controller.sidecar.processes import end_process
 from fmplex_controller.sidecar.report import remove_error, write_error
 from fmplex_controller.sidecar.seen import Attempt
@@ -32,8 +34,9 @@ Attempts = dict[str, Attempt]
 class Execution:
     """Changes the files of a repository and the models of its server."""
 
-    def __init__(self, root: Path, triton: Triton, journal: Journal) -> None:
+    def __init__(self, root: Path, triton: Triton, journal: Journal, demands: Demands | None = None) -> None:
         self.root, self.triton, self.journal = root, triton, journal
+        self._demands = demands or Demands()
         self._said = ""  # the last problem that may pass
 
     def report(self, action: Quarantine | Lift) -> bool:
@@ -88,7 +91,7 @@ class Execution:
 
     def _complete(self, action: Complete) -> str:
         try:
-            written = Completion(self.root).complete(action.name)
+            written = Completion(self.root, self._preferred).complete(action.name)
         except FmplexError as error:
             self.journal.tell("refused", action.name, "its entry is not complete", str(error))
             return str(error)
@@ -96,6 +99,16 @@ class Execution:
             log.info("%s has been given %s", action.name, written)
             self.journal.tell("completed", action.name, f"it lacked {written}")
         return ""
+
+    def _preferred(self, task: str, fitting: Sequence[str]) -> str | None:
+        """Of several backbones of its model the one that the planner binds a task to."""
+        told = []
+        for name in fitting:
+            try:
+                told.append(self.triton.status(name))
+            except ServerProblem:  # it is not loaded, or does not answer
+                continue
+        return planning.place(planning.read(self.root, told), self._demands, task)
 
     def _load(self, action: Load, told: dict[str, BackboneStatus]) -> Attempt:
         error = self._refusal(action, told) if action.backbone else ""

@@ -70,9 +70,9 @@ class Triton:
         headers = self._client.control_headers
         self._call(lambda: self._raw.unload_model(name, headers=headers, client_timeout=UNLOAD_S))
 
-    def status(self, backbone: str, task: str = "") -> BackboneStatus:
+    def status(self, backbone: str, task: str = "", timeout: float = ASK_S) -> BackboneStatus:
         """What a backbone tells of all its tasks, or of one after it has read the repository again."""
-        return self._client.status(backbone, task, timeout=ASK_S)
+        return self._client.status(backbone, task, timeout=timeout)
 
     def probe(self, backbone: str) -> BackboneStatus | Miss:
         """What a backbone tells, or that its process does not answer.

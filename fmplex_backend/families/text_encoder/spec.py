@@ -12,6 +12,7 @@ from fmplex_backend.families.model_files import find_model, fingerprint_of, hidd
 from fmplex_backend.families.spec import Family, FittingInputs, Parts
 from fmplex_backend.families.text_encoder.inputs import FEATURES, TEXT
 from fmplex_backend.families.text_encoder.parameters import TextEncoderConfig
+from fmplex_backend.families.text_encoder.samples import texts_of_about
 from fmplex_backend.families.text_encoder.sections import PluginEncoder, Projection, Text
 from fmplex_backend.interface import TRUNCATED
 from fmplex_backend.repository.parameters import BackboneConfig
@@ -69,6 +70,9 @@ class TextEncoders(Family):
 
     def fingerprint(self, config: BackboneConfig, file: Path) -> str | None:
         return fingerprint_of(config.model, file)
+
+    def samples(self, tensor: str, length: int, count: int, seed: int) -> list[Any]:
+        return texts_of_about(length, count, seed) if tensor == TEXT.tensor.name else []
 
     def fitting_inputs(self, encoder: Any, runtime: Any, tensors: Mapping[str, Tensor], seed: int) -> FittingInputs:
         from fmplex_backend.families.text_encoder.fitting import TextFittingInputs

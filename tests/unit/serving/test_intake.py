@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,9 @@ def test_of_requests_that_come_together_it_is_asked_once_whose_a_tag_is(
     asked: list[tuple[str, int]] = []
     certain = rig.service.intake.ownership.is_certain
 
-    def is_certain(name: str, tag: int) -> bool:
-        asked.append((name, tag))
-        return certain(name, tag)
+    def is_certain(claims: Sequence[tuple[str, int]]) -> bool:
+        asked.extend(claims)
+        return certain(claims)
 
     monkeypatch.setattr(rig.service.intake.ownership, "is_certain", is_certain)
     for _ in range(2):

@@ -209,7 +209,7 @@ def test_the_look_up_thread_dies(dying: ServiceRig, gate: Gate, monkeypatch: pyt
     dying.service.start()
     asked, go_on = threading.Event(), threading.Event()
 
-    def broken() -> None:
+    def broken(_: object = None) -> None:
         asked.set()
         go_on.wait(20)
         raise RuntimeError("a bug")

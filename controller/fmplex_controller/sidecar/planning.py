@@ -1,0 +1,137 @@
+"""A server and its repository as a planner sees them, and what comes of its plan."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fmplex_backend.errors import TaskProblem
+from fmplex_backend.profiles import find_profile
+from fmplex_backend.repository.binding import model_key
+from fmplex_backend.repository.directory import UNLOADED
+from fmplex_backend.repository.reader import RepositoryReader
+from fmplex_backend.repository.tasks import Repository, TaskSpec
+from fmplex_backend.scheduling.cost import CostModel
+from fmplex_backend.status import BackboneStatus, Cost
+from fmplex_controller.planner.loads import Fleet
+from fmplex_controller.planner.placing import Placing
+from fmplex_controller.planner.situation import Backbone, Binding, Latency, Model, Server, Situation, Task
+from fmplex_controller.sidecar.demand import Demand, Demands
+
+log = logging.getLogger("fmplex.controller")
+
+HERE = "this server"
+DEFAULT_TOKENS = 16.0  # of a row of a task that nobody has asked yet
+LEAST_LOAD = 0.01  # rows per second of some task: below, nothing tells where there is room
+MOST_PARALLEL = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a server has for backbones; None: as its backbones tell."""
+
+    memory: int | None = None  # bytes
+    parallel: float | None = None  # backbones that run side by side without slowing each other down
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A repository's backbones that answer, and all tasks on them."""
+
+    statuses: Mapping[str, BackboneStatus]
+    model_of: Mapping[str, str]  # by backbone
+    specs: Mapping[str, tuple[str, TaskSpec]]  # by task: its backbone, and its entry
+    taken: frozenset[str]  # names that no new backbone may have
+
+    @property
+    def templates(self) -> Mapping[str, str]:
+        """By model, the backbone that new ones are written after: the first by name."""
+        return {model: name for name, model in sorted(self.model_of.items(), reverse=True)}
+
+
+def read(root: Path, statuses: Iterable[BackboneStatus]) -> Known:
+    """Read a repository, as far as its backbones answer; what cannot be read is left out."""
+    told, reader = {status.name: status for status in statuses}, RepositoryReader(root)
+    backbones = [name for name in reader.backbones() if name in told]
+    specs = {
+        name: (backbone, entry)
+        for backbone in backbones
+        for name, entry in Repository(root, backbone).read().items()
+        if isinstance(entry, TaskSpec)
+    }
+    model_of = {name: model_key(root, name) for name in backbones}
+    put_away = {name for name in reader.backbones() if (root / name / UNLOADED).exists()}
+    taken = frozenset({*reader.names()} - {name for name in put_away if model_key(root, name) in model_of.values()})
+    return Known({name: told[name] for name in backbones}, model_of, specs, taken)
+
+
+def situation(known: Known, demands: Demands, limits: Limits) -> Situation:
+    """What a planner goes by."""
+    templates = sorted(known.templates.items())
+    models = tuple(_model(model, known.statuses[name], name) for model, name in templates)
+    tasks = tuple(
+        _task(spec, known.model_of[backbone], demands.of(name, backbone))
+        for name, (backbone, spec) in sorted(known.specs.items())
+    )
+    backbones = tuple(Backbone(name, model, HERE) for name, model in sorted(known.model_of.items()))
+    bindings = tuple(Binding(name, backbone) for name, (backbone, _) in sorted(known.specs.items()))
+    return Situation((_server(known, limits),), models, tasks, backbones, bindings, known.taken)
+
+
+def place(known: Known, demands: Demands, task: str) -> str | None:
+    """Where a task that nobody has asked yet goes, of these backbones; None where their load does not tell."""
+    if not known.statuses:
+        return None
+    seen = situation(known, demands, Limits())
+    if not any(each.rate > LEAST_LOAD for each in seen.tasks) or len(seen.models) != 1:
+        return None
+    new = Task(task, seen.models[0].name, 0.0, DEFAULT_TOKENS)
+    tasks = tuple(each for each in seen.tasks if each.name != task)
+    bindings = tuple(each for each in seen.bindings if each.task != task)
+    fleet = Fleet(replace(seen, tasks=(*tasks, new), bindings=bindings))
+    Placing(fleet, split=False, start=False).place(fleet.demands[task])  # the others stay where they are
+    return next((name for name, load in fleet.loads.items() if task in load.parts), None)
+
+
+def latency(cost: Cost | CostModel) -> Latency:
+    """Of batches of rows of one length, by a fitted cost model."""
+    once = cost.once if isinstance(cost, Cost) else cost.once(0)
+
+    def seconds(rows: int, tokens: float) -> float:
+        return once + rows * tokens * (cost.per_token + cost.per_area * tokens)
+
+    return seconds
+
+
+def _model(model: str, status: BackboneStatus, first: str) -> Model:
+    """By its profile on this hardware; without one by the cost model that a backbone has fitted to its load."""
+    try:
+        profile = find_profile(status.model, status.dtype, status.hardware)
+    except TaskProblem as problem:  # what the backbone has learnt will do
+        log.warning("%s", problem)
+        profile = None
+    cost = profile.cost() if profile is not None else status.cost or CostModel()
+    memory = status.memory or (profile.memory if profile is not None else 0)
+    return Model(model, memory, latency(cost), status.max_batch or 32, status.slots, first)
+
+
+def _task(spec: TaskSpec, model: str, demand: Demand) -> Task:
+    return Task(spec.name, model, demand.rows, demand.tokens or DEFAULT_TOKENS, spec.slo, spec.version.size)
+
+
+def _server(known: Known, limits: Limits) -> Server:
+    statuses = known.statuses.values()
+    memory = limits.memory
+    if memory is None:
+        memory = max((status.machine_memory for status in statuses), default=0)
+    parallel = limits.parallel
+    if parallel is None:
+        parallel = max((_side_by_side(status) for status in statuses), default=1.0)
+    return Server(HERE, memory, parallel)
+
+
+def _side_by_side(status: BackboneStatus) -> float:
+    """How many backbones like this one have cores of their own."""
+    return max(1.0, min(MOST_PARALLEL, status.cores / status.threads)) if status.threads else 1.0

@@ -1,0 +1,136 @@
+"""A task's entry is written for another backbone of the same model: `model_name`, and a tag that is free there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fmplex_backend.errors import BackboneRefused, TaskProblem
+from fmplex_backend.families import family
+from fmplex_backend.files import read_text
+from fmplex_backend.interface import tag_name
+from fmplex_backend.repository.binding import fits, same_model
+from fmplex_backend.repository.config import load_backbone_config, load_task_config
+from fmplex_backend.repository.configs import (
+    CONFIG,
+    backbone_parameters,
+    backbone_stepped_into,
+    read_config,
+    tags_in,
+    tags_of,
+)
+from fmplex_backend.repository.loadable import check_loadable
+from fmplex_backend.repository.parameters import BackboneConfig
+from fmplex_backend.repository.tags import claimed, first_free, put_tag
+from fmplex_backend.repository.versions import served_version
+from fmplex_backend.repository.writer import ModelRepository
+
+
+@dataclass(frozen=True, slots=True)
+class Rebound:
+    """A task whose entry has changed, and what it was before."""
+
+    task: str
+    former: str
+    backbone: str
+    tag: int
+    before: Any  # its ModelConfig message
+
+
+class Rebinding(ModelRepository):
+    """A repository whose tasks change their backbones, each atomically."""
+
+    def rebind(self, name: str, backbone: str) -> Rebound | None:
+        """Write a task's entry for another backbone; None where it is bound to that already.
+
+        A server goes on sending requests to the former one until it loads the task again. Raises TaskProblem or
+        Refused where there is no such task or backbone, or the backbone is of another model.
+        """
+        with self._locked():
+            proto = self._task_entry(name)
+            former = backbone_stepped_into(proto)
+            if former == backbone:
+                return None
+            slots = self._check(name, proto, former, backbone).vfm_slots
+            before = type(proto)()
+            before.CopyFrom(proto)
+            own = tags_in(proto, former)
+            tag = self._tag_there(name, own[0] if len(own) == 1 else None, backbone, slots)
+            for step in proto.ensemble_scheduling.step:
+                if step.model_name == former:
+                    step.model_name = backbone
+            put_tag(proto, backbone, tag)
+            self._replace_config(name, proto)
+            return Rebound(name, former, backbone, tag, before)
+
+    def undo(self, rebound: Rebound) -> None:
+        """Write the entry as it was, unless somebody else has changed it since."""
+        with self._locked():
+            now = self._proto(rebound.task)
+            if backbone_stepped_into(now) == rebound.backbone and tags_in(now, rebound.backbone) == [rebound.tag]:
+                self._replace_config(rebound.task, rebound.before)
+
+    def _task_entry(self, name: str) -> Any:
+        proto = read_config(self.root / name / CONFIG)
+        if not backbone_stepped_into(proto):
+            self.task(name)  # raises, naming the tasks there are
+            raise TaskProblem(f"{self.root / name} is bound to no backbone yet. Write one into its {CONFIG}")
+        return proto
+
+    def _check(self, name: str, proto: Any, former: str, backbone: str) -> BackboneConfig:
+        """Raise TaskProblem or Refused where the task cannot be on that backbone; else the backbone's parameters."""
+        config = self._backbone_config(backbone)
+        if config is None:
+            known = ", ".join(self.backbones()) or "none"
+            raise TaskProblem(f"there is no backbone {backbone!r} in {self.root}, which has {known}. Name one of them")
+        check_loadable(self.root / backbone)
+        file = self.root / name / CONFIG
+        task = load_task_config(served_version(file, proto).path / "task.json")
+        if config.family != task.family:
+            raise TaskProblem(
+                f"{name!r} is a task of the family {task.family!r}, {backbone!r} is of {config.family!r}. Name a "
+                "backbone of the same model"
+            )
+        if not fits(task.backbone, config, self.root / backbone / CONFIG):
+            assert task.backbone is not None
+            raise TaskProblem(
+                f"{name!r} was trained for {task.backbone.model!r}, and {backbone!r} is {config.model!r}. Name a "
+                "backbone of the same model"
+            )
+        other = self._backbone_config(former) if task.backbone is None else None
+        if other is not None:
+            files = self.root / former / CONFIG, self.root / backbone / CONFIG
+            if not same_model(family(config.family), (other, config), files):
+                raise TaskProblem(
+                    f"{name!r} does not say which model it was trained for; it is on {former!r}, which is "
+                    f"{other.model!r}, and {backbone!r} is {config.model!r}. Name a backbone of the same model"
+                )
+        return config
+
+    def _backbone_config(self, name: str) -> BackboneConfig | None:
+        """None where the repository has no such backbone; raises TaskProblem where it cannot be read."""
+        parameters = backbone_parameters(self.root, name)
+        if parameters is None:
+            return None
+        try:
+            return load_backbone_config(self.root / name / CONFIG, parameters)
+        except BackboneRefused as error:
+            raise TaskProblem(f"{name!r} cannot be read: {error}") from None
+
+    def _tag_there(self, name: str, own: int | None, backbone: str, slots: int) -> int:
+        """The tag it has; else one that no task has anywhere: requests of one that left may be on their way."""
+        others = [each for each in self.names() if each != name]
+        if own is not None and own < slots and not any(self._has_tag(each, backbone, own) for each in others):
+            return own
+        anywhere = {tag for each in self.backbones() for tag in claimed(self.root, others, each)}
+        tag = first_free(name, anywhere, slots)
+        return self._free_tag(name, backbone) if tag is None else tag
+
+    def _has_tag(self, name: str, backbone: str, tag: int) -> bool:
+        """Looks for the tag's name first: parsing every entry would take milliseconds each."""
+        file = self.root / name / CONFIG
+        try:
+            is_there = tag_name(tag) in read_text(file, errors="replace")
+        except OSError:
+            return False
+        return is_there and tag in tags_of(file, backbone)

@@ -1,0 +1,97 @@
+"""A task's entry is written for another backbone of its model, or nothing is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from backend_fixtures import text_task, write_config, write_version
+from model_fixtures import save_tiny
+from task_fixtures import BASE, tiny_repository
+
+from fmplex_backend.errors import TaskProblem
+from fmplex_backend.repository.configs import read_config, tags_of
+from fmplex_backend.repository.rebinding import Rebinding
+from fmplex_backend.repository.tasks import Repository, TaskSpec
+from testing.repositories import write_backbone
+
+EMBEDDING = text_task({"kind": "embedding"})
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two backbones of one model, and the task `a`."""
+    found = tiny_repository(tmp_path, slots=8)
+    write_backbone(found, "twin", model=str(tmp_path / "model"), threads="1", vfm_slots="8")
+    write_task(found, "a", 1, weight=3.0)
+    return found
+
+
+def write_task(root: Path, name: str, tag: int, backbone: str = BASE, **terms: float) -> None:
+    write_config(root, name, tag, backbone=backbone, **terms)
+    write_version(root, name, 1, EMBEDDING)
+
+
+def test_it_keeps_its_tag_and_everything_else(root: Path) -> None:
+    before = read_config(root / "a" / "config.pbtxt")
+    rebound = Rebinding(root).rebind("a", "twin")
+    assert rebound is not None
+    assert (rebound.former, rebound.backbone, rebound.tag) == (BASE, "twin", 1)
+    assert Repository(root, BASE).read_task("a") is None
+    entry = Repository(root, "twin").read_task("a")
+    assert isinstance(entry, TaskSpec)
+    assert (entry.vfm, entry.weight) == (1, 3.0)
+    after = read_config(root / "a" / "config.pbtxt")
+    after.ensemble_scheduling.step[0].model_name = BASE
+    assert after == before
+
+
+def test_a_tag_that_is_taken_is_replaced_by_one_that_no_backbone_has(root: Path) -> None:
+    write_task(root, "b", 1, "twin")
+    write_task(root, "c", 5)
+    rebound = Rebinding(root).rebind("a", "twin")
+    assert rebound is not None
+    assert rebound.tag not in (1, 5)
+    assert tags_of(root / "a" / "config.pbtxt", "twin") == [rebound.tag]
+
+
+def test_nothing_is_written_where_it_is_there_already(root: Path) -> None:
+    written = (root / "a" / "config.pbtxt").stat().st_mtime_ns
+    assert Rebinding(root).rebind("a", BASE) is None
+    assert (root / "a" / "config.pbtxt").stat().st_mtime_ns == written
+
+
+def test_undone_it_is_as_before_unless_somebody_has_changed_it(root: Path) -> None:
+    before = read_config(root / "a" / "config.pbtxt")
+    repository = Rebinding(root)
+    rebound = repository.rebind("a", "twin")
+    assert rebound is not None
+    repository.undo(rebound)
+    assert read_config(root / "a" / "config.pbtxt") == before
+    rebound = repository.rebind("a", "twin")
+    assert rebound is not None
+    write_config(root, "a", 7, backbone="twin")
+    repository.undo(rebound)
+    assert tags_of(root / "a" / "config.pbtxt", "twin") == [7]
+
+
+@pytest.mark.parametrize(
+    ("task", "backbone", "problem"),
+    [
+        ("a", "nothing", "there is no backbone 'nothing'"),
+        ("nothing", "twin", "there is no task 'nothing'"),
+        ("a", "other", "does not say which model it was trained for; it is on 'base'"),
+        ("trained", "other", "'trained' was trained for"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_nothing_written(
+    root: Path, tmp_path: Path, task: str, backbone: str, problem: str
+) -> None:
+    other = save_tiny(tmp_path / "other", "roberta")
+    write_backbone(root, "other", model=str(other), threads="1", vfm_slots="8")
+    write_config(root, "trained", 2)
+    write_version(root, "trained", 1, text_task({"kind": "embedding"}, backbone={"model": str(tmp_path / "model")}))
+    before = (root / "a" / "config.pbtxt").read_bytes()
+    with pytest.raises(TaskProblem, match=problem):
+        Rebinding(root).rebind(task, backbone)
+    assert (root / "a" / "config.pbtxt").read_bytes() == before

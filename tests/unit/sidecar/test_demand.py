@@ -1,0 +1,57 @@
+"""Demand by task, from what backbones tell again and again."""
+
+from __future__ import annotations
+
+import pytest
+from live_server import status, task
+
+from fmplex_controller.sidecar.demand import Demands
+
+
+def test_rates_tokens_and_waits_come_of_two_readings() -> None:
+    demands = Demands()
+    demands.observe(status(task("a", requests=10, items=20, tokens=200.0, queue_s=1.0, service_s=3.0)), 5.0)
+    assert demands.of("a", "base").rows == 0
+    demands.observe(status(task("a", requests=20, items=60, tokens=1000.0, queue_s=2.0, service_s=4.0, misses=5)), 7.0)
+    found = demands.of("a", "base")
+    assert (found.rows, found.tokens, found.queue_s, found.misses, found.service) == (20, 20, 0.1, 0.5, 0.5)
+
+
+def test_what_is_refused_or_waits_is_asked_for_too() -> None:
+    demands = Demands()
+    demands.observe(status(task("a", requests=10, items=20)), 0.0)
+    demands.observe(status(task("a", requests=20, items=40, queued=30, failures={"queue_full": 10, "invalid": 5})), 1.0)
+    assert demands.of("a", "base").rows == 20 + 2 * 40
+
+
+def test_it_is_smoothed_from_the_plain_mean_on() -> None:
+    demands, now, rows = Demands(memory_s=2.0), 0.0, 0
+    demands.observe(status(task("a")), now)
+    for rate in (10, 30):
+        now, rows = now + 0.1, rows + rate
+        demands.observe(status(task("a", requests=rows, items=rows)), now)
+    assert demands.of("a", "base").rows == pytest.approx(200, rel=0.05)
+    for _ in range(100):
+        now += 0.1
+        demands.observe(status(task("a", requests=rows, items=rows)), now)
+    assert demands.of("a", "base").rows < 2
+
+
+def test_a_new_process_and_a_task_that_has_left_are_no_negative_demand() -> None:
+    demands = Demands()
+    demands.observe(status(task("a", requests=10, items=10)), 0.0)
+    demands.observe(status(task("a", requests=30, items=30)), 1.0)
+    demands.observe(status(task("a", requests=1, items=1)), 2.0)
+    assert demands.of("a", "base").rows == 20
+    demands.observe(status(task("a", state="leaving")), 3.0)
+    assert demands.of("a", "base").rows == 0
+    assert not demands.all
+
+
+def test_it_goes_along_with_a_task_that_is_rebound() -> None:
+    demands = Demands()
+    demands.observe(status(task("a")), 0.0)
+    demands.observe(status(task("a", requests=10, items=10)), 1.0)
+    demands.carry("a", "base", "other", task("a"), 1.5)
+    assert demands.of("a", "other").rows == 10
+    assert demands.of("a", "base").rows == 0

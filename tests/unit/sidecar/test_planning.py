@@ -1,0 +1,137 @@
+"""A repository and what its backbones tell, as a planner sees them; and a plan that is carried out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from backend_fixtures import text_task, write_config, write_version
+from live_server import status, task
+from task_fixtures import BASE, tiny_repository
+
+from fmplex_backend.errors import TaskProblem
+from fmplex_backend.profiles import file_of
+from fmplex_backend.repository.configs import read_config
+from fmplex_backend.status import BackboneStatus, Cost
+from fmplex_controller.planner.max_share import max_share
+from fmplex_controller.sidecar import planning
+from fmplex_controller.sidecar.carrying_out import Backbones, carry_out
+from fmplex_controller.sidecar.demand import Demands
+from testing.repositories import write_backbone
+
+COST = Cost(fixed=1e-3, per_token=1e-4, per_area=0.0, per_group=0.0, once=1e-3)
+
+
+@pytest.fixture(autouse=True)
+def own_profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FMPLEX_PROFILES", str(tmp_path / "profiles"))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two backbones of one model; `a` and `b` are on `base`, `c` on `twin`."""
+    found = tiny_repository(tmp_path, slots=8)
+    write_backbone(found, "twin", model=str(tmp_path / "model"), threads="1", vfm_slots="8")
+    for tag, (name, backbone) in enumerate({"a": BASE, "b": BASE, "c": "twin"}.items()):
+        write_config(found, name, tag, backbone=backbone)
+        write_version(found, name, 1, text_task({"kind": "embedding"}))
+    return found
+
+
+def told(name: str, seconds: float = 0.0, **rates: float) -> BackboneStatus:
+    """A backbone after so many seconds of these rows per second, of 10 tokens each."""
+    tasks = [
+        task(each, backbone=name, requests=int(rate * seconds), items=int(rate * seconds), tokens=10 * rate * seconds)
+        for each, rate in rates.items()
+    ]
+    more = {
+        "name": name,
+        "cost": COST,
+        "max_batch": 16,
+        "memory": 1000,
+        "machine_memory": 2500,
+        "cores": 2,
+        "threads": 1,
+    }
+    return status(*tasks).model_copy(update=more)
+
+
+def seen(root: Path, a: float, b: float, c: float) -> tuple[planning.Known, Demands]:
+    demands = Demands()
+    for now in (0.0, 10.0):
+        statuses = [told(BASE, now, a=a, b=b), told("twin", now, c=c)]
+        for each in statuses:
+            demands.observe(each, now)
+    return planning.read(root, statuses), demands
+
+
+def test_what_a_planner_goes_by(root: Path) -> None:
+    known, demands = seen(root, 100.0, 50.0, 0.0)
+    found = planning.situation(known, demands, planning.Limits())
+    (server,), (model,) = found.servers, found.models
+    assert (server.memory, server.parallel) == (2500, 2.0)
+    assert (model.memory, model.max_batch, model.label) == (1000, 16, BASE)
+    assert model.latency(8, 10) == pytest.approx(1e-3 + 8e-3)
+    rates = {each.name: (round(each.rate), each.tokens) for each in found.tasks}
+    assert rates == {"a": (100, 10), "b": (50, 10), "c": (0, planning.DEFAULT_TOKENS)}
+    assert {(each.task, each.backbone) for each in found.bindings} == {("a", BASE), ("b", BASE), ("c", "twin")}
+    limited = planning.situation(known, demands, planning.Limits(memory=7, parallel=1))
+    assert (limited.servers[0].memory, limited.servers[0].parallel) == (7, 1)
+
+
+def test_a_profile_that_cannot_be_read_is_done_without(root: Path) -> None:
+    file = file_of("m", "auto", "")
+    file.parent.mkdir(parents=True)
+    file.write_text("{")
+    known, demands = seen(root, 100.0, 50.0, 0.0)
+    (model,) = planning.situation(known, demands, planning.Limits()).models
+    assert model.latency(8, 10) == pytest.approx(1e-3 + 8e-3)
+
+
+def test_a_new_task_goes_to_the_fullest_that_has_room_and_nowhere_without_load(root: Path) -> None:
+    assert planning.place(*seen(root, 100.0, 50.0, 20.0), "new") == BASE
+    assert planning.place(*seen(root, 700.0, 300.0, 20.0), "new") == "twin"
+    assert planning.place(*seen(root, 0.0, 0.0, 0.0), "new") is None
+    assert planning.place(planning.read(root, []), Demands(), "new") is None
+
+
+@dataclass
+class FakeTriton:
+    calls: list[str] = field(default_factory=list)
+
+    def status(self, backbone: str, name: str = "", timeout: float = 0) -> BackboneStatus:
+        return status(task(name))
+
+    def load(self, name: str) -> None:
+        self.calls.append(f"load {name}")
+
+    def unload(self, name: str) -> None:
+        self.calls.append(f"unload {name}")
+
+
+def test_a_plan_is_carried_out_backbones_first_and_put_away_at_the_end(root: Path) -> None:
+    known, demands = seen(root, 10.0, 10.0, 10.0)
+    plan = max_share(planning.situation(known, demands, planning.Limits()), split=False)
+    triton: Any = FakeTriton()
+    done = list(carry_out(root, triton, plan, known.templates))
+    assert triton.calls == ["load c", "unload twin"]
+    assert done[-1] == "stopped twin, which has a file UNLOADED now"
+    assert (root / "twin" / "UNLOADED").exists()
+    assert "twin" not in planning.read(root, [told(BASE)]).taken, "it may be taken again"
+
+
+def test_a_backbone_is_written_after_another_and_one_put_away_is_taken_again(root: Path) -> None:
+    backbones = Backbones(root)
+    backbones.copy("base-2", BASE)
+    former, copied = (read_config(root / name / "config.pbtxt") for name in (BASE, "base-2"))
+    former.name = "base-2"
+    assert copied == former
+    backbones.put_away("base-2")
+    backbones.copy("base-2", BASE)
+    assert not (root / "base-2" / "UNLOADED").exists()
+    with pytest.raises(TaskProblem, match="a, b are bound to it"):
+        backbones.put_away(BASE)
+    with pytest.raises(TaskProblem, match="exists"):
+        backbones.copy("a", BASE)

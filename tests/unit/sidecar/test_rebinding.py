@@ -1,0 +1,76 @@
+"""A rebind on disk and on a server that only remembers: in which order, and undone where something refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from backend_fixtures import text_task, write_config, write_version
+from live_server import status, task
+from task_fixtures import BASE, tiny_repository
+
+from fmplex_backend.errors import DeadlineExceeded, FmplexError, ServerProblem
+from fmplex_backend.repository.tasks import Repository
+from fmplex_backend.status import BackboneStatus
+from fmplex_controller.sidecar.rebinding import rebind
+from testing.repositories import write_backbone
+
+
+class FakeTriton:
+    """Tells `told` of a task, and raises `problem` when it is loaded."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.calls = root, list[str]()
+        self.told: Any = "serving"
+        self.problem: ServerProblem | None = None
+
+    def status(self, backbone: str, name: str = "", timeout: float = 0) -> BackboneStatus:
+        self.calls.append(f"status {backbone}: {sorted(Repository(self.root, backbone).read())}")
+        if isinstance(self.told, Exception):
+            raise self.told
+        return status(*([task(name, state=self.told, error="why")] if self.told else []))
+
+    def load(self, name: str) -> None:
+        self.calls.append(f"load {name}")
+        if self.problem is not None:
+            raise self.problem
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    found = tiny_repository(tmp_path, slots=8)
+    write_backbone(found, "twin", model=str(tmp_path / "model"), threads="1", vfm_slots="8")
+    write_config(found, "a", 1)
+    write_version(found, "a", 1, text_task({"kind": "embedding"}))
+    return found
+
+
+def test_the_backbone_has_the_task_before_the_server_loads_it(root: Path) -> None:
+    triton = FakeTriton(root)
+    moved = rebind(root, triton, "a", "twin")  # type: ignore[arg-type]
+    assert moved is not None
+    assert (moved.task, moved.former, moved.backbone, moved.tag) == ("a", BASE, "twin", 1)
+    assert triton.calls == ["status twin: ['a']", "load a"]
+    assert rebind(root, triton, "a", "twin") is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("told", "problem", "message"),
+    [
+        ("refused", None, "the backbone 'twin' refuses 'a': why"),
+        ("", None, "does not find 'a' in its model repository"),
+        (DeadlineExceeded("no answer"), None, "no answer"),
+        ("serving", ServerProblem("it cannot be loaded"), "it cannot be loaded"),
+    ],
+)
+def test_what_is_refused_leaves_everything_as_it_was(
+    root: Path, told: Any, problem: ServerProblem | None, message: str
+) -> None:
+    triton = FakeTriton(root)
+    triton.told, triton.problem = told, problem
+    before = (root / "a" / "config.pbtxt").read_text()
+    with pytest.raises(FmplexError, match=message):
+        rebind(root, triton, "a", "twin")  # type: ignore[arg-type]
+    assert sorted(Repository(root, BASE).read()) == ["a"]
+    assert (root / "a" / "config.pbtxt").read_text() == before
