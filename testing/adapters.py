@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def save_adapter(directory: Path, model: Any, config: Any, *, seed: int = 0, sca
         scale: standard deviation of LoRA's weights. IA3's factors are standard normal; DoRA's magnitudes are those of
             the backbone's weights times 1 to 2.
     """
-    adapted = get_peft_model(model, config)
+    adapted = get_peft_model(model, deepcopy(config))  # PEFT writes the model's name into it
     generator = torch.Generator().manual_seed(seed)
     tensors = {name: tensor.detach() for name, tensor in adapted.state_dict().items()}
     for name, tensor in adapted.named_parameters():

@@ -69,7 +69,6 @@ def edited(model: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"},
         {"is_encoder_decoder": True},
         {"vision_config": {"hidden_size": 8}},
         {"hidden_size": None, "model_type": "strange"},
@@ -83,6 +82,12 @@ def test_a_model_of_no_family(root: Path, model: Path, changes: dict[str, Any]) 
     run("add", "base", model, "-r", root, "--family", "text-encoder")
 
 
+def test_a_language_model_has_no_batch_size(root: Path, model: Path) -> None:
+    edited(model, architectures=["GPT2LMHeadModel"], model_type="gpt2")
+    assert "(causal-lm)" in run("add", "base", model, "-r", root)
+    assert "max_batch_size" not in (root / "base" / "config.pbtxt").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -94,7 +99,7 @@ def test_a_model_of_no_family(root: Path, model: Path, changes: dict[str, Any]) 
         (("a/b", "MODEL"), "'a/b' cannot name a task or a backbone"),
         (("taken", "MODEL"), "taken exists. Choose another name"),
         (("base", "MODEL", "--dtype", "float8"), "parameters.dtype: input should be 'auto'"),
-        (("base", "MODEL", "--family", "other"), "parameters.family: input should be 'text-encoder' or "),
+        (("base", "MODEL", "--family", "other"), "parameters.family: input should be 'causal-lm' or "),
         (("base", "MODEL", "--slots", "0"), "parameters.vfm_slots"),
     ],
 )

@@ -285,19 +285,22 @@ def test_whatever_is_raised_on_the_way_is_answered_once(rig: ServiceRig, monkeyp
 def test_a_cancelled_call_runs_for_none(root: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cancellation, "PERIOD_S", 0.02)
     rig = ServiceRig(root, gate, max_items=1)
-    rig.service.start()
-    for tag in (0, 1, 0, 1, 0, 1, 0, 1):
-        rig.submit(tag)
-    gate.wait()
-    number = rig.submit(TAG, asks=ASKS, is_cancelled=lambda: True)
-    sent, posted, post = rig.service.engine.clock(), Counter[str](), rig.service.engine.post
+    posted, post = Counter[str](), rig.service.engine.post
 
     def posting(command: Any) -> None:
         post(command)
         posted[getattr(command, "func", command).__name__] += 1
 
     monkeypatch.setattr(rig.service.engine, "post", posting)
+    rig.service.start()
+    for tag in (0, 1, 0, 1, 0, 1, 0, 1):
+        rig.submit(tag)
+    gate.wait()
+    number = rig.submit(TAG, asks=ASKS, is_cancelled=lambda: True)
+    sent = rig.service.engine.clock()
     until(lambda: rig.service.engine.clock() > sent + 2 * cancellation.PERIOD_S)
+    gate.step()
+    gate.wait()
     until(lambda: posted["_find_waiting"] == 1)
     gate.step()
     gate.wait()
