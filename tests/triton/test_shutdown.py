@@ -146,6 +146,7 @@ def beside(command: Command, what: str) -> psutil.Process:
 
 def test_what_is_killed_is_started_again(command: Command) -> None:
     """The controller, then tritonserver with all its processes: on the same ports, with the same key."""
+    eventually(lambda: len(children(command)) == 2, "the controller has started, which the server's readiness precedes")
     controller, server = beside(command, SIDECAR), beside(command, "tritonserver")
     controller.kill()
     eventually(

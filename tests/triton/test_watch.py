@@ -146,8 +146,11 @@ def test_a_task_is_unloaded_and_loaded_by_the_api(rig: Rig) -> None:
     path = f"/v1/tasks/{quote(HOSTILE)}"
     assert rig.post(f"{path}/unload") == {"task": HOSTILE, "loaded": False}
     eventually(lambda: not rig.server.has(HOSTILE), "it is unloaded")
-    row = next(row for row in rig.get("/v1/status")["tasks"] if row["task"] == HOSTILE)
-    assert row["state"] == "not served"
+
+    def state() -> str:
+        return str(next(row["state"] for row in rig.get("/v1/status")["tasks"] if row["task"] == HOSTILE))
+
+    eventually(lambda: state() == "not served", "its state says so")
     rig.post(f"{path}/load")
     eventually(lambda: rig.server.has(HOSTILE), "it is loaded")
 
