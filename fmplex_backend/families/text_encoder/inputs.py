@@ -9,19 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fmplex_backend.errors import TaskProblem
+from fmplex_backend.families.strings import StringInput
 from fmplex_backend.interface import TensorSpec
 
 
-class TextInput:
+class TextInput(StringInput):
     """TEXT [1], a string. A text may be given as a list of words, whose character ranges are then kept."""
 
     tensor = TensorSpec("TEXT", "TYPE_STRING", (1,))
-    columns: Literal["one", "several"] = "one"
-    default_column = "text"
-    files: Sequence[str] = ()
-
-    def is_item(self, data: Any) -> bool:
-        return isinstance(data, str)
 
     def item(self, cell: Any) -> tuple[str, list[tuple[int, int]]]:
         if isinstance(cell, str):
@@ -35,19 +30,6 @@ class TextInput:
             places.append((start, start + len(word)))
             start += len(word) + 1
         return " ".join(cell), places
-
-    def array(self, items: Sequence[Any]) -> npt.NDArray[Any]:
-        """[n, 1]."""
-        odd = [item for item in items if not isinstance(item, str)]
-        if odd:
-            raise TaskProblem(f"the task reads texts, not {odd[0]!r}. Give one text or a list of them")
-        return np.array([text.encode() for text in items], dtype=np.object_)[:, None]
-
-    def parse(self, argument: str) -> str:
-        return argument
-
-    def show(self, item: Any) -> str:
-        return " ".join(str(item).split())
 
     def probe(self, size: int | None) -> str:
         return "a short text"

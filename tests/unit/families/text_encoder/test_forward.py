@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from model_fixtures import save_adapter, save_tiny, text_runtime
 from peft import LoraConfig
+from recorder import FakeRecorder
 
 from fmplex_backend.adapters.multi_lora import AdapterBank
 from fmplex_backend.adapters.peft import Adapter, load_adapter
@@ -21,27 +21,6 @@ from fmplex_backend.families.text_encoder.runtime import TextEncoderRuntime
 from fmplex_backend.families.text_encoder.tokenizer import Tokens
 
 POOLINGS = {"cls", "mean", "max", TOKENS}
-
-
-class Replayed:
-    """Runs a function again, into the tensors of its first run."""
-
-    def __init__(self, body: Callable[[], Any], result: Any) -> None:
-        self.body, self.result = body, result
-
-    def replay(self) -> None:
-        states, pooled = self.body()
-        self.result[0].copy_(states)
-        for kind, tensor in pooled.items():
-            self.result[1][kind].copy_(tensor)
-
-
-class FakeRecorder:
-    """In the place of `Recorder`."""
-
-    def record(self, body: Callable[[], Any]) -> tuple[Any, Any]:
-        result = body()
-        return Replayed(body, result), result
 
 
 class Passes:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from model_fixtures import write_head
 from peft import LoraConfig, PeftModel
+from recorder import FakeRecorder
 from runtime_requests import run, unanswered
 from vision_fixtures import HIDDEN, MODELS, SIDE, encoded, picture, save_vision, vision_runtime
 
@@ -186,27 +187,6 @@ def test_models_of_other_kinds_are_refused(tmp_path: Path) -> None:
 
 
 # -- CUDA graphs, on the CPU
-
-
-class Replayed:
-    """Runs a function again, into the tensors of its first run."""
-
-    def __init__(self, body: Callable[[], Any], result: Any) -> None:
-        self.body, self.result = body, result
-
-    def replay(self) -> None:
-        states, pooled = self.body()
-        self.result[0].copy_(states)
-        for kind, tensor in pooled.items():
-            self.result[1][kind].copy_(tensor)
-
-
-class FakeRecorder:
-    """In the place of `Recorder`."""
-
-    def record(self, body: Callable[[], Any]) -> tuple[Any, Any]:
-        result = body()
-        return Replayed(body, result), result
 
 
 @pytest.mark.parametrize("kind", ["registers", "swin"])
