@@ -159,16 +159,10 @@ def import_adapter(adapter: Pretrained, backbone: Backbone) -> Imported:
     directory = find(adapter.source)
     state = AdapterState.read(directory)
     _check_base(directory, state.config, backbone)
-    saved = set(state.config.get("modules_to_save") or ())
-    unknown = saved - set(HEADS)
-    if unknown:
-        raise TaskProblem(
-            f"{directory / CONFIG}: modules_to_save: {', '.join(sorted(unknown))} would change what all tasks share; "
-            f"only a score head ({' or '.join(HEADS)}) can be carried over. Train without them"
-        )
+    own = sorted(set(state.config.get("modules_to_save") or ()) - set(HEADS))
     head = {name: each for name, each in state.tensors.items() if _head_part(name)}
     own_tensors = {name: each for name, each in state.tensors.items() if name not in head}
-    config = state.config | {"modules_to_save": None, "task_type": None, "auto_mapping": None}
+    config = state.config | {"modules_to_save": own or None, "task_type": None, "auto_mapping": None}
     if not head:
         return Imported(AdapterState(config, own_tensors), {})
     tensors = {_head_part(name): each for name, each in head.items()}
