@@ -112,7 +112,7 @@ class Layout:
                 raise TaskRefused(
                     self.file,
                     "modules_to_save",
-                    f"what {path} makes has no row for each row of a batch, so that one task's cannot replace another's",
+                    f"what {path} makes has no row for each row of a batch: one task's cannot replace the others'",
                     "Save the smallest module around it that has, or train without it",
                 )
 

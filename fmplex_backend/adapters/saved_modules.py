@@ -1,7 +1,7 @@
-"""Modules that an adapter brings whole (PEFT's `modules_to_save`): they take the place of the backbone's on its rows.
+"""Modules that an adapter brings whole (PEFT's `modules_to_save`): they take the backbone's place on the task's rows.
 
-The backbone's own module still runs on all rows of a pass, and a hook behind it replaces those of such adapters. That is
-exact for modules which put rows one after the other along the first dim, and for no others.
+The backbone's own module still runs on all rows of a pass, and a hook behind it replaces those of such adapters. That
+is exact for modules which put rows one after the other along the first dim, and for no others.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ class ReplacedRows:
     def __deepcopy__(self, memo: dict[int, Any]) -> ReplacedRows:
         return self  # whoever copies a model means its weights, not the backbone's adapters
 
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> Tensor | None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
         """As torch calls it; the output [rows, ...] with some rows replaced, None where it stays as it is."""
         rows, parts = self.current(self.path)
         if not parts:

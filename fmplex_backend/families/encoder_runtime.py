@@ -147,7 +147,9 @@ class EncoderRuntime(ABC, Generic[RowT]):
         adapter = None
         if task.adapter:
             directory = version / task.adapter.path
-            adapter = load_adapter(directory, self.model, self.model.dtype, self.device, unread=self.unread, by_row=self.by_row)
+            adapter = load_adapter(
+                directory, self.model, self.model.dtype, self.device, unread=self.unread, by_row=self.by_row
+            )
             self.check_adapter(adapter, directory / "adapter_config.json")
         return Extensions(encoder, adapter, task.decoder.load(version, self.hidden), self.common_outputs)
 

@@ -104,9 +104,7 @@ def test_rows_are_as_peft_has_them_alone(tmp_path: Path, config: Any) -> None:
     assert lora.batched
     assert not first.batched
     bench.check([(first, paths[0])])
-    bench.check(
-        [(None, None), (second, paths[1]), (lora, plain), (first, paths[0]), (second, paths[1]), (None, None)]
-    )
+    bench.check([(None, None), (second, paths[1]), (lora, plain), (first, paths[0]), (second, paths[1]), (None, None)])
     bench.bank.detach(first)
     bench.check([(lora, plain), (second, paths[1]), (None, None)])
     bench.check([(None, None), (lora, plain)])
