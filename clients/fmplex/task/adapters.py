@@ -56,7 +56,7 @@ class AdapterState:
         config = model.peft_config["default"].to_dict()
         tensors = get_peft_model_state_dict(model)
         return AdapterState(
-            {key: _listed(value) for key, value in config.items()},
+            {key: listed(value) for key, value in config.items()},
             {name: each.detach().cpu().clone().contiguous() for name, each in tensors.items()},
         )
 
@@ -101,7 +101,7 @@ def _linears(backbone: Backbone) -> list[tuple[str, torch.nn.Module]]:
     return [(name, each) for name, each in backbone.for_training().named_modules() if isinstance(each, torch.nn.Linear)]
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
     """Sets as sorted lists, enums by value, so that the same adapter gives the same file."""
     if isinstance(value, (set, frozenset)):
         return sorted(value)
