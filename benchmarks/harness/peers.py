@@ -95,11 +95,9 @@ def _infinity(environment: Path, port: int, settings: Settings) -> list[str]:
         "port": port,
         "log-level": "warning",
     }
-    flags = ["--no-bettertransformer"]  # it is optimum's, for transformers before 4.49
-    if settings["lengths"]:
-        flags.append("--lengths-via-tokenize")
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return [str(environment / "bin" / "infinity_emb"), "v2", *words, *flags]
+    # Its "better transformer" is optimum's, for transformers before 4.49.
+    return [str(environment / "bin" / "infinity_emb"), "v2", *words, "--no-bettertransformer"]
 
 
 def _litserve(environment: Path, port: int, settings: Settings) -> list[str]:
@@ -115,7 +113,6 @@ PEERS = (
             "threads": (2, 1),
             "batch": (32, 16),
             "tokenizers": ("false", "true"),
-            "lengths": (False, True),
         },
         _infinity,
     ),
@@ -171,9 +168,14 @@ def _outer() -> dict[str, str]:
 def _wait(process: subprocess.Popen[Any], host: str, log: Path) -> None:
     end = time.monotonic() + READY_S
     while True:
-        with contextlib.suppress(OSError, urllib.error.URLError):
+        try:
             embedding(host, "is it there yet")
             return
+        except urllib.error.HTTPError as error:
+            if error.code < 500:  # it is there, and takes no such request
+                raise RuntimeError(f"{process.args!r} answers {error.code}: {error.read()[:500]!r}") from None
+        except OSError:
+            pass
         if process.poll() is not None or time.monotonic() > end:
             raise RuntimeError(f"{process.args!r} does not answer:\n{log.read_text(errors='replace')[-2000:]}")
         time.sleep(0.2)

@@ -3,14 +3,13 @@
 Arguments: model directory, port, threads, rows of a batch, dtype, workers, milliseconds that a batch waits for more.
 """
 
-from __future__ import annotations
-
 import base64
 import sys
 from typing import Any
 
 import litserve
 import torch
+from fastapi import Request
 from sentence_transformers import SentenceTransformer
 
 MODEL, PORT, THREADS, BATCH, DTYPE, WORKERS, WAIT_MS = sys.argv[1:]
@@ -24,7 +23,7 @@ class Embeddings(litserve.LitAPI):  # type: ignore[misc]
         torch.set_num_threads(int(THREADS))
         self.model = SentenceTransformer(MODEL, device=device, model_kwargs={"dtype": getattr(torch, DTYPE)}).eval()
 
-    def decode_request(self, request: dict[str, Any]) -> str:
+    def decode_request(self, request: Request) -> str:  # what LitServe takes for any JSON
         """The one text."""
         return str(request["input"][0])
 

@@ -48,7 +48,7 @@ def set_(
         bool | None,
         typer.Option(
             "--cache/--no-cache",
-            help="Keep its answers, for requests that are equal in every byte. --no-cache drops them.",
+            help="Keep its answers, for requests that are equal in every byte; --no-cache forgets them.",
         ),
     ] = None,
     new_tag: Annotated[
