@@ -47,8 +47,9 @@ class NotInstalled(Exception):
 class Peer:
     """A server that speaks OpenAI's embeddings API.
 
-    `choices` are its settings and what is tried of each, the likeliest first; `line` makes its command line of an
-    environment, a port and settings.
+    `choices` are its settings and what is tried of each, the likeliest first (`workers`: processes with the model, and
+    the threads of each; `tokenizers`: whether the tokenizer has threads of its own); `line` makes its command line of
+    an environment, a port and settings.
     """
 
     name: str
@@ -60,8 +61,9 @@ class Peer:
         """The server, once it answers; its host and port. Raises NotInstalled, or RuntimeError with its log."""
         environment = installed(self.name)
         (port,) = free_ports(1)
+        _, threads = settings["workers"]
         variables = {
-            "OMP_NUM_THREADS": str(settings["threads"]),
+            "OMP_NUM_THREADS": str(threads),
             "TOKENIZERS_PARALLELISM": settings["tokenizers"],
             "HF_HUB_OFFLINE": "1",
             "DO_NOT_TRACK": "1",
@@ -101,7 +103,8 @@ def _infinity(environment: Path, port: int, settings: Settings) -> list[str]:
 
 
 def _litserve(environment: Path, port: int, settings: Settings) -> list[str]:
-    given = [model_directory(), port, *(settings[key] for key in ("threads", "batch", "dtype", "workers", "wait_ms"))]
+    workers, threads = settings["workers"]
+    given = [model_directory(), port, threads, settings["batch"], settings["dtype"], workers, settings["wait_ms"]]
     return [str(environment / "bin" / "python"), str(PINNED / "litserve_server.py"), *map(str, given)]
 
 
@@ -110,7 +113,7 @@ PEERS = (
         "infinity",
         {
             "dtype": ("bfloat16", "float32"),
-            "threads": (2, 1),
+            "workers": ((1, 2), (1, 1)),
             "batch": (32, 16),
             "tokenizers": ("false", "true"),
         },
@@ -120,10 +123,9 @@ PEERS = (
         "litserve",
         {
             "dtype": ("bfloat16", "float32"),
-            "threads": (2, 1),
+            "workers": ((1, 2), (2, 1), (1, 1)),
             "wait_ms": (5, 0),
             "batch": (32, 16),
-            "workers": (1, 2),
             "tokenizers": ("false", "true"),
         },
         _litserve,
