@@ -40,6 +40,7 @@ EXPERIMENTS = (
     "capacity",
     "overhead",
     "ceiling",
+    "peers",
     "churn",
     "rebind",
     "planner",

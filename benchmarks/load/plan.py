@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+Protocol = Literal["grpc", "http", "embeddings"]  # the last is OpenAI's API of that name; its answers are not read
 OUTPUTS = ("SCORES", "LABEL")
 
 
@@ -48,7 +49,7 @@ class Plan:
     warmup: float = 1.0
     usage: bool = False
     drain: float = 60.0  # seconds that answers are waited for after the window
-    protocol: Literal["grpc", "http"] = "grpc"  # that the server speaks at `url`
+    protocol: Protocol = "grpc"  # that the server speaks at `url`
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads."""

@@ -42,6 +42,7 @@ class TaskSpec:
     inputs: tuple[str, ...]  # the backbone's tensors that the entry fills
     outputs: Mapping[str, tuple[int, ...]]  # the backbone's tensor -> dims the entry declares for it
     max_queue_bytes: int | None = None
+    cache: bool = False  # whether its answers are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +213,7 @@ def _entry(name: str, file: Path, proto: Any, steps: list[Any]) -> Entry:
             slo=terms.slo(file, parameters),
             max_queue=terms.whole(file, parameters, "max_queue"),
             max_queue_bytes=terms.whole(file, parameters, "max_queue_bytes"),
+            cache=terms.flag(file, parameters, "cache"),
             version=served_version(file, proto),
             inputs=tuple(steps[0].input_map),
             outputs=_declared_dims(proto, steps[0]),

@@ -42,6 +42,14 @@ def whole(file: Path, parameters: Mapping[str, str], key: str) -> int | None:
     return int(value)
 
 
+def flag(file: Path, parameters: Mapping[str, str], key: str) -> bool:
+    """Whether the entry says true; false where it says nothing."""
+    text = parameters.get(key, "false")
+    if text not in ("true", "false"):
+        raise TaskRefused(file, f"parameters.{key}", f"{text!r} is neither 'true' nor 'false'", 'Write "true"')
+    return text == "true"
+
+
 def slo(file: Path, parameters: Mapping[str, str]) -> float | None:
     """The latency objective, in seconds; None where the entry has none."""
     return None if "slo_ms" not in parameters else number(file, parameters, "slo_ms", 0.0) / 1000

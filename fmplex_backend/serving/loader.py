@@ -17,6 +17,7 @@ from fmplex_backend.errors import ExecutionFailed, FmplexError, TaskRefused
 from fmplex_backend.repository.check import load_checked
 from fmplex_backend.repository.groups import GroupSpec
 from fmplex_backend.repository.tasks import BrokenTask, Entry, Repository, TaskSpec
+from fmplex_backend.serving.answer_cache import AnswerCache
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.serving.groups import Groups
 from fmplex_backend.serving.memory import give_back
@@ -61,6 +62,7 @@ class Loader:
         grace: seconds that a task which was removed or moved is still served, where no other task claims its tag.
         confinement: what a version may have read.
         models: the server's.
+        answers: where the answers of tasks are kept whose entry says `cache`.
     """
 
     def __init__(
@@ -75,12 +77,14 @@ class Loader:
         grace: float = REMOVAL_GRACE_S,
         confinement: Confinement = ALONE,
         models: Models | None = None,
+        answers: AnswerCache | None = None,
     ) -> None:
         self.repository, self.runtime, self.engine = repository, runtime, engine
         self.max_queue, self.max_queue_bytes = max_queue, max_queue_bytes
         self.slots, self.grace = slots, grace
         self.confinement = confinement
         self.models: Models = models or Unasked()
+        self.answers = answers or AnswerCache(0)
         self.tags = Tags(
             engine.clock,
             is_loaded=self.models.is_loaded,
@@ -161,7 +165,7 @@ class Loader:
         self.standings = (*of_tasks, *standings_of_groups(self.groups))
         self._published = self.tags.claims
         for vfm in retired:  # the engine answers requests that were prepared by the former table
-            self.engine.post(partial(self.engine.retire, vfm))
+            self.engine.post(partial(self._retire_on_engine, vfm))
 
     @property
     def is_settled(self) -> bool:
@@ -219,7 +223,7 @@ class Loader:
         if group is not None:
             return group.spec.vfm != tag and group.counts.requests > 0
         served = self._served.get(name)
-        return served is not None and served.spec.vfm != tag and served.vfm.engine.requests > 0
+        return served is not None and served.spec.vfm != tag and served.vfm.intake.requests > 0
 
     def _contested(self, tag: int, rivals: Sequence[str]) -> Refusal:
         keeper, newcomers = self.tags.last_keepers[tag], self.tags.newcomers.get(tag, ())
@@ -283,11 +287,16 @@ class Loader:
         return extensions
 
     def _attach_on_engine(self, vfm: Vfm, extensions: Extensions) -> None:
+        self.answers.close(vfm.extensions)
         try:
             self.engine.attach(vfm, extensions)
         except Exception as error:  # no memory for one task's adapter is no reason to stop the others
             log.exception("attaching task %s", vfm.name)
             self.engine.refuse(vfm, ExecutionFailed(f"the extensions of {vfm.name!r} cannot be attached: {error}"))
+
+    def _retire_on_engine(self, vfm: Vfm) -> None:
+        self.answers.close(vfm.extensions)
+        self.engine.retire(vfm)
 
     def _serve(self, spec: TaskSpec, vfm: Vfm) -> None:
         vfm.max_queue = spec.max_queue or self.max_queue
@@ -296,6 +305,10 @@ class Loader:
         def set_terms() -> None:
             vfm.set_weight(spec.weight)
             vfm.slo = spec.slo
+            if spec.cache and vfm.refused is None:
+                self.answers.open(vfm.extensions)
+            else:
+                self.answers.close(vfm.extensions)
 
         self.engine.post(set_terms)
         self._served[spec.name] = Served(spec, vfm)

@@ -22,15 +22,14 @@ from fmplex_backend.serving.accounts import Closed
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.serving.intake import Call, Intake
 from fmplex_backend.serving.loader import Loader
+from fmplex_backend.serving.replies import NO_USAGE
 from fmplex_backend.serving.standing import Standing
 from fmplex_backend.serving.table import Group, Refusal, vfm_of
 from fmplex_backend.serving.watch import Watch
 from fmplex_backend.status import BackboneStatus, ClosedAccount, Cost, TaskStatus
-from fmplex_backend.types import Answer, Failed, Usage, Vfm
+from fmplex_backend.types import Answer, Failed, Vfm
 
 log = logging.getLogger("fmplex")
-
-NO_USAGE = Usage(0, 0, 0)
 
 
 def asks_for_status(call: Call) -> bool:
@@ -102,6 +101,8 @@ class Reporter:
             queued=sum(each.vfm.depth for each in standings if each.vfm is not None),
             running=self.engine.running,
             failures=dict(self.intake.counts.failures),
+            kept_answers=self.intake.answers.answers,
+            kept_bytes=self.intake.answers.bytes,
             tasks=tuple(self._task(each) for each in standings if name in ("", printable(each.name))),
             closed=() if name else tuple(map(_closed, self.engine.closed)),
         )
@@ -172,6 +173,8 @@ def _account(vfm: Vfm) -> dict[str, Any]:
         "tokens": vfm.engine.tokens,
         "failures": vfm.failures(),
         "misses": vfm.engine.misses,
+        "cache_hits": vfm.intake.cache_hits,
+        "cache_misses": vfm.intake.cache_misses,
         "queue_s": vfm.engine.queue_s,
         "service_s": vfm.service,
         "preparation_s": vfm.preparation_s,

@@ -131,7 +131,8 @@ def text_task(decoder: Mapping[str, Any], **rest: Any) -> dict[str, Any]:
 class TextStandIn(FakeRuntime):
     """The fake runtime in the place of a text encoder's: TEXT in, EMBEDDING and TRUNCATED out.
 
-    A task.json may hold `mark` (a number that comes back in the answer) and `adapter` (any name), and lack all else.
+    A task.json may hold `mark` (a number that comes back in the answer), `adapter` (any name) and `repeats`, and lack
+    all else.
     """
 
     def load(self, version: Path) -> TextExtensions:
@@ -140,7 +141,8 @@ class TextStandIn(FakeRuntime):
             document = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise TaskRefused(file, "(whole file)", f"not readable as JSON: {error}", "Write it again") from None
-        return TextExtensions(float(document.get("mark", 0)), document.get("adapter"), takes="TEXT")
+        mark, adapter, repeats = document.get("mark", 0), document.get("adapter"), document.get("repeats", True)
+        return TextExtensions(float(mark), adapter, takes="TEXT", repeats=repeats)
 
     def tensors(self, rows: Sequence[Sequence[str]], extensions: FakeExtensions) -> dict[str, npt.NDArray[Any]]:
         """EMBEDDING [n, 2]: how many words a row has, and the mark. TRUNCATED [n, 1]: no."""

@@ -56,7 +56,8 @@ class Task:
         encoder: of texts Text (how they become tokens), Projection (of rows of numbers) or PluginEncoder; of pictures
             ImageFile or ImageArray.
         weight: of its fair share of the backbone. slo_ms: its latency objective. max_queue: requests that may wait.
-            max_queue_bytes: bytes that they may take until they are answered. None keeps what a saved task has.
+            max_queue_bytes: bytes that they may take until they are answered. cache: keep its answers, for requests
+            that are equal in every byte. None keeps what a saved task has.
     """
 
     def __init__(
@@ -71,13 +72,14 @@ class Task:
         slo_ms: float | None = None,
         max_queue: int | None = None,
         max_queue_bytes: int | None = None,
+        cache: bool | None = None,
         description: str = "",
     ) -> None:
         self.name, self.backbone, self.description = name, backbone, description
         self.encoder: Any = encoder or self._default_encoder()
         self.adapter: Adapter | None = None
         self.decoder: Decoder = decoder
-        self.terms = Terms(weight, slo_ms, max_queue, max_queue_bytes)
+        self.terms = Terms(weight, slo_ms, max_queue, max_queue_bytes, cache=cache)
         self.terms.check()
         self.metrics: dict[str, float | int | str] = {}
         self.history: History | None = None
@@ -403,7 +405,10 @@ class Task:
             bound, spec = ModelRepository(path.parent).task(path.name)
             backbone = backbone or Backbone(bound, repository=path.parent)
             slo_ms = None if spec.slo is None else spec.slo * 1000
-            path, terms = spec.version.path, Terms(spec.weight, slo_ms, spec.max_queue, spec.max_queue_bytes)
+            path, terms = (
+                spec.version.path,
+                Terms(spec.weight, slo_ms, spec.max_queue, spec.max_queue_bytes, cache=spec.cache or None),
+            )
         elif path.name.isdigit():
             name = path.parent.name
         config = load_task_config(path / "task.json")
