@@ -19,6 +19,7 @@ from fmplex_backend.errors import TaskRefused
 from fmplex_backend.files import native, read_text, refused
 from fmplex_backend.interface import tag_of
 from fmplex_backend.repository import terms
+from fmplex_backend.repository.candidates import CandidateSpec, candidates_in
 from fmplex_backend.repository.groups import GROUP, GroupSpec, group_in
 from fmplex_backend.repository.versions import PASSING, Version, files_below, is_directory, served_version
 
@@ -42,6 +43,7 @@ class TaskSpec:
     inputs: tuple[str, ...]  # the backbone's tensors that the entry fills
     outputs: Mapping[str, tuple[int, ...]]  # the backbone's tensor -> dims the entry declares for it
     max_queue_bytes: int | None = None
+    candidates: tuple[CandidateSpec, ...] = ()  # that are tried beside the version
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +206,7 @@ def _entry(name: str, file: Path, proto: Any, steps: list[Any]) -> Entry:
         parameters = {key: value.string_value for key, value in proto.parameters.items()}
         if GROUP in parameters:
             return group_in(file, proto, steps, tags[0], parameters)
+        version = served_version(file, proto)
         return TaskSpec(
             name=name,
             vfm=tags[0],
@@ -212,9 +215,10 @@ def _entry(name: str, file: Path, proto: Any, steps: list[Any]) -> Entry:
             slo=terms.slo(file, parameters),
             max_queue=terms.whole(file, parameters, "max_queue"),
             max_queue_bytes=terms.whole(file, parameters, "max_queue_bytes"),
-            version=served_version(file, proto),
+            version=version,
             inputs=tuple(steps[0].input_map),
             outputs=_declared_dims(proto, steps[0]),
+            candidates=candidates_in(file, parameters, version.number),
         )
     except TaskRefused as error:
         return BrokenTask(name, tags[0] if len(set(tags)) == 1 else None, error.without_traceback())

@@ -22,6 +22,7 @@ from google.protobuf import text_format
 from fmplex_backend.errors import BackboneRefused, TaskProblem, TaskRefused
 from fmplex_backend.families import family
 from fmplex_backend.repository.backbone import BackboneEntry
+from fmplex_backend.repository.candidates import without_candidates
 from fmplex_backend.repository.config import TaskConfig, load_backbone_config, load_task_config
 from fmplex_backend.repository.configs import (
     CONFIG,
@@ -142,24 +143,19 @@ class ModelRepository(RepositoryReader):
             return tag
 
     def rollback(self, name: str, to: int | None = None) -> Saved:
-        """Serve another version: `to`, or the one before the one that is served; raises TaskProblem without it."""
+        """Serve another version: `to`, or the one before the one that is served; raises TaskProblem without it.
+
+        While a version is tried as a canary or a shadow, that ends, and without `to` the version that serves stays.
+        """
         with self._locked():
             backbone, spec = self.task(name)
             versions = self.versions(name)
-            number = self._before(name, spec.version.number, versions) if to is None else to
-            if number not in versions:
-                raise TaskProblem(
-                    f"{name!r} has no version {number}, but {', '.join(map(str, versions))}. Name one of them"
-                )
-            check_loadable(self.root / backbone)
-            check_loadable(self.root / name)
-            path = self.root / name / str(number)
-            pipeline = self._saved(path, backbone, spec)
-            # The highest is what the server takes without being told, and goes on from there.
-            pinned = None if number == versions[-1] else number
-            entry = replace(self._entry(name, backbone, pipeline, spec.vfm, Terms()), version=pinned)
-            self._replace_config(name, merged(self._proto(name), entry, Terms()))
-            return Saved(name, path, number, spec.vfm)
+            served = spec.version.number
+            back = served if spec.candidates else None
+            number = to or back or self._before(name, served, versions)
+            self._check_there(name, number, versions)
+            self._replace_config(name, without_candidates(self._serving(name, backbone, spec, number)))
+            return Saved(name, self.root / name / str(number), number, spec.vfm)
 
     def remove(self, name: str) -> None:
         """Remove a task with all its versions; raises TaskProblem."""
@@ -176,6 +172,22 @@ class ModelRepository(RepositoryReader):
     def _move_away(self, name: str) -> None:
         with self._staging() as staging:
             (self.root / name).rename(staging / name)
+
+    def _check_there(self, name: str, number: int, versions: list[int]) -> None:
+        if number not in versions:
+            raise TaskProblem(
+                f"{name!r} has no version {number}, but {', '.join(map(str, versions))}. Name one of them"
+            )
+
+    def _serving(self, name: str, backbone: str, spec: TaskSpec, number: int) -> Any:
+        """A task's entry, as a ModelConfig message, so that it serves that version."""
+        check_loadable(self.root / backbone)
+        check_loadable(self.root / name)
+        pipeline = self._saved(self.root / name / str(number), backbone, spec)
+        # The highest is what the server takes without being told, and goes on from there.
+        pinned = None if number == self.versions(name)[-1] else number
+        entry = replace(self._entry(name, backbone, pipeline, spec.vfm, Terms()), version=pinned)
+        return merged(self._proto(name), entry, Terms())
 
     def _before(self, name: str, served: int, versions: list[int]) -> int:
         earlier = [number for number in versions if number < served]
@@ -208,6 +220,12 @@ class ModelRepository(RepositoryReader):
                 "another name, or remove that task first"
             )
         check_tag(self.root, self.names(), name, backbone, entry.vfm)
+        if isinstance(entry, TaskSpec) and entry.candidates:
+            (*_, last) = entry.candidates
+            raise TaskProblem(
+                f"version {last.number} of {name!r} is tried as its {last.role}, a new version would serve at once. "
+                f"End that first: fmplex task promote {name}, or fmplex task rollback {name}"
+            )
         return entry.vfm
 
     def _next_version(self, name: str, backbone: str, pipeline: Pipeline, tag: int, terms: Terms) -> Saved:

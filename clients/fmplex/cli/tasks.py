@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fmplex.cli import changes, checks, listing
+from fmplex.cli import changes, checks, listing, rollout
 from fmplex.cli.deploy import deploy
 from fmplex.cli.options import (
     DEFAULT,
@@ -38,6 +38,9 @@ app.command("set")(changes.set_)
 app.command()(changes.load)
 app.command()(changes.unload)
 app.command()(changes.rollback)
+app.command()(rollout.canary)
+app.command()(rollout.shadow)
+app.command()(rollout.promote)
 app.command()(changes.remove)
 app.command()(checks.check)
 
