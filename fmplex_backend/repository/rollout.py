@@ -61,21 +61,23 @@ class Rollout(ModelRepository):
             self.task(name)
             proto = self._proto(name)
             if PARAMETERS[role][0] not in proto.parameters:
-                raise TaskProblem(f"{name!r} has no {role}. fmplex task show {name} tells what it has")
+                raise TaskProblem(f"{name!r} has no {role}. Begin one: fmplex task {role} {name}")
             for key in PARAMETERS[role]:
                 proto.parameters.pop(key, None)
             self._replace_config(name, proto)
 
     def promote(self, name: str) -> Saved:
-        """Serve the version of a task's canary, or of its shadow where it has no canary; both end."""
+        """Serve the version of a task's canary, of its shadow where it has no canary, or one that is held; both end."""
         with self._locked():
             backbone, spec = self.task(name)
-            number = next((each.number for each in spec.candidates if each.number is not None), None)
-            if number is None:
+            tried = [each.number for each in spec.candidates if each.number is not None]
+            number = tried[0] if tried else self.versions(name)[-1]
+            if not tried and number <= spec.version.number:
                 raise TaskProblem(
-                    f"{name!r} has neither a canary nor a shadow to promote. Begin one: fmplex task canary {name}, or "
-                    f"serve a version at once: fmplex task rollback {name} --to VERSION"
+                    f"{name!r} has neither a canary nor a shadow, and no version after {number}, which serves. Save "
+                    f"one, or name an earlier one: fmplex task rollback {name} --to VERSION"
                 )
+            self._check_there(name, number, self.versions(name))
             proto = self._serving(name, backbone, spec, number)
             self._replace_config(name, without_candidates(proto))
             return Saved(name, self.root / name / str(number), number, spec.vfm)

@@ -68,14 +68,20 @@ class Saved:
 class ModelRepository(RepositoryReader):
     """A directory of Triton models: its tasks are listed, saved, changed and removed."""
 
-    def save(self, name: str, backbone: str, pipeline: Pipeline, terms: Terms) -> Saved:
-        """Save a new task, or the next version of one; raises TaskProblem."""
+    def save(self, name: str, backbone: str, pipeline: Pipeline, terms: Terms, *, held: bool = False) -> Saved:
+        """Save a new task, or the next version of one; raises TaskProblem.
+
+        Args:
+            held: whether the version that serves goes on, and the next one waits to be tried or promoted.
+        """
         with self._locked():
-            tag = self._tag_for(name, backbone, terms)
+            tag = self._tag_for(name, backbone, terms, held=held)
             check_loadable(self.root / backbone)  # Triton reads it too when it loads a task
             if (self.root / name).exists():
                 check_loadable(self.root / name)
-                return self._next_version(name, backbone, pipeline, tag, terms)
+                return self._next_version(name, backbone, pipeline, tag, terms, held=held)
+            if held:
+                raise TaskProblem(f"{name!r} is new: no version of it serves meanwhile. Save it without holding it")
             entry = self._entry(name, backbone, pipeline, tag, terms)
             with self._staging() as staging:
                 (staging / name / "1").mkdir(parents=True)
@@ -85,9 +91,9 @@ class ModelRepository(RepositoryReader):
                 (staging / name).rename(self.root / name)
             return Saved(name, self.root / name / "1", 1, entry.vfm)
 
-    def check_place(self, name: str, backbone: str, terms: Terms) -> None:
+    def check_place(self, name: str, backbone: str, terms: Terms, *, held: bool = False) -> None:
         """Raise the TaskProblem that `save` would raise whatever is saved, and where the disk is full or read-only."""
-        self._tag_for(name, backbone, terms)
+        self._tag_for(name, backbone, terms, held=held)
         folder = self.root.resolve()
         for directory in (folder.parent, folder):
             if not os.access(directory, os.W_OK):
@@ -197,7 +203,7 @@ class ModelRepository(RepositoryReader):
             raise TaskProblem(f"{name!r} has no version before {served} to go back to. {remedy}")
         return earlier[-1]
 
-    def _tag_for(self, name: str, backbone: str, terms: Terms) -> int:
+    def _tag_for(self, name: str, backbone: str, terms: Terms, *, held: bool) -> int:
         """The tag that a task has, or that a new one gets; raises TaskProblem where it cannot be saved."""
         _check_name(name)
         terms.check()
@@ -220,21 +226,31 @@ class ModelRepository(RepositoryReader):
                 "another name, or remove that task first"
             )
         check_tag(self.root, self.names(), name, backbone, entry.vfm)
-        if isinstance(entry, TaskSpec) and entry.candidates:
+        if isinstance(entry, TaskSpec) and entry.candidates and not held:
             (*_, last) = entry.candidates
             raise TaskProblem(
                 f"version {last.number} of {name!r} is tried as its {last.role}, a new version would serve at once. "
-                f"End that first: fmplex task promote {name}, or fmplex task rollback {name}"
+                f"Hold it (--hold), or end that first: fmplex task promote {name}, or fmplex task rollback {name}"
             )
         return entry.vfm
 
-    def _next_version(self, name: str, backbone: str, pipeline: Pipeline, tag: int, terms: Terms) -> Saved:
+    def _next_version(
+        self, name: str, backbone: str, pipeline: Pipeline, tag: int, terms: Terms, *, held: bool
+    ) -> Saved:
         number = max(self.versions(name), default=0) + 1
+        if held:  # before the version is there
+            _, spec = self.task(name)
+            proto = self._proto(name)
+            proto.version_policy.specific.versions[:] = [spec.version.number]
+            put_terms(proto, terms)
+            self._replace_config(name, proto)
         with self._staging() as staging:
             (staging / str(number)).mkdir()
             pipeline.write(staging / str(number))
             _readable(staging / str(number))
             (staging / str(number)).rename(self.root / name / str(number))
+        if held:
+            return Saved(name, self.root / name / str(number), number, tag)
         fresh = self._entry(name, backbone, pipeline, tag, terms)
         proto = merged(self._proto(name), fresh, terms)
         if proto != self._proto(name):

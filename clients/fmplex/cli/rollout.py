@@ -88,7 +88,7 @@ def promote(
     server: Server = "",
     as_json: AsJson = False,
 ) -> None:
-    """Serve the version of a task's canary, or of its shadow where it has no canary; both end.
+    """Serve the version of a task's canary, of its shadow where it has no canary, or one that is held; both end.
 
     `fmplex task rollback` ends them and goes on with the version that serves.
     """

@@ -11,6 +11,7 @@ from fmplex.cli.deploy import deploy
 from fmplex.cli.options import (
     DEFAULT,
     AsJson,
+    Hold,
     Labels,
     MaxQueue,
     MaxQueueBytes,
@@ -53,6 +54,7 @@ def add(
     labels: Labels = "",
     repository: Repo = DEFAULT,
     new_version: NewVersion = False,
+    hold: Hold = False,
     weight: Weight = None,
     slo_ms: SloMs = None,
     max_queue: MaxQueue = None,
@@ -65,7 +67,7 @@ def add(
         from fmplex.task.destination import check_destination
 
         terms = Terms(weight, slo_ms, max_queue, max_queue_bytes)
-        check_destination(name, backbone, repository, terms, server, new_version=new_version)
+        check_destination(name, backbone, repository, terms, server, new_version=new_version, held=hold)
         from fmplex.task.backbone import Backbone
         from fmplex.task.task import Task
 
@@ -83,6 +85,6 @@ def add(
                 f"{adapter} has no score head for --labels. Leave them out to serve its embeddings, or fit a "
                 f"head: fmplex task train {name} --from {adapter} --data FILE"
             )
-        path = task.deploy(server, repository) if server else task.save(repository)
+        path = task.deploy(server, repository) if server and not hold else task.save(repository, held=hold)
         words = "\n".join([f"{name}: {path}", *(f"note: {remark}" for remark in task.remarks)])
         print_result({"task": name, "path": str(path), "notes": task.remarks}, words, as_json)

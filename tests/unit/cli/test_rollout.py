@@ -77,7 +77,7 @@ def test_a_share_that_is_none(root: Path, share: str) -> None:
 def test_problems_say_what_to_do(root: Path, server: FakeServer) -> None:
     assert "has no version 7, but 1, 2" in run("canary", "one", "--version", 7, "-r", root, code=1)
     assert "has no canary" in run("canary", "one", "--stop", "-r", root, code=1)
-    assert "neither a canary nor a shadow" in run("promote", "one", "-r", root, code=1)
+    assert "neither a canary nor a shadow, and no version after 2" in run("promote", "one", "-r", root, code=1)
     server.problem = ServerProblem("'one' is refused: x")
     told = run("canary", "one", "-r", root, "--server", "host", code=1)
     assert "one: version 2 answers 5%, version 1 the rest, as its entry says, but 'one' is refused: x" in told

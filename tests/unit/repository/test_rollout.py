@@ -10,9 +10,12 @@ from task_fixtures import BASE, tiny_repository
 
 from fmplex_backend.errors import TaskProblem
 from fmplex_backend.repository.candidates import CandidateSpec
+from fmplex_backend.repository.config import load_task_config
 from fmplex_backend.repository.configs import Terms, read_config
 from fmplex_backend.repository.rollout import Rollout
 from fmplex_backend.repository.tasks import Repository, TaskSpec
+from fmplex_backend.repository.writer import Pipeline
+from fmplex_backend.repository.writer import write_config as write_task_config
 
 EMBED = text_task({"kind": "embedding"})
 
@@ -139,10 +142,25 @@ def test_versions_that_cannot_stand_behind_one_entry(models: Rollout) -> None:
         models.shadow("one")
 
 
+def test_a_version_that_is_held_waits_to_be_promoted(models: Rollout) -> None:
+    config = load_task_config(models.root / "one" / "3" / "task.json")
+    pipeline = Pipeline(config, "TEXT", 1, {"EMBEDDING": 32}, lambda path: write_task_config(path, config))
+    assert models.save("one", BASE, pipeline, Terms(), held=True).version == 4
+    assert spec(models).version.number == 3
+    models.canary("one", 0.1)
+    assert models.save("one", BASE, pipeline, Terms(), held=True).version == 5
+    assert candidates(models) == [("canary", 4, 0.1)]
+    assert models.rollback("one").version == 3
+    assert models.promote("one").version == 5
+    with pytest.raises(TaskProblem, match="'two' is new"):
+        models.save("two", BASE, pipeline, Terms(), held=True)
+
+
 def test_nothing_is_saved_while_a_version_is_tried(models: Rollout) -> None:
     models.canary("one", 0.1)
     with pytest.raises(TaskProblem, match="version 3 of 'one' is tried as its canary"):
         models.check_place("one", BASE, Terms())
+    models.check_place("one", BASE, Terms(), held=True)
     models.promote("one")
     models.check_place("one", BASE, Terms())
 

@@ -9,8 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backend_fixtures import BACKBONE, Caller, TextStandIn, edit, group_outputs, write_group, write_task
-from service_fixtures import ServiceRig
+from backend_fixtures import (
+    BACKBONE,
+    Caller,
+    TextStandIn,
+    edit,
+    group_outputs,
+    text_task,
+    write_group,
+    write_task,
+    write_version,
+)
+from service_fixtures import ServiceRig, until
 
 from fmplex_backend.repository.parameters import BackboneConfig
 from fmplex_backend.serving import metrics
@@ -307,3 +317,27 @@ def test_a_round_that_fails_is_not_the_last(service: Service, monkeypatch: pytes
     publisher.start()
     assert again.wait(20)
     publisher.stop()
+
+
+# -- versions that are tried
+
+
+def test_a_canary_counts_as_the_tasks_and_a_shadow_only_what_it_is_charged(tmp_path: Path) -> None:
+    embed = text_task({"kind": "embedding"})
+    tried = {"canary_version": "2", "canary_share": "0.5", "shadow_version": "3"}
+    write_task(tmp_path, "one", 0, task=embed, serves=1, parameters=tried)
+    for number in (2, 3):
+        write_version(tmp_path, "one", number, embed)
+    rig = ServiceRig(tmp_path)
+    rig.service.start()
+    for number in range(10):
+        rig.ask(0, request_id=f"r{number}")
+    until(lambda: of(rig.service, "fmplex_shadow_copies_total", outcome="compared") == 5)
+    assert of(rig.service, "fmplex_requests_total", role="canary", version="2") == 5
+    assert of(rig.service, "fmplex_requests_total", role="shadow") is None
+    assert of(rig.service, "fmplex_shadow_rows_total", outcome="agreed", version="3") == 5
+    found = [sample for sample in samples(rig.service) if sample.family == "fmplex_service_seconds_total"]
+    assert len(found) == 3
+    busy = of(rig.service, "fmplex_backbone_busy_seconds_total")
+    assert sum(sample.value for sample in found) == pytest.approx(busy)
+    rig.stop()
