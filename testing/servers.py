@@ -97,7 +97,7 @@ class Serving:
         for sample in filter(None, map(SAMPLE.match, lines)):
             labels = dict(re.findall(r'(\w+)="([^"]*)"', sample["labels"]))
             task = "/".join(labels[label] for label in ("task", "role") if label in labels)
-            key = (sample["name"], task, labels.get("reason", labels.get("outcome", "")))
+            key = (sample["name"], task, labels.get("reason") or labels.get("outcome", ""))
             assert key not in found, f"{key} is on /metrics twice"
             found[key] = float(sample["value"])
         return found

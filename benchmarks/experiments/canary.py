@@ -86,9 +86,7 @@ def _share(bench: Bench, ids: str, requests: int) -> dict[str, Any]:
     """What part of the requests a canary has answered."""
     bench.models.canary(TRIED, SHARE, 2)
     eventually(lambda: bench.tried() is not None, "the canary is served")
-    before = bench.tried()
-    assert before is not None
-    sent = before.requests + before.served_requests
+    answered, sent = 0, 0
     while sent < requests:
         stream = Stream([TRIED], bench.texts, CLIENTS, ids=f"{ids}{sent}-" if ids else "")
         outcome = bench.generator.run(Plan(bench.arm.url, [stream], seconds=1.0, warmup=0.0))
@@ -96,10 +94,10 @@ def _share(bench: Bench, ids: str, requests: int) -> dict[str, Any]:
             raise RuntimeError(f"{outcome.failures} requests failed: {outcome.errors}")
         now = bench.tried()
         assert now is not None
-        sent = now.requests + now.served_requests
+        answered, sent = now.requests, now.requests + now.served_requests
     bench.models.rollback(TRIED)
     eventually(lambda: bench.tried() is None, "the canary is gone")
-    return {"what": "canary", "ids": ids, "requests": sent, "share": now.requests / sent}
+    return {"what": "canary", "ids": ids, "requests": sent, "share": answered / sent}
 
 
 def _shadow(bench: Bench, *, quick: bool) -> list[dict[str, Any]]:

@@ -67,7 +67,8 @@ def add(
         from fmplex.task.destination import check_destination
 
         terms = Terms(weight, slo_ms, max_queue, max_queue_bytes)
-        check_destination(name, backbone, repository, terms, server, new_version=new_version, held=hold)
+        asked = "" if hold else server
+        check_destination(name, backbone, repository, terms, asked, new_version=new_version, held=hold)
         from fmplex.task.backbone import Backbone
         from fmplex.task.task import Task
 
@@ -85,6 +86,6 @@ def add(
                 f"{adapter} has no score head for --labels. Leave them out to serve its embeddings, or fit a "
                 f"head: fmplex task train {name} --from {adapter} --data FILE"
             )
-        path = task.deploy(server, repository) if server and not hold else task.save(repository, held=hold)
+        path = task.deploy(server, repository) if asked else task.save(repository, held=hold)
         words = "\n".join([f"{name}: {path}", *(f"note: {remark}" for remark in task.remarks)])
         print_result({"task": name, "path": str(path), "notes": task.remarks}, words, as_json)

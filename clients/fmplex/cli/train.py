@@ -134,7 +134,8 @@ def train(
 
         progress.phase("checking")
         terms = Terms(weight, slo_ms, max_queue, max_queue_bytes)
-        check_destination(name, backbone, repository, terms, server, new_version=new_version, held=hold)
+        asked = "" if hold else server
+        check_destination(name, backbone, repository, terms, asked, new_version=new_version, held=hold)
         columns = _columns(numbers, data, label)
         reading = {name: value for name, value in {"prefix": prefix, "max_length": max_length}.items() if value}
         encoder = _family(repository, backbone).encoder_for(columns, reading)
@@ -165,7 +166,7 @@ def train(
         folder = checkpoint or default_checkpoint(repository, name)
         if restart and (folder / NUMBERS).is_file():  # a directory of something else is left alone
             shutil.rmtree(folder)
-        finisher = Finisher(task, remarks, repository, server, folder, progress, held=hold, quiet=as_json)
+        finisher = Finisher(task, remarks, repository, asked, folder, progress, held=hold, quiet=as_json)
         finisher.fit(
             rows,
             validation=validation or None,

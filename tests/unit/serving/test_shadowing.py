@@ -227,3 +227,18 @@ def test_stopping_does_not_wait_for_copies(root: Path) -> None:
         rig.submit(0)
     rig.stop()
     assert isinstance(rig.service.runtime, TextStandIn)
+
+
+def test_a_canary_may_answer_in_parts(root: Path) -> None:
+    """Language models may have canaries: nothing but the vFM is another one."""
+    write_version(root, "one", 3, version(3))
+    write_config(root, "one", 0, serves=1, parameters={"canary_version": "3", "canary_share": "0.5"})
+    rig = ServiceRig(root)
+    rig.service.start()
+    for number in range(8):
+        rig.ask(0, text="stream steps=3 a b", request_id=f"r{number}")
+    marks = [mark(replies[0]) for replies in rig.caller.replies]
+    assert sorted(set(marks)) == [1, 3]
+    for parts, own in zip(rig.caller.parts, marks, strict=True):
+        assert [mark(part) for part in parts] == [own, own]
+    rig.stop()
