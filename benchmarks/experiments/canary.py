@@ -41,6 +41,7 @@ SHARE, REQUESTS = 0.05, 20_000
 LEAST, MOST = 0.048, 0.052
 TOKENS, LOAD, CLIENTS = 16, 0.9, 64
 RATE_TARGET = 0.97  # of the rate without a shadow
+PACES = {"loaded": (7, 4.0), "saturated": (5, 2.0), "alone": (4, 1.0)}  # rounds, and seconds of each
 
 
 class Bench:
@@ -101,17 +102,18 @@ def _share(bench: Bench, ids: str, requests: int) -> dict[str, Any]:
 
 
 def _shadow(bench: Bench, *, quick: bool) -> list[dict[str, Any]]:
-    rounds, seconds = (2, 1.5) if quick else (9, 4.0)
     url, texts = bench.arm.url, bench.texts
-    highest = bench.generator.run(closed(url, [TRIED, OTHER], texts, clients=CLIENTS, seconds=seconds)).per_second
-    saturated = closed(url, [TRIED, OTHER], texts, clients=CLIENTS, seconds=seconds)
-    alone = closed(url, [TRIED], texts, clients=1, seconds=seconds / 2)
+    paces = dict.fromkeys(PACES, (2, 1.0)) if quick else PACES
+    seconds = {name: each for name, (_, each) in paces.items()}
+    saturated = closed(url, [TRIED, OTHER], texts, clients=CLIENTS, seconds=seconds["saturated"])
+    alone = closed(url, [TRIED], texts, clients=1, seconds=seconds["alone"])
+    highest = statistics.median(bench.generator.run(saturated).per_second for _ in range(3))
     plans: dict[str, Callable[[int], Plan]] = {
-        "loaded": lambda round_: _loaded(url, texts, LOAD * highest, seconds, round_),
+        "loaded": lambda round_: _loaded(url, texts, LOAD * highest, seconds["loaded"], round_),
         "saturated": lambda round_: saturated,
         "alone": lambda round_: alone,
     }
-    return [_compared(bench, name, plan, rounds) | {"highest": highest} for name, plan in plans.items()]
+    return [_compared(bench, name, plan, paces[name][0]) | {"highest": highest} for name, plan in plans.items()]
 
 
 def _loaded(url: str, texts: list[str], rate: float, seconds: float, seed: int) -> Plan:

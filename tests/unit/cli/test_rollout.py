@@ -30,8 +30,8 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> FakeServer:
-    server = FakeServer()
-    monkeypatch.setattr(rollout, "Client", server)
+    server = FakeServer({})
+    monkeypatch.setattr(rollout, "Client", server.client)
     return server
 
 

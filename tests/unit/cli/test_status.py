@@ -91,6 +91,7 @@ def test_versions_that_are_tried_have_a_table(root: Path, records: Path, server:
     refused = CandidateStatus(role="canary", version=2, error="no [b]head[/b]")
     tries = task("a", account=1, candidates=(refused, shadow))
     server.backbones["base"] = server.backbones["base"].model_copy(update={"tasks": (tries,)})
+    record(records, "loaded")
     *_, versions, _ = run("status", "-r", root).strip().split("\n\n")
     assert [line.split("\t") for line in versions.splitlines()[1:]] == [
         ["a", "1", "serves", "100.0%", "0", "-", "-", "0", "-"],
