@@ -25,6 +25,7 @@ EXPERIMENTS = (
     "scheduling",
     "throughput",
     "groups",
+    "canary",
     "dtypes",
     "mixture",
     "memory",

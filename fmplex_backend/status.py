@@ -10,9 +10,45 @@ State = Literal["serving", "serving former version", "refused", "leaving", "not 
 
 
 class Report(BaseModel):
-    """Base of both; a field that a newer backbone adds is no error to an older client."""
+    """Base of all; a field that a newer backbone adds is no error to an older client."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class CandidateStatus(Report):
+    """A version that is tried beside the one that a task serves; refused where `error` says why.
+
+    Its counts are since it came, and those of the served version since then stand beside them. Of a canary `requests`
+    are what it answered. Of a shadow they are the copies that were compared, `agreed` of `compared` rows being the
+    same, and `dropped` the requests that were not copied, since there was no spare time.
+    """
+
+    role: Literal["canary", "shadow"]
+    version: int | None
+    error: str = ""
+    share: float | None = None  # of the requests, of a canary
+    queued: int = 0
+    requests: int = 0
+    items: int = 0  # rows of these
+    failures: dict[str, int] = {}  # by reason
+    misses: int = 0
+    queue_s: float = 0.0  # seconds that its requests waited, summed
+    compute_s: float = 0.0  # seconds from being scheduled to being finished, summed over its requests
+    service_s: float = 0.0  # seconds of the backbone's time, charged to the task beside its own
+    preparation_s: float = 0.0
+    account: int | None = None  # as a task's
+    compared: int = 0
+    agreed: int = 0
+    dropped: int = 0
+    served_requests: int = 0
+    served_failures: int = 0
+    served_queue_s: float = 0.0
+    served_compute_s: float = 0.0
+
+    @property
+    def agreement(self) -> float | None:
+        """The part of a shadow's compared rows that agree; None where there are none yet."""
+        return self.agreed / self.compared if self.compared else None
 
 
 class TaskStatus(Report):
@@ -48,6 +84,7 @@ class TaskStatus(Report):
     account: int | None = None  # what these counts belong to: another number in this process is another account
     error: str = ""
     members: tuple[str, ...] = ()  # of a group: its tasks
+    candidates: tuple[CandidateStatus, ...] = ()  # tried beside its version; what is theirs is not in the counts above
 
     @property
     def healthy(self) -> bool:

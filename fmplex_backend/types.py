@@ -225,6 +225,7 @@ class Vfm:
         slo: float | None = None,
         max_queue: int = 1024,
         max_queue_bytes: int = MAX_QUEUE_BYTES,
+        spare: bool = False,
     ) -> None:
         self.id = vfm
         self.name = name
@@ -233,6 +234,7 @@ class Vfm:
         self.slo = slo  # seconds
         self.max_queue = max_queue
         self.max_queue_bytes = max_queue_bytes
+        self.spare = spare  # its requests are copies, which run in time that nobody else wants
         # under the lock of `Preparation`
         self.preparing: deque[Request] = deque()  # wait to be prepared
         self.small_s = math.inf  # seconds of preparing a small request (exponential moving average)

@@ -65,6 +65,7 @@ class Sender:
         self.plan, self.call = plan, call
         self._messages: dict[tuple[str, str], bytes] = {}
         self._running: set[asyncio.Task[None]] = set()
+        self._ids = itertools.count()
         for stream in plan.streams:  # serialise before the clock starts
             for number in range(min(len(stream.texts) * len(stream.tasks), 4096)):
                 for task, text in _asked(stream, number):
@@ -113,6 +114,8 @@ class Sender:
 
     async def _one(self, stream: Stream, task: str, text: str, due: float) -> None:
         data = self._message(stream, task, text)
+        if stream.ids:  # protobuf merges what is serialised one after the other
+            data += service_pb2.ModelInferRequest(id=f"{stream.ids}{next(self._ids)}").SerializeToString()
         self.record.offer(task, due)
         try:
             answer = await self.call(data)

@@ -29,6 +29,7 @@ class Stream:
     ask_slo: bool = False  # send it with each request, too
     together: bool = False
     outputs: Sequence[str] = OUTPUTS  # that are asked for
+    ids: str = ""  # what the requests' ids begin with, before a number that counts up; "": they have none (gRPC only)
 
     @property
     def name(self) -> str:

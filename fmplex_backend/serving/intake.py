@@ -18,6 +18,7 @@ from fmplex_backend.serving.memory import bytes_of
 from fmplex_backend.serving.ownership import Ownership
 from fmplex_backend.serving.preparation import Preparation
 from fmplex_backend.serving.replies import Kept, Replies
+from fmplex_backend.serving.shadowing import Shadowing
 from fmplex_backend.serving.table import Answering, Group, Refusal, vfm_of
 from fmplex_backend.serving.watch import Watch
 from fmplex_backend.types import REPLY_THREADS, Counts, Failed, Request, Send, Vfm
@@ -32,6 +33,7 @@ class Call:
     parameters: Mapping[str, Any]  # the client's wishes: `slo_ms`
     send: Send  # gets exactly one last reply
     is_cancelled: Callable[[], bool] | None = None
+    request_id: str = ""  # the client's
 
 
 # What is known of (task, tag) pairs, for calls that came together: asked once, since they came before.
@@ -40,6 +42,9 @@ Certain = dict[tuple[tuple[str, int], ...], bool]
 
 class Intake:
     """Takes calls in, on any thread but the engine's.
+
+    Args:
+        shadowing: gets copies of requests for the versions that are tried as shadows.
 
     `counts` are of calls for which there is no vFM.
     """
@@ -52,9 +57,10 @@ class Intake:
         watch: Watch,
         replies: Replies,
         clock: Callable[[], float],
+        shadowing: Shadowing,
     ) -> None:
         self.backbone, self.clock = backbone, clock
-        self.preparation, self.loader, self.watch = preparation, loader, watch
+        self.preparation, self.loader, self.watch, self.shadowing = preparation, loader, watch, shadowing
         self.replies, self.answers = replies, replies.answers
         self.ownership = Ownership(loader, clock)
         self.counts = Counts()
@@ -139,7 +145,7 @@ class Intake:
             if not self._is_kept(request):
                 self.preparation.submit(request)
         except Exception as error:
-            _refuse(call, vfm.intake, _as_refusal(error))
+            _refuse(call, request.vfm.intake, _as_refusal(error))
         else:
             self._fail_if_closed(request)
 
@@ -188,6 +194,11 @@ class Intake:
         return True
 
     def _request(self, call: Call, vfm: Vfm, send: Send) -> Request:
+        size = sum(map(bytes_of, call.inputs.values()))
+        if (beside := self.loader.candidates.beside.get(vfm)) is not None:
+            task, vfm = vfm, beside.chosen(vfm, call.request_id)
+            if vfm is task and beside.shadow is not None:  # else a canary answers, and nothing is compared with it
+                send = self.shadowing.copying(beside.shadow, call.inputs, size, call.parameters, send)
         return Request(
             vfm=vfm,
             inputs=call.inputs,
@@ -196,7 +207,7 @@ class Intake:
             send=send,
             is_cancelled=call.is_cancelled,
             parameters=call.parameters,
-            input_bytes=sum(map(bytes_of, call.inputs.values())),
+            input_bytes=size,
             lane=next(self._turns) % REPLY_THREADS,
         )
 

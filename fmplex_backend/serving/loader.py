@@ -18,6 +18,7 @@ from fmplex_backend.repository.check import load_checked
 from fmplex_backend.repository.groups import GroupSpec
 from fmplex_backend.repository.tasks import BrokenTask, Entry, Repository, TaskSpec
 from fmplex_backend.serving.answer_cache import AnswerCache
+from fmplex_backend.serving.candidates import Candidates
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.serving.groups import Groups
 from fmplex_backend.serving.memory import give_back
@@ -93,6 +94,7 @@ class Loader:
             grace=grace,
         )
         self.groups = Groups(grace)
+        self.candidates = Candidates(self._load_version, self._attach_soon, self._retire_soon, engine.clock, grace)
         self.table: Table = {}
         self.standings: Sequence[Standing] = ()  # of every task, replaced as a whole like `table`
         self.log = TaskLog()
@@ -165,13 +167,15 @@ class Loader:
         self.standings = (*of_tasks, *standings_of_groups(self.groups))
         self._published = self.tags.claims
         for vfm in retired:  # the engine answers requests that were prepared by the former table
-            self.engine.post(partial(self._retire_on_engine, vfm))
+            self._retire_soon(vfm)
+        self.candidates.retire_due()
 
     @property
     def is_settled(self) -> bool:
         """Whether nothing changes before the repository does: False asks for another round soon."""
         waits = self.tags.rivals.keys() & self.tags.keepers.keys()
-        return not (waits or self.tags.newcomers or self._leaving or self.groups.leaving)
+        leaving = self._leaving or self.groups.leaving or not self.candidates.are_settled
+        return not (waits or self.tags.newcomers or leaving)
 
     @property
     def has_newcomers(self) -> bool:
@@ -262,7 +266,7 @@ class Loader:
         vfm = former.vfm if former else Vfm(spec.vfm, spec.name)
         if former is None:
             vfm.extensions = loaded  # so that requests can be prepared before the engine has attached them
-        self.engine.post(partial(self._attach_on_engine, vfm, loaded))
+        self._attach_soon(vfm, loaded)
         self._serve(spec, vfm)
 
     def _load(self, spec: TaskSpec) -> Extensions | TaskRefused:
@@ -270,8 +274,7 @@ class Loader:
         if before is not None and before.spec == spec and self.engine.clock() < until:
             return before.error
         try:
-            with self.confinement.around(spec.version.path, spec.version.size):
-                extensions = load_checked(self.runtime.load, spec)
+            extensions = self._load_version(spec)
         except TaskRefused as raised:
             error = raised.without_traceback()
             self._refused_versions[spec.name] = RefusedVersion(spec, error)
@@ -286,6 +289,16 @@ class Loader:
         self._raised.pop(spec.name, None)
         return extensions
 
+    def _load_version(self, spec: TaskSpec) -> Extensions:
+        with self.confinement.around(spec.version.path, spec.version.size):
+            return load_checked(self.runtime.load, spec)
+
+    def _attach_soon(self, vfm: Vfm, extensions: Extensions) -> None:
+        self.engine.post(partial(self._attach_on_engine, vfm, extensions))
+
+    def _retire_soon(self, vfm: Vfm) -> None:
+        self.engine.post(partial(self._retire_on_engine, vfm))
+
     def _attach_on_engine(self, vfm: Vfm, extensions: Extensions) -> None:
         self.answers.close(vfm.extensions)
         try:
@@ -299,16 +312,19 @@ class Loader:
         self.engine.retire(vfm)
 
     def _serve(self, spec: TaskSpec, vfm: Vfm) -> None:
-        vfm.max_queue = spec.max_queue or self.max_queue
-        vfm.max_queue_bytes = spec.max_queue_bytes or self.max_queue_bytes
+        weights = self.candidates.settle(spec, vfm)
+        for each in weights:
+            each.max_queue = spec.max_queue or self.max_queue
+            each.max_queue_bytes = spec.max_queue_bytes or self.max_queue_bytes
 
         def set_terms() -> None:
-            vfm.set_weight(spec.weight)
-            vfm.slo = spec.slo
-            if spec.cache and vfm.refused is None:
-                self.answers.open(vfm.extensions)
-            else:
-                self.answers.close(vfm.extensions)
+            for each, weight in weights.items():
+                each.set_weight(weight)
+                each.slo = spec.slo
+                if spec.cache and each.refused is None:
+                    self.answers.open(each.extensions)
+                else:
+                    self.answers.close(each.extensions)
 
         self.engine.post(set_terms)
         self._served[spec.name] = Served(spec, vfm)
@@ -331,6 +347,7 @@ class Loader:
         spec, vfm = change.served.spec, change.served.vfm
         grace = 0.0 if change.cause == "refused" else self.grace
         self._leaving[spec.vfm] = (vfm, self.engine.clock() + grace)
+        self.candidates.drop(vfm)
         self._served.pop(spec.name)
         if change.cause == "removed":
             self.log.removed(spec.name)

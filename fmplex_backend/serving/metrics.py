@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from fmplex_backend.printable import printable
+from fmplex_backend.serving.candidates import NOTHING, Candidate
 from fmplex_backend.serving.service import Service
 from fmplex_backend.serving.table import Group
 from fmplex_backend.types import Vfm
@@ -49,6 +50,8 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "fmplex_cache_hits_total": ("counter", "Requests of a vFM that had a kept answer, and did not go through"),
     "fmplex_cache_misses_total": ("counter", "Requests of a vFM whose task says cache that had none"),
     "fmplex_weight": ("gauge", "The weight of a vFM"),
+    "fmplex_shadow_rows_total": ("counter", "Rows of a shadow's copies by outcome: agreed or disagreed"),
+    "fmplex_shadow_copies_total": ("counter", "Requests of a shadowed task by outcome: compared, failed or dropped"),
     "fmplex_backbone_batches_total": ("counter", "Batches that a backbone ran"),
     "fmplex_backbone_passes_total": ("counter", "Passes over the backbone; a batch of mixed lengths takes several"),
     "fmplex_backbone_items_total": ("counter", "Items in these batches; divided by batches: the mean batch size"),
@@ -87,10 +90,31 @@ def samples(service: Service) -> Iterator[Sample]:
         labels = (*backbone, ("task", printable(entry.name)), ("vfm", str(tag)))
         if isinstance(entry, Vfm):
             yield from _of_vfm(labels, entry)
+            for each in service.loader.candidates.beside.get(entry, NOTHING).every:
+                yield from _of_candidate(labels, each)
             continue
         if isinstance(entry, Group):
             yield Sample("fmplex_group_requests_total", labels, entry.counts.requests)
         yield from _failures(labels, entry.counts.failures)
+
+
+def _of_candidate(labels: Labels, candidate: Candidate) -> Iterator[Sample]:
+    """A canary's are those of any vFM. A shadow's copies are no requests, but what they are charged is the task's."""
+    vfm, compared = candidate.vfm, candidate.compared
+    labels = (*labels, ("role", candidate.spec.role), ("version", str(candidate.spec.number)))
+    if vfm is None:
+        return
+    if candidate.spec.role == "canary":
+        yield from _of_vfm(labels, vfm)
+        return
+    yield Sample("fmplex_service_seconds_total", labels, vfm.service)
+    yield Sample("fmplex_preparation_seconds_total", labels, vfm.preparation_s)
+    rows = {"agreed": compared.agreed, "disagreed": compared.items - compared.agreed}
+    failed = sum(list(compared.failures.values()))
+    copies = {"compared": compared.requests, "failed": failed, "dropped": compared.dropped}
+    for family, by_outcome in (("fmplex_shadow_rows_total", rows), ("fmplex_shadow_copies_total", copies)):
+        for outcome, value in by_outcome.items():
+            yield Sample(family, (*labels, ("outcome", outcome)), value)
 
 
 def _of_vfm(labels: Labels, vfm: Vfm) -> Iterator[Sample]:

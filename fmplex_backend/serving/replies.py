@@ -158,19 +158,8 @@ class Lane:
             request.resolve(self._failed(request, error))
 
     def _decode(self, request: Request, value: Any) -> Answer | Failed:
-        try:
-            tensors = self.runtime.decode(request, value)
-        except Exception as error:
-            message = f"the decoder of {request.vfm.name!r} raised {type(error).__name__}: {error}"
-            return self._failed(request, ExecutionFailed(message))
-        if wrong := [name for name, tensor in tensors.items() if not _is_finite(tensor)]:
-            message = (
-                f"the answer of {request.vfm.name!r} holds NaN or infinite numbers in {', '.join(wrong)}: its weights, "
-                "or numbers in the request, are too large for this input"
-            )
-            return self._failed(request, NotFinite(message))
-        usage = Usage(int(request.queue_s * 1e6), int(request.compute_s * 1e6), request.batch_items)
-        return Answer(tensors, usage)
+        reply = decoded(self.runtime, request, value)
+        return self._failed(request, reply.error) if isinstance(reply, Failed) else reply
 
     def _failed(self, request: Request, error: FmplexError) -> Failed:
         request.vfm.replied[self.number].fail(error.reason)
@@ -187,6 +176,23 @@ class Lane:
         if self._unreported >= REPORT_EVERY or (self._latency > self._reported and self.inbox.empty()):
             engine.post(partial(engine.set_reply_latency, self.number, self._latency))
             self._reported, self._unreported = self._latency, 0
+
+
+def decoded(runtime: Runtime, request: Request, value: Any) -> Answer | Failed:
+    """The answer of a Finished's or a Running's value."""
+    try:
+        tensors = runtime.decode(request, value)
+    except Exception as error:
+        return Failed(ExecutionFailed(f"the decoder of {request.vfm.name!r} raised {type(error).__name__}: {error}"))
+    if wrong := [name for name, tensor in tensors.items() if not _is_finite(tensor)]:
+        return Failed(
+            NotFinite(
+                f"the answer of {request.vfm.name!r} holds NaN or infinite numbers in {', '.join(wrong)}: its weights, "
+                "or numbers in the request, are too large for this input"
+            )
+        )
+    usage = Usage(int(request.queue_s * 1e6), int(request.compute_s * 1e6), request.batch_items)
+    return Answer(tensors, usage)
 
 
 def _nothing() -> None:

@@ -156,7 +156,10 @@ def rollback(
     server: Server = "",
     as_json: AsJson = False,
 ) -> None:
-    """Serve another of a task's versions: the one before, or any with --to, forward too."""
+    """Serve another of a task's versions: the one before, or any with --to, forward too.
+
+    While one is tried as a canary or a shadow, that ends, and without --to the version that serves goes on.
+    """
     with errors_shown(as_json):
         saved = ModelRepository(repository).rollback(name, to)
         if server:

@@ -337,15 +337,19 @@ class Task:
             draw(self.history, path / CURVE)
         write_config(path, self.config())
 
-    def save(self, repository: str | Path | None = None) -> Path:
-        """Save as a new task with a free tag, or as the next version of a task that exists; returns its directory."""
-        return self._save(repository).path
+    def save(self, repository: str | Path | None = None, *, held: bool = False) -> Path:
+        """Save as a new task with a free tag, or as the next version of a task that exists; returns its directory.
 
-    def _save(self, repository: str | Path | None) -> Saved:
+        Args:
+            held: whether the version that serves goes on, until this one is tried or promoted; see docs/canary.md.
+        """
+        return self._save(repository, held=held).path
+
+    def _save(self, repository: str | Path | None, *, held: bool = False) -> Saved:
         extensions = self._extensions()  # what the server would refuse is refused here
         pipeline = Pipeline(self.config(), extensions.takes, self.encoder.size(), extensions.outputs, self.write)
         return ModelRepository(repository or self.backbone.repository).save(
-            self.name, self.backbone.name, pipeline, self.terms
+            self.name, self.backbone.name, pipeline, self.terms, held=held
         )
 
     def deploy(

@@ -313,6 +313,17 @@ def test_add_takes_no_name_that_is_there(root: Path, rows: Path) -> None:
     assert (root / "spam" / "2").exists()
 
 
+def test_a_version_that_is_held_is_saved_and_does_not_serve(root: Path, rows: Path) -> None:
+    early = invoke(root, rows, "--hold")
+    assert (early.exit_code, "--hold goes with --new-version" in early.output) == (1, True)
+    assert invoke(root, rows).exit_code == 0
+    held = invoke(root, rows, "--new-version", "--hold", "--server", "nobody:1")
+    assert held.exit_code == 0, held.output
+    assert "to try it: fmplex task canary spam" in held.output
+    assert writer.ModelRepository(root).task("spam")[1].version.number == 1
+    assert (root / "spam" / "2").exists()
+
+
 def test_restart_begins_anew(root: Path, rows: Path) -> None:
     folder = root.resolve().parent / ".fmplex-training" / "spam"
     folder.mkdir(parents=True)
