@@ -1,9 +1,11 @@
-"""`fmplex controller`, and the options that it shares with `fmplex serve`."""
+"""`fmplex controller`, the options that it shares with `fmplex serve`, and commands that change what it controls."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,8 +19,10 @@ from fmplex_backend.control_key import read_key
 
 if TYPE_CHECKING:
     from fmplex_controller.api.options import ApiOptions
+    from fmplex_controller.records.journal import Journal
     from fmplex_controller.server.process import Server
     from fmplex_controller.sidecar.process import SidecarProcess
+    from fmplex_controller.sidecar.triton import Triton
 
 TOKEN = "FMPLEX_API_TOKEN"
 
@@ -60,6 +64,22 @@ def companion(server: Server, api: ApiOptions | None, records: Path | None) -> S
     journal = Journal.of_server(folder, server.options.repository, server.grpc_url)
     options = ["--records", str(folder.resolve()), *(api.arguments if api else ())]
     return SidecarProcess(server, journal=journal, options=options, variables=api.variables if api else {})
+
+
+@contextlib.contextmanager
+def controlled(
+    repository: Path, server: str, key: str | None, key_file: Path | None, records: Path | None
+) -> Iterator[tuple[Triton, Journal]]:
+    """A server for a command that changes it, and where it records what it does; raises SetupProblem."""
+    from fmplex_controller.records.folder import records_folder
+    from fmplex_controller.records.journal import Journal
+    from fmplex_controller.sidecar.triton import Triton
+
+    triton = Triton(server, keys.chosen(key, key_file, False) or None)
+    try:
+        yield triton, Journal.of_command(records_folder(repository, server, records), repository, server)
+    finally:
+        triton.close()
 
 
 def controller(

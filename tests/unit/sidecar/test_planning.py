@@ -16,6 +16,7 @@ from fmplex_backend.profiles import file_of
 from fmplex_backend.repository.configs import read_config
 from fmplex_backend.status import BackboneStatus, Cost
 from fmplex_controller.planner.max_share import max_share
+from fmplex_controller.records.journal import Journal
 from fmplex_controller.sidecar import planning
 from fmplex_controller.sidecar.carrying_out import Backbones, carry_out
 from fmplex_controller.sidecar.demand import Demands
@@ -115,8 +116,11 @@ def test_a_plan_is_carried_out_backbones_first_and_put_away_at_the_end(root: Pat
     known, demands = seen(root, 10.0, 10.0, 10.0)
     plan = max_share(planning.situation(known, demands, planning.Limits()), split=False)
     triton: Any = FakeTriton()
-    done = list(carry_out(root, triton, plan, known.templates))
+    journal, events = Journal(), list[tuple[str, str]]()
+    journal.listeners.append(lambda event: events.append((event.kind, event.model)))
+    done = list(carry_out(root, triton, plan, known.templates, journal))
     assert triton.calls == ["load c", "unload twin"]
+    assert events == [("planned", ""), ("rebound", "c"), ("backbone-stopped", "twin")]
     assert done[-1] == "stopped twin, which has a file UNLOADED now"
     assert (root / "twin" / "UNLOADED").exists()
     assert "twin" not in planning.read(root, [told(BASE)]).taken, "it may be taken again"
