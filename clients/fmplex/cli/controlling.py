@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fmplex_controller.api.options import ApiOptions
     from fmplex_controller.records.journal import Journal
     from fmplex_controller.server.process import Server
+    from fmplex_controller.sidecar.adaptation import ElasticOptions
     from fmplex_controller.sidecar.process import SidecarProcess
     from fmplex_controller.sidecar.triton import Triton
 
@@ -43,6 +44,48 @@ ApiTokenFile = Annotated[
     ),
 ]
 
+Elastic = Annotated[
+    bool,
+    typer.Option(
+        "--elastic/--no-elastic",
+        help="Let the controller rebind tasks of overloaded backbones, and start and remove backbones.",
+    ),
+]
+ElasticStart = Annotated[
+    bool, typer.Option("--elastic-start/--no-elastic-start", help="With --elastic: backbones may be started.")
+]
+ElasticMoves = Annotated[int, typer.Option(min=1, help="With --elastic: the most rebinds in a minute.")]
+ElasticIdle = Annotated[
+    float,
+    typer.Option(min=1, help="With --elastic: seconds without need after which a started backbone is removed."),
+]
+ElasticMemory = Annotated[
+    float | None,
+    typer.Option(min=0, help="With --elastic: GiB that the server has for backbones; default: its main memory."),
+]
+ElasticParallel = Annotated[
+    float | None,
+    typer.Option(
+        min=1,
+        help="With --elastic: backbones that run side by side at full speed; default: cores by threads, or 1.",
+    ),
+]
+MOVES_PER_MINUTE, IDLE_S = 30, 300.0
+
+
+def elastic_options(
+    wanted: bool, start: bool, moves: int, idle_s: float, memory: float | None, parallel: float | None
+) -> ElasticOptions | None:
+    """What was asked for, None where elasticity was not."""
+    from fmplex_controller.sidecar.adaptation import ElasticOptions
+    from fmplex_controller.sidecar.elastic import Settings
+    from fmplex_controller.sidecar.planning import Limits
+
+    if not wanted:
+        return None
+    settings = Settings(moves_per_minute=moves, idle_s=idle_s, start=start)
+    return ElasticOptions(settings, Limits.given(memory, parallel))
+
 
 def api_options(wanted: bool, host: str, port: int | None, token_file: Path | None) -> ApiOptions | None:
     """What was asked for, None for no API; raises SetupProblem."""
@@ -54,7 +97,9 @@ def api_options(wanted: bool, host: str, port: int | None, token_file: Path | No
     return ApiOptions.of(host, port, token, lambda text: print(f"fmplex: {text}", file=sys.stderr, flush=True))
 
 
-def companion(server: Server, api: ApiOptions | None, records: Path | None) -> SidecarProcess:
+def companion(
+    server: Server, api: ApiOptions | None, records: Path | None, elastic: ElasticOptions | None
+) -> SidecarProcess:
     """The controller of a server that this process is to start."""
     from fmplex_controller.records.folder import records_folder
     from fmplex_controller.records.journal import Journal
@@ -62,7 +107,12 @@ def companion(server: Server, api: ApiOptions | None, records: Path | None) -> S
 
     folder = records_folder(server.options.repository, server.grpc_url, records)
     journal = Journal.of_server(folder, server.options.repository, server.grpc_url)
-    options = ["--records", str(folder.resolve()), *(api.arguments if api else ())]
+    options = [
+        "--records",
+        str(folder.resolve()),
+        *(api.arguments if api else ()),
+        *(elastic.arguments if elastic else ()),
+    ]
     return SidecarProcess(server, journal=journal, options=options, variables=api.variables if api else {})
 
 
@@ -94,6 +144,12 @@ def controller(
     api_host: ApiHost = "127.0.0.1",
     api_port: ApiPort = None,
     api_token_file: ApiTokenFile = None,
+    elastic: Elastic = False,
+    elastic_start: ElasticStart = True,
+    elastic_moves: ElasticMoves = MOVES_PER_MINUTE,
+    elastic_idle: ElasticIdle = IDLE_S,
+    elastic_memory: ElasticMemory = None,
+    elastic_parallel: ElasticParallel = None,
 ) -> None:
     """Control a Triton server that runs elsewhere, until SIGTERM or Ctrl-C; `fmplex serve` has one of its own.
 
@@ -103,4 +159,5 @@ def controller(
 
     with errors_shown():
         key = keys.chosen(control_key, control_key_file, False) or None
-        run(repository, server, key, records, api_options(api, api_host, api_port, api_token_file))
+        may = elastic_options(elastic, elastic_start, elastic_moves, elastic_idle, elastic_memory, elastic_parallel)
+        run(repository, server, key, records, api_options(api, api_host, api_port, api_token_file), may)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from fmplex_controller.sidecar.planning import Known
     from fmplex_controller.sidecar.triton import Triton
 
-GIB = 2**30
 COLUMNS = ("task", "from", "to", "why")
 
 
@@ -60,8 +59,10 @@ def plan(
         controlled(repository, server, control_key, control_key_file, records) as (triton, journal),
     ):
         known, demands = _measured(repository, triton, seconds)
-        limits = planning.Limits(None if memory is None else round(memory * GIB), parallel)
-        found = max_share(planning.situation(known, demands, limits), split=False, start=start, stop=stop)
+        limits = planning.Limits.given(memory, parallel)
+        found = max_share(
+            planning.situation(known, demands, limits), split=False, start=start, stop=stop, pinned=known.grouped
+        )
         if as_json:
             rates = {task: asdict(demand) for (task, _), demand in sorted(demands.all.items())}
             print(json.dumps(_document(found) | {"demand": rates}, ensure_ascii=False))
