@@ -42,6 +42,7 @@ EXPERIMENTS = (
     "ceiling",
     "churn",
     "rebind",
+    "elastic",
     "planner",
     "recovery",
     "simulator",

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class TaskSpec:
     inputs: tuple[str, ...]  # the backbone's tensors that the entry fills
     outputs: Mapping[str, tuple[int, ...]]  # the backbone's tensor -> dims the entry declares for it
     max_queue_bytes: int | None = None
+    ahead_s: float = field(default=0.0, compare=False)  # that its account begins with, see `terms.ahead_s`
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +214,7 @@ def _entry(name: str, file: Path, proto: Any, steps: list[Any]) -> Entry:
             slo=terms.slo(file, parameters),
             max_queue=terms.whole(file, parameters, "max_queue"),
             max_queue_bytes=terms.whole(file, parameters, "max_queue_bytes"),
+            ahead_s=terms.ahead_s(file, parameters, time.time()),
             version=served_version(file, proto),
             inputs=tuple(steps[0].input_map),
             outputs=_declared_dims(proto, steps[0]),

@@ -259,7 +259,7 @@ class Loader:
         if former is None:
             vfm.extensions = loaded  # so that requests can be prepared before the engine has attached them
         self.engine.post(partial(self._attach_on_engine, vfm, loaded))
-        self._serve(spec, vfm)
+        self._serve(spec, vfm, spec.ahead_s if former is None else 0.0)
 
     def _load(self, spec: TaskSpec) -> Extensions | TaskRefused:
         before, until = self._raised.get(spec.name, (None, 0.0))
@@ -289,13 +289,14 @@ class Loader:
             log.exception("attaching task %s", vfm.name)
             self.engine.refuse(vfm, ExecutionFailed(f"the extensions of {vfm.name!r} cannot be attached: {error}"))
 
-    def _serve(self, spec: TaskSpec, vfm: Vfm) -> None:
+    def _serve(self, spec: TaskSpec, vfm: Vfm, ahead_s: float = 0.0) -> None:
         vfm.max_queue = spec.max_queue or self.max_queue
         vfm.max_queue_bytes = spec.max_queue_bytes or self.max_queue_bytes
 
         def set_terms() -> None:
             vfm.set_weight(spec.weight)
             vfm.slo = spec.slo
+            self.engine.scheduler.begin_ahead(vfm, ahead_s)
 
         self.engine.post(set_terms)
         self._served[spec.name] = Served(spec, vfm)

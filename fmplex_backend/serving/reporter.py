@@ -119,8 +119,11 @@ class Reporter:
             state="refused" if refused else standing.state,
             version=standing.version,
             error=printable(str(refused) if refused else standing.error),
-            **(self._failures_of_refused(standing) if vfm is None else _account(vfm)),
+            **(self._failures_of_refused(standing) if vfm is None else self._account(vfm)),
         )
+
+    def _account(self, vfm: Vfm) -> dict[str, Any]:
+        return _counts(vfm) | {"ahead_s": self.engine.scheduler.ahead_s(vfm)}
 
     def _group(self, standing: Standing, group: Group) -> TaskStatus:
         """A group goes on with the tasks that can be asked; `error` says why others cannot."""
@@ -159,7 +162,7 @@ def _cost(cost: CostModel) -> Cost:
     )
 
 
-def _account(vfm: Vfm) -> dict[str, Any]:
+def _counts(vfm: Vfm) -> dict[str, Any]:
     return {
         "weight": vfm.weight,
         "slo_ms": None if vfm.slo is None else vfm.slo * 1000,

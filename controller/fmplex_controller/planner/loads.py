@@ -90,6 +90,11 @@ class Load:
         """Whether what is bound to it is within its limits; memory is its server's."""
         return self.used <= self.cap + NEAR and len(self.parts) <= self.model.slots
 
+    @property
+    def asked(self) -> float:
+        """The part of its capacity that is asked for, whatever the SLOs are; more than 1 where it cannot keep up."""
+        return utilisation(self.cost, self.rate, math.inf, self.sizes) if self.parts else 0.0
+
     def with_more(self, demand: Demand, share: float = 1.0) -> float | None:
         """Its utilisation with this demand too; None where that does not fit."""
         if demand.name in self.parts or len(self.parts) >= self.model.slots or self.site.free < demand.memory:

@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fmplex.client.status import by_name
 from fmplex_backend.errors import FmplexError
 from fmplex_backend.status import BackboneStatus
 from fmplex_controller.records.journal import Journal
 from fmplex_controller.sidecar import planning
 from fmplex_controller.sidecar.backbones import Backbones
-from fmplex_controller.sidecar.demand import Demand, Demands
+from fmplex_controller.sidecar.demand import Demands
 from fmplex_controller.sidecar.elastic import (
     BUSY,
     Action,
@@ -38,7 +39,7 @@ from fmplex_controller.sidecar.triton import Triton
 
 log = logging.getLogger("fmplex.controller")
 
-FAST_S = 1.0  # time constant of what an overload is told by
+FAST_S = 0.5  # time constant of what an overload is told by
 FRESH_S = 3.0  # a backbone that has told nothing for so long is left out
 READ_S = 30.0  # the repository is read again after so long where no change in it is known
 WAKE_S, PERIOD_S = 1.0, 0.2  # between rounds at most, and at least
@@ -175,13 +176,13 @@ class Adaptation:
     def _rebind(self, action: Rebind) -> None:
         with self._lock:
             demand = self.demands.of(action.task, action.former)
-        if rebind(self.root, self.triton, action.task, action.backbone, journal=self.journal, why=action.why):
-            self._carry(action, demand)
-
-    def _carry(self, action: Rebind, demand: Demand) -> None:
-        with self._lock:
-            self.demands.carry(action.task, demand, action.backbone, self.clock())
-        log.info("%s is on %s now: %s", action.task, action.backbone, action.why)
+            known = by_name(self._told[action.former].status.tasks).get(action.task)
+        ahead_s = 0.0 if known is None else known.ahead_s
+        triton, journal = self.triton, self.journal
+        if rebind(self.root, triton, action.task, action.backbone, journal=journal, why=action.why, ahead_s=ahead_s):
+            with self._lock:
+                self.demands.carry(action.task, demand, action.backbone, self.clock())
+            log.info("%s is on %s now: %s", action.task, action.backbone, action.why)
 
     def _start(self, action: Start) -> None:
         assert self._known is not None, "a decision goes by it"

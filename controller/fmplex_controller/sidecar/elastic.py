@@ -1,9 +1,10 @@
 """When tasks change their backbones by themselves, and when backbones start and stop. Pure: time is passed in.
 
 A backbone is overloaded while it is busy and more is asked of it than HIGH of its capacity, or while it is beyond the
-planner's cap and requests are late. Once that has lasted, the planner moves tasks off it to backbones that are there;
-where these have no room and it goes on, one more is started, to which tasks go like to any other. A backbone that was
-started so is given up once its tasks have had room elsewhere, at no more than BACK of the others' capacity, for long.
+planner's cap and requests are late. Once that has lasted, not long where it is far beyond, the planner moves tasks off
+it to backbones that are there; where these have no room and it goes on, one more is started, to which tasks go like to
+any other. A backbone that was started so is given up once its tasks have had room elsewhere, at no more than BACK of
+the others' capacity, for long.
 
 What keeps this from flapping: a task that was moved stays for `hold_s`; so many moves a minute are made and no more;
 between what starts a move and what takes one back lie HIGH and BACK, and `idle_s`. What is remembered for that is lost
@@ -27,7 +28,8 @@ BACK = 0.6  # of the others' capacity up to which they take the tasks of one tha
 BUSY = 0.8  # of the time that an overloaded backbone runs at least
 LATE = 0.05  # of a task's requests that finish after its SLO
 LEAST = 0.002  # of a backbone's capacity: less is no gain
-OVER_S = 0.6  # an overload has lasted so long before tasks move; two readings and more
+SURGE = 1.2  # of its capacity: with more asked than that a queue grows too fast to wait for certainty
+OVER_S, SURGE_S = 2.0, 0.4  # an overload has lasted so long before tasks move; a surge, two readings
 START_OVER_S = 5.0  # and before a backbone is started, which takes memory and time from those that are there
 DRAIN_S = 10.0  # a backbone runs on after its last task has left: it answers what it holds
 LOAD_S = 900.0  # a backbone that has not started after this long has failed
@@ -105,12 +107,18 @@ class Overloaded:
 Action = Rebind | Start | Stop | Overloaded
 
 
+@dataclass(frozen=True, slots=True)
+class _Overload:
+    why: str
+    is_surge: bool
+
+
 class Elastic:
     """Decides, again and again, what is to be done about what was observed."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._over, self._calm, self._waits = Since(), Since(), Since()
+        self._over, self._surge, self._calm, self._waits = Since(), Since(), Since(), Since()
         self._moved_at: dict[str, float] = {}  # by task
         self._recent: deque[float] = deque()  # times of moves within the last minute
         self._left_at: dict[str, float] = {}  # by backbone: when its last task was moved off it
@@ -122,7 +130,7 @@ class Elastic:
         """What is to be done, in this order; it counts as done from now on."""
         self._forget(observed, now)
         over = self._overloaded(observed, now)
-        lasting = {name: why for name, why in over.items() if self._over.seconds(name, True, now) >= OVER_S}
+        lasting = {name: each.why for name, each in over.items() if self._is_lasting(name, each, now)}
         actions: list[Action] = []
         if lasting:
             actions += self._relieve(observed, lasting, now)
@@ -133,18 +141,21 @@ class Elastic:
 
     # -- what is too much
 
-    def _overloaded(self, observed: Observed, now: float) -> dict[str, str]:
+    def _overloaded(self, observed: Observed, now: float) -> dict[str, _Overload]:
         fleet = Fleet(observed.situation)
-        found = {
-            name: why
-            for name, load in sorted(fleet.loads.items())
-            if (why := _why_overloaded(load, observed.signals.get(name)))
-        }
+        judged = {name: _judged(load, observed.signals.get(name)) for name, load in sorted(fleet.loads.items())}
+        found = {name: each for name, each in judged.items() if each is not None}
         self._over.keep(found)
+        self._surge.keep({name: each for name, each in found.items() if each.is_surge})
         for name in [name for name, at in self._told_at.items() if name not in found and now - at > CLEAR_S]:
             del self._told_at[name]
         self._told_at |= {name: now for name in found if name in self._told_at}
         return found
+
+    def _is_lasting(self, name: str, overload: _Overload, now: float) -> bool:
+        over_s = self._over.seconds(name, True, now)
+        surge_s = self._surge.seconds(name, True, now) if overload.is_surge else 0.0
+        return over_s >= OVER_S or surge_s >= SURGE_S
 
     def _relieve(self, observed: Observed, lasting: Mapping[str, str], now: float) -> Iterator[Action]:
         plan = _relief(observed.situation, lasting, self._pinned(observed, now))
@@ -244,13 +255,15 @@ class Elastic:
         self._left_at = {name: at for name, at in self._left_at.items() if name in observed.started}
 
 
-def _why_overloaded(load: Load, signal: Signal | None) -> str:
-    if signal is None or signal.busy < BUSY or load.used <= CAP:
-        return ""
-    used = f"{load.used:.2f} of its capacity is asked for" if load.used < 1e9 else "no batch size meets its tasks' SLOs"
-    if signal.late >= LATE:
-        return f"{used}, and {signal.late:.0%} of the requests of {signal.late_task} are late"
-    return used if load.used > HIGH else ""
+def _judged(load: Load, signal: Signal | None) -> _Overload | None:
+    if signal is None or signal.busy < BUSY:
+        return None
+    asked = load.asked
+    is_late = signal.late >= LATE and load.used > CAP
+    if asked <= HIGH and not is_late:
+        return None
+    late = f", and {signal.late:.0%} of the requests of {signal.late_task} are late" if is_late else ""
+    return _Overload(f"{asked:.2f} of its capacity is asked for{late}", asked > SURGE)
 
 
 def _relief(situation: Situation, names: Collection[str], pinned: Collection[str]) -> Plan:

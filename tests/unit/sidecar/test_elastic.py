@@ -18,6 +18,7 @@ from fmplex_controller.sidecar.elastic import (
     OVER_S,
     RETRY_S,
     START_OVER_S,
+    SURGE_S,
     TIGHT,
     Action,
     Elastic,
@@ -117,7 +118,7 @@ def world(*loads: float, backbones: int = 2, **more: object) -> World:
 
 def test_an_overload_that_lasts_is_taken_off() -> None:
     one = world(*[0.2] * 8)
-    assert one.run(OVER_S) == []
+    assert one.run(SURGE_S) == []
     told, *moves = one.run(1.0)
     assert isinstance(told, Overloaded)
     assert (told.backbone, told.outcome) == ("b0", "tasks move: 4")
@@ -125,6 +126,14 @@ def test_an_overload_that_lasts_is_taken_off() -> None:
     assert [type(each) for each in moves] == [Rebind] * 4
     assert one.used() == pytest.approx({"b0": 0.8, "b1": 0.8})
     assert one.run(600.0) == [], "what is balanced stays"
+
+
+def test_what_is_not_far_beyond_has_to_last_longer() -> None:
+    one = world(*[0.1] * 10)
+    assert one.run(OVER_S) == []
+    moves = [each for each in one.run(1.0) if isinstance(each, Rebind)]
+    assert len(moves) == 2
+    assert one.used() == pytest.approx({"b0": 0.8, "b1": 0.2})
 
 
 def test_a_short_peak_and_what_is_not_busy_move_nothing() -> None:
@@ -142,7 +151,7 @@ def test_a_little_more_than_the_cap_moves_tasks_only_where_requests_are_late() -
     assert one.run(10.0) == []
     late = Observed(one.situation, {"b0": Signal(0.85, 0.2, "t1")})
     one.elastic.decide(late, 20.0)
-    told, move = one.elastic.decide(late, 21.0)
+    told, move = one.elastic.decide(late, 20.0 + OVER_S)
     assert isinstance(told, Overloaded)
     assert "20% of the requests of t1 are late" in told.why
     assert isinstance(move, Rebind)

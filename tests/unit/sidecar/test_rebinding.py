@@ -12,7 +12,7 @@ from live_server import status, task
 from task_fixtures import BASE, tiny_repository
 
 from fmplex_backend.errors import DeadlineExceeded, FmplexError, ServerProblem
-from fmplex_backend.repository.tasks import Repository
+from fmplex_backend.repository.tasks import Repository, TaskSpec
 from fmplex_backend.status import BackboneStatus
 from fmplex_controller.records.journal import Journal
 from fmplex_controller.sidecar.rebinding import rebind
@@ -28,6 +28,8 @@ class FakeTriton:
         self.problem: ServerProblem | None = None
 
     def status(self, backbone: str, name: str = "", timeout: float = 0) -> BackboneStatus:
+        if not name:
+            return status(task("a", ahead_s=0.25))
         self.calls.append(f"status {backbone}: {sorted(Repository(self.root, backbone).read())}")
         if isinstance(self.told, Exception):
             raise self.told
@@ -69,6 +71,9 @@ def test_the_backbone_has_the_task_before_the_server_loads_it(
     assert moved is not None
     assert (moved.task, moved.former, moved.backbone, moved.tag) == ("a", BASE, "twin", 1)
     assert triton.calls == ["status twin: ['a']", "load a"]
+    entry = Repository(root, "twin").read_task("a")
+    assert isinstance(entry, TaskSpec)
+    assert entry.ahead_s == 0.25, "what it had beyond its share goes along"
     assert rebind(root, triton, "a", "twin", journal=journal, why="again") is None
     ((kind, model, reason, outcome),) = told
     assert (kind, model, outcome) == ("rebound", "a", "done")
