@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from elastic_server import asked, elastic, places
 from reference import Reference, difference
 from typer.testing import CliRunner
 
@@ -17,12 +18,13 @@ from fmplex.cli.app import app
 from fmplex_backend.errors import ServerProblem
 from fmplex_backend.profiles import read_profile
 from fmplex_controller.records.journal import Journal
+from fmplex_controller.sidecar.elastic import Settings
 from fmplex_controller.sidecar.rebinding import rebind
 from fmplex_controller.sidecar.triton import Triton
 from testing.adapters import lora
 from testing.models import minilm
 from testing.repositories import Task, write_backbone, write_task
-from testing.servers import Serving, serving
+from testing.servers import Serving, eventually, serving
 
 BACKBONES = ("first", "second")
 TASKS = ("tuned", "plain")
@@ -35,8 +37,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     repository = folder / "repository"
     for name in BACKBONES:
         write_backbone(repository, name, threads="1", vfm_slots="16")
-    write_task(repository, Task("tuned", 0, adapter=lora(), backbone="first"))
-    write_task(repository, Task("plain", 1, seed=1, backbone="first"))
+    terms = {"slo_ms": "20"}  # under load requests are late
+    write_task(repository, Task("tuned", 0, adapter=lora(), backbone="first", parameters=terms))
+    write_task(repository, Task("plain", 1, seed=1, backbone="first", parameters=terms))
     with serving(repository, folder) as server:
         assert not server.refused
         yield server
@@ -106,6 +109,16 @@ def test_a_backbone_that_does_not_answer_gets_no_task(server: Serving, triton: T
     (server.repository / "absent").rmdir()
 
 
+def test_an_overloaded_backbone_gives_a_task_away_by_itself_and_no_request_fails(server: Serving) -> None:
+    assert set(places(server).values()) == {"first"}
+    with elastic(server, Settings(start=False)) as told, asked(server, TASKS) as problems:
+        eventually(lambda: any(event.kind == "rebound" for event in told), "a task moves", 30.0)
+    assert not problems
+    kinds = [(event.kind, event.outcome) for event in told if event.kind in ("overloaded", "rebound")]
+    assert kinds == [("overloaded", "tasks move: 1"), ("rebound", "done")]
+    assert sorted(places(server).values()) == ["first", "second"]
+
+
 def test_the_command_line_profiles_plans_and_rebinds(
     server: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +130,8 @@ def test_the_command_line_profiles_plans_and_rebinds(
     profile = read_profile(Path(measured["file"]))
     assert {(point.rows, round(point.tokens)) for point in profile.points} == {(1, 8), (4, 8), (1, 32), (4, 32)}
     assert profile.memory > 2**26
+    for task in TASKS:
+        run(server, "rebind", task, "first")
     run(server, "rebind", "tuned", "second", "--reason", "to see")
     document = json.loads(run(server, "plan", "--seconds", "0.5", "--json", "--no-stop", "--memory", "64"))
     assert {(each["task"], each["backbone"]) for each in document["bindings"]} == {
@@ -129,6 +144,8 @@ def test_the_command_line_profiles_plans_and_rebinds(
     assert not server.has("second")
     assert (server.repository / "second" / "UNLOADED").exists()
     told = [json.loads(line) for line in run(server, "events", "--since", "1h", "--json").splitlines()]
+    moved, *told = told  # by elasticity, and so back
+    assert (moved["kind"], moved["outcome"]) == ("rebound", "done")
     assert [(event["kind"], event["model"]) for event in told] == [
         ("rebound", "tuned"),
         ("planned", ""),

@@ -17,6 +17,7 @@ from typing import Any
 from fmplex.client.status import by_name
 from fmplex_backend.errors import FmplexError
 from fmplex_backend.status import BackboneStatus
+from fmplex_controller.planner.situation import Situation
 from fmplex_controller.records.journal import Journal
 from fmplex_controller.sidecar import planning
 from fmplex_controller.sidecar.backbones import Backbones
@@ -42,6 +43,7 @@ log = logging.getLogger("fmplex.controller")
 FAST_S = 0.5  # time constant of what an overload is told by
 FRESH_S = 3.0  # a backbone that has told nothing for so long is left out
 READ_S = 30.0  # the repository is read again after so long where no change in it is known
+NOTHING = Situation((), (), ())
 WAKE_S, PERIOD_S = 1.0, 0.2  # between rounds at most, and at least
 
 
@@ -112,6 +114,8 @@ class Adaptation:
             self._wake.clear()
             try:
                 self.round()
+            except (FmplexError, OSError) as error:  # the repository is away, which the controller tells
+                log.debug("%s", error)
             except Exception:  # the next round may find something else
                 log.exception("adapting")
             stop.wait(PERIOD_S)
@@ -130,9 +134,13 @@ class Adaptation:
     def _observed(self, now: float) -> Observed | None:
         with self._lock:
             told = {name: each for name, each in self._told.items() if now - each.at < FRESH_S}
-            if not told:
-                return None
-            known = self._read(told, now)
+        if not told:
+            return None
+        is_calm = not any(each.busy >= BUSY for each in told.values())
+        if is_calm and self._known is not None and not self._elastic:
+            return Observed(NOTHING, {})  # spares reckoning with hundreds of tasks
+        known = self._read(told, now)
+        with self._lock:
             for name in known.statuses:
                 if told[name].busy >= BUSY and (slower := planning.slowness(known, self.demands, name)) is not None:
                     self._slowness[known.model_of[name]] = slower

@@ -31,7 +31,7 @@ class Server:
     """Backbones that serve up to FULL rows per second of what is asked of their tasks, wherever these are bound."""
 
     root: Path
-    load: float  # of a backbone's capacity, for each task
+    part: float  # of a backbone's capacity, for each task
     now: float = 0.0
     calls: list[str] = field(default_factory=list)
     counts: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)  # rows asked for and served
@@ -42,7 +42,7 @@ class Server:
     def status(self, backbone: str, name: str = "", timeout: float = 0) -> BackboneStatus:
         return status(task(name, backbone=backbone))
 
-    def load_model(self, name: str) -> None:
+    def load(self, name: str) -> None:
         self.calls.append(name)
 
     def told(self) -> list[BackboneStatus]:
@@ -53,14 +53,14 @@ class Server:
         return [self._of(backbone, [n for n in TASKS if places[n] == backbone]) for backbone in reader.backbones()]
 
     def _of(self, backbone: str, names: list[str]) -> BackboneStatus:
-        asked = self.load * FULL * STEP_S * len(names)
-        part = min(1.0, FULL * STEP_S / asked) if asked else 0.0
+        asked = self.part * FULL * STEP_S * len(names)
+        done = min(1.0, FULL * STEP_S / asked) if asked else 0.0
         self.busy_s[backbone] = self.busy_s.get(backbone, 0.0) + min(1.0, asked / FULL / STEP_S) * STEP_S
         tasks = []
         for name in names:
             before = self.counts.get((name, backbone), (0.0, 0.0))
-            rows = self.load * FULL * STEP_S
-            asked_now, served = self.counts[name, backbone] = before[0] + rows, before[1] + rows * part
+            rows = self.part * FULL * STEP_S
+            asked_now, served = self.counts[name, backbone] = before[0] + rows, before[1] + rows * done
             tasks.append(
                 task(
                     name,
@@ -72,7 +72,7 @@ class Server:
                     service_s=int(served) / FULL,
                 )
             )
-        group = [task("g", backbone=backbone, members=self.members)] if backbone == BASE and self.members else []
+        group = [task("team", backbone=backbone, members=self.members)] if backbone == BASE and self.members else []
         more = {
             "name": backbone,
             "cost": COST,
@@ -116,7 +116,6 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
         write_version(root, name, 1, text_task({"kind": "embedding"}))
     server = Server(root, 0.05)
     triton: Any = server
-    triton.load = server.load_model
     journal, events = Journal(), list[Event]()
     journal.listeners.append(events.append)
     options = ElasticOptions(Settings(idle_s=60.0))
@@ -127,7 +126,7 @@ def test_load_that_grows_moves_tasks_to_the_other_backbone_and_stays_there(rig: 
     write_backbone(rig.server.root, "twin", model=str(rig.server.root.parent / "model"), vfm_slots="16")
     rig.run(5.0)
     assert not rig.events
-    rig.server.load = 0.2
+    rig.server.part = 0.2
     rig.run(3.0)
     assert rig.kinds() == ["overloaded", *["rebound"] * 4]
     assert "of its capacity is asked for" in rig.events[0].reason
@@ -139,12 +138,12 @@ def test_load_that_grows_moves_tasks_to_the_other_backbone_and_stays_there(rig: 
 
 
 def test_a_backbone_is_written_where_there_is_none_and_removed_in_the_end(rig: Rig) -> None:
-    rig.server.load = 0.15
+    rig.server.part = 0.15
     rig.run(12.0)
     assert rig.kinds()[:2] == ["overloaded", "backbone-started"]
     assert (rig.server.root / "base-2" / "config.pbtxt").exists()
     assert set(rig.places().values()) == {BASE, "base-2"}
-    rig.server.load = 0.02
+    rig.server.part = 0.02
     rig.run(100.0)
     assert rig.kinds()[-1] == "backbone-stopped"
     assert not (rig.server.root / "base-2").exists()
@@ -152,7 +151,7 @@ def test_a_backbone_is_written_where_there_is_none_and_removed_in_the_end(rig: R
 
 
 def test_one_that_cannot_be_loaded_is_removed(rig: Rig) -> None:
-    rig.server.load = 0.15
+    rig.server.part = 0.15
     rig.adaptation.errors = {"base-2": "there is no memory", BASE: "of no account"}
     for _ in range(20):
         for each in rig.server.told():
@@ -166,7 +165,7 @@ def test_one_that_cannot_be_loaded_is_removed(rig: Rig) -> None:
 
 def test_tasks_of_a_group_stay_and_what_fails_is_told(rig: Rig) -> None:
     write_backbone(rig.server.root, "twin", model=str(rig.server.root.parent / "model"), vfm_slots="16")
-    rig.server.members, rig.server.load = TASKS[:6], 0.2
+    rig.server.members, rig.server.part = TASKS[:6], 0.2
     (rig.server.root / "h" / "1" / "task.json").write_text("{")
     rig.run(3.0)
     outcomes = {event.model: event.outcome for event in rig.events if event.kind == "rebound"}
@@ -178,7 +177,7 @@ def test_tasks_of_a_group_stay_and_what_fails_is_told(rig: Rig) -> None:
 def test_backbones_that_tell_nothing_any_more_are_left_out(rig: Rig) -> None:
     write_backbone(rig.server.root, "twin", model=str(rig.server.root.parent / "model"), vfm_slots="16")
     rig.run(2.0)
-    rig.server.load = 0.2
+    rig.server.part = 0.2
     rig.server.now += 10.0
     for _ in range(10):
         for each in rig.server.told():
