@@ -136,8 +136,8 @@ def serve(
     api_token_file: controlling.ApiTokenFile = None,
     elastic: controlling.Elastic = False,
     elastic_start: controlling.ElasticStart = True,
-    elastic_moves: controlling.ElasticMoves = controlling.MOVES_PER_MINUTE,
-    elastic_idle: controlling.ElasticIdle = controlling.IDLE_S,
+    elastic_moves: controlling.ElasticMoves = None,
+    elastic_idle: controlling.ElasticIdle = None,
     elastic_memory: controlling.ElasticMemory = None,
     elastic_parallel: controlling.ElasticParallel = None,
 ) -> None:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -54,10 +54,17 @@ Elastic = Annotated[
 ElasticStart = Annotated[
     bool, typer.Option("--elastic-start/--no-elastic-start", help="With --elastic: backbones may be started.")
 ]
-ElasticMoves = Annotated[int, typer.Option(min=1, help="With --elastic: the most rebinds in a minute.")]
+ElasticMoves = Annotated[
+    int | None,
+    typer.Option(min=1, help="With --elastic: the most rebinds in a minute; default: 30.", show_default=False),
+]
 ElasticIdle = Annotated[
-    float,
-    typer.Option(min=1, help="With --elastic: seconds without need after which a started backbone is removed."),
+    float | None,
+    typer.Option(
+        min=1,
+        help="With --elastic: seconds without need after which a started backbone is removed; default: 300.",
+        show_default=False,
+    ),
 ]
 ElasticMemory = Annotated[
     float | None,
@@ -70,11 +77,15 @@ ElasticParallel = Annotated[
         help="With --elastic: backbones that run side by side at full speed; default: cores by threads, or 1.",
     ),
 ]
-MOVES_PER_MINUTE, IDLE_S = 30, 300.0
 
 
 def elastic_options(
-    wanted: bool, start: bool, moves: int, idle_s: float, memory: float | None, parallel: float | None
+    wanted: bool,
+    start: bool,
+    moves: int | None,
+    idle_s: float | None,
+    memory: float | None,
+    parallel: float | None,
 ) -> ElasticOptions | None:
     """What was asked for, None where elasticity was not."""
     from fmplex_controller.sidecar.adaptation import ElasticOptions
@@ -83,8 +94,9 @@ def elastic_options(
 
     if not wanted:
         return None
-    settings = Settings(moves_per_minute=moves, idle_s=idle_s, start=start)
-    return ElasticOptions(settings, Limits.given(memory, parallel))
+    given = {"moves_per_minute": moves, "idle_s": idle_s, "start": start}
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return ElasticOptions(Settings(**settings), Limits.given(memory, parallel))
 
 
 def api_options(wanted: bool, host: str, port: int | None, token_file: Path | None) -> ApiOptions | None:
@@ -146,8 +158,8 @@ def controller(
     api_token_file: ApiTokenFile = None,
     elastic: Elastic = False,
     elastic_start: ElasticStart = True,
-    elastic_moves: ElasticMoves = MOVES_PER_MINUTE,
-    elastic_idle: ElasticIdle = IDLE_S,
+    elastic_moves: ElasticMoves = None,
+    elastic_idle: ElasticIdle = None,
     elastic_memory: ElasticMemory = None,
     elastic_parallel: ElasticParallel = None,
 ) -> None:
