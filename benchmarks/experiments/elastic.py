@@ -33,13 +33,14 @@ from fmplex_controller.records.events import read_events
 from fmplex_controller.records.journal import Journal
 from fmplex_controller.sidecar.adaptation import ElasticOptions
 from fmplex_controller.sidecar.elastic import Settings
+from fmplex_controller.sidecar.planning import Limits
 from fmplex_controller.sidecar.rebinding import rebind
 from fmplex_controller.sidecar.triton import Triton
 from testing import repositories
 from testing.controllers import controller
 from testing.servers import Serving, eventually
 
-TASKS, TOKENS, CLIENTS = 8, 240, 32
+TASKS, TOKENS, CLIENTS = 8, 64, 32
 BACKBONES = ("first", "second")
 SLO_S = 0.5
 LOW, HIGH = 0.4, 1.6  # of the first backbone's capacity
@@ -47,6 +48,8 @@ BEFORE_S, WARM_S = 3.0, 3.0  # the low load in the window, and before it
 WINDOW_S, WITHIN = 0.5, 0.95
 GRID_S = 0.1
 TARGET_S = 3.0
+# Backbones that are pinned to a core each tell of one core.
+MAY = ElasticOptions(Settings(start=False), Limits(parallel=len(BACKBONES)))
 
 
 @dataclass
@@ -55,7 +58,8 @@ class Step:
 
     outcome: Outcome
     after_s: float  # of the high load
-    moves: list[float] = field(default_factory=list)  # when tasks had moved, in seconds after the step
+    # what the controller did: seconds after the step, kind, reason, outcome
+    events: list[tuple[float, str, str, str]] = field(default_factory=list)
 
     @property
     def recovery_s(self) -> float:
@@ -127,15 +131,15 @@ class _Bench:
 
     def elastic(self, server: Serving, records: Path, seed: int) -> Step:
         """With the controller beside it; then all tasks go back to where they were."""
-        options = ["--records", str(records), *ElasticOptions(Settings(start=False)).arguments]
+        options = ["--records", str(records), *MAY.arguments]
         with controller(server, *options):
             eventually(lambda: any(read_events(records)), "the controller runs", 60.0)
             time.sleep(2.0)
             begun = time.time()
             found = self.step(server.grpc_url, seed)
             step_at = begun + 0.05 + WARM_S + BEFORE_S
-            events = [event for event in read_events(records) if event.kind == "rebound"]
-        found.moves = [event.time.timestamp() - step_at for event in events]
+            events = [event for event in read_events(records) if event.kind in ("overloaded", "rebound")]
+        found.events = [(event.time.timestamp() - step_at, event.kind, event.reason, event.outcome) for event in events]
         _back(server)
         return found
 
@@ -202,7 +206,7 @@ def _row(name: str, steps: Sequence[Step], capacity: float) -> dict[str, Any]:
         "p99_ms": spread([step.outcome.p99_ms for step in steps]),
         "failures": sum(step.outcome.failures for step in steps),
         "requests": sum(step.outcome.offered for step in steps),
-        "moves": [step.moves for step in steps],
+        "events": [step.events for step in steps],
     }
 
 
@@ -217,9 +221,11 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"    within {SLO_S * 1e3:g} ms: {text(row['within_before'])} before the step, {text(row['within_after'])} "
             f"in {row['after_s']:g} s after it; {row['failures']} of {row['requests']} requests failed"
         )
-        for moves in row["moves"]:
-            if moves:
-                print(f"    {len(moves)} tasks moved, from {min(moves):.1f} to {max(moves):.1f} s after the step")
+        for events in filter(None, row["events"]):
+            seen = [f"at {at:.1f} s {reason}" for at, kind, reason, _ in events if kind == "overloaded"]
+            moves = [at for at, kind, _, outcome in events if (kind, outcome) == ("rebound", "done")]
+            span = f", from {min(moves):.1f} to {max(moves):.1f} s" if moves else ""
+            print(f"    seen: {'; '.join(seen)}. Moved: {len(moves)} tasks{span}")
     print(f"the capacity of one backbone: {rows[0]['capacity']:.1f} requests/s of {TOKENS} tokens")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,15 +47,15 @@ class Rebinding(ModelRepository):
         """The backbone that a task is bound to; raises TaskProblem where there is none."""
         return backbone_stepped_into(self._task_entry(name))
 
-    def rebind(self, name: str, backbone: str, ahead_s: float = 0.0) -> Rebound | None:
+    def rebind(self, name: str, backbone: str, ahead: Callable[[], float] = lambda: 0.0) -> Rebound | None:
         """Write a task's entry for another backbone; None where it is bound to that already.
 
         A server goes on sending requests to the former one until it loads the task again. Raises TaskProblem or
         Refused where there is no such task or backbone, or the backbone is of another model.
 
         Args:
-            ahead_s: seconds of the former backbone's time by which the task has had more than its share there; it
-                begins with them on the new one.
+            ahead: gives the seconds of the former backbone's time by which the task has had more than its share there;
+                it begins with them on the new one. Called last, when all else is ready to be written.
         """
         with self._locked():
             proto = self._task_entry(name)
@@ -70,7 +71,7 @@ class Rebinding(ModelRepository):
                 if step.model_name == former:
                     step.model_name = backbone
             put_tag(proto, backbone, tag)
-            _put_ahead(proto, ahead_s)
+            _put_ahead(proto, ahead())
             self._replace_config(name, proto)
             return Rebound(name, former, backbone, tag, before)
 

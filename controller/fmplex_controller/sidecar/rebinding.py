@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +61,9 @@ def _rebound(repository: Rebinding, triton: Triton, task: str, backbone: str, ah
     former = repository.backbone_of(task)
     if former == backbone:
         return None
-    rebound = repository.rebind(task, backbone, _ahead(triton, former, task) if ahead_s is None else ahead_s)
+    with ThreadPoolExecutor(1) as pool:  # the former backbone tells while the entry is checked
+        asked = pool.submit(lambda: _ahead(triton, former, task) if ahead_s is None else ahead_s)
+        rebound = repository.rebind(task, backbone, asked.result)
     if rebound is None:
         return None
     try:

@@ -50,7 +50,7 @@ def test_it_keeps_its_tag_and_everything_else(root: Path) -> None:
 def test_what_it_had_beyond_its_share_goes_along_for_a_while(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr("time.time", lambda: now)
-    Rebinding(root).rebind("a", "twin", ahead_s=0.25)
+    Rebinding(root).rebind("a", "twin", lambda: 0.25)
 
     def begins_with() -> float:
         entry = Repository(root, "twin").read_task("a")
