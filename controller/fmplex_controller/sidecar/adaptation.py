@@ -168,7 +168,7 @@ class Adaptation:
     def _carry_out(self, action: Action) -> None:
         try:
             if isinstance(action, Overloaded):
-                log.warning("%s is overloaded: %s; %s", action.backbone, action.why, action.outcome)
+                log.warning("%s is overloaded: %s: %s", action.backbone, action.why, action.outcome)
                 self.journal.tell("overloaded", action.backbone, action.why, action.outcome)
             elif isinstance(action, Rebind):
                 self._rebind(action)

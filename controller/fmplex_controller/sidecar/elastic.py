@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from fmplex_controller.planner.loads import CAP, Fleet, Load
 from fmplex_controller.planner.max_share import emptied, max_share
 from fmplex_controller.planner.situation import Backbone, Move, Plan, Situation
+from fmplex_controller.records.events import DONE
 from fmplex_controller.sidecar.seen import Since
 
 HIGH = 0.95  # of its capacity: a backbone of which more is asked is overloaded
@@ -101,7 +102,7 @@ class Overloaded:
 
     backbone: str
     why: str
-    outcome: str
+    outcome: str  # of the event: DONE where something is done about it
 
 
 Action = Rebind | Start | Stop | Overloaded
@@ -135,8 +136,7 @@ class Elastic:
         if lasting:
             actions += self._relieve(observed, lasting, now)
         actions += self._failed(observed, now)
-        if not over:
-            actions += self._give_back(observed, now)
+        actions += self._give_back(observed, over, now)
         return actions
 
     # -- what is too much
@@ -165,7 +165,7 @@ class Elastic:
         for name, why in lasting.items():
             if name not in self._told_at:
                 own = sum(name in each.before for each in moves)
-                yield Overloaded(name, why, _outcome(own, starts, plan))
+                yield _told(name, why, own, starts, plan)
                 self._told_at[name] = now
         for move in moves:
             yield self._rebind(move, now)
@@ -185,10 +185,13 @@ class Elastic:
 
     # -- what is not needed any more
 
-    def _give_back(self, observed: Observed, now: float) -> Iterator[Action]:
+    def _give_back(self, observed: Observed, over: Collection[str], now: float) -> Iterator[Action]:
         """The last one that was started and whose tasks have had room elsewhere for long enough: first its tasks."""
         serving = {each.name: each for each in observed.situation.backbones}
-        own = sorted(observed.started & serving.keys(), reverse=True)
+        short = {serving[name].model for name in over}
+        own = sorted(
+            (name for name in observed.started & serving.keys() if serving[name].model not in short), reverse=True
+        )
         plans = {
             name: emptied(observed.situation, name, pinned=observed.pinned, cap=BACK)
             for name in own
@@ -199,7 +202,7 @@ class Elastic:
         ready = [name for name in calm if self._calm.seconds(name, True, now) >= self.settings.idle_s]
         for name in ready[:1]:
             moves = list(calm[name].moves)
-            if any(now - self._moved_at.get(each.task, -self.settings.hold_s) < self.settings.hold_s for each in moves):
+            if self._held(now) & {each.task for each in moves}:
                 return
             if moves:
                 for move in self._within_budget(observed, moves, now):
@@ -232,8 +235,12 @@ class Elastic:
     def _pinned(self, observed: Observed, now: float) -> set[str]:
         """Tasks that were moved a short while ago, and those of which nothing is gained."""
         fleet = Fleet(observed.situation)
-        held = {task for task, at in self._moved_at.items() if now - at < self.settings.hold_s}
-        return held | observed.pinned | {name for name, demand in fleet.demands.items() if demand.size < LEAST}
+        return (
+            self._held(now) | observed.pinned | {name for name, demand in fleet.demands.items() if demand.size < LEAST}
+        )
+
+    def _held(self, now: float) -> set[str]:
+        return {task for task, at in self._moved_at.items() if now - at < self.settings.hold_s}
 
     def _within_budget(self, observed: Observed, moves: list[Move], now: float) -> list[Move]:
         """The largest first: they help most."""
@@ -285,7 +292,9 @@ def _has_others(serving: Mapping[str, Backbone], name: str) -> bool:
     return any(each.model == serving[name].model for each in serving.values() if each.name != name)
 
 
-def _outcome(moves: int, starts: Collection[Start], plan: Plan) -> str:
+def _told(backbone: str, why: str, moves: int, starts: Collection[Start], plan: Plan) -> Overloaded:
     said = [f"tasks move: {moves}"] if moves else []
     said += [f"{each.backbone} is started" for each in starts]
-    return ", ".join(said) or "; ".join(("nothing can be done at the moment", *plan.remarks))
+    if said:
+        return Overloaded(backbone, "; ".join((why, *said)), DONE)
+    return Overloaded(backbone, why, "; ".join(("nothing can be done at the moment", *plan.remarks)))

@@ -121,8 +121,7 @@ def test_an_overload_that_lasts_is_taken_off() -> None:
     assert one.run(SURGE_S) == []
     told, *moves = one.run(1.0)
     assert isinstance(told, Overloaded)
-    assert (told.backbone, told.outcome) == ("b0", "tasks move: 4")
-    assert "1.60 of its capacity is asked for" in told.why
+    assert told == Overloaded("b0", "1.60 of its capacity is asked for; tasks move: 4", "done")
     assert [type(each) for each in moves] == [Rebind] * 4
     assert one.used() == pytest.approx({"b0": 0.8, "b1": 0.8})
     assert one.run(600.0) == [], "what is balanced stays"
