@@ -2,8 +2,8 @@
 
 Eight tasks, half of them with LoRA, are bound to the first of two backbones, which have a core each; the second is
 idle. Triton, the generator and the controller share both cores with them. Texts are long, so that the backbones take
-most of the time. Requests come by a Poisson process: 40% of the rate that the first backbone answers at most, then
-160%.
+most of the time. Requests come by a Poisson process: 40% of a backbone's capacity, then 160%. That is half of what both
+answer at most: cores that share caches and memory do less together than each alone.
 
 Three ways of serving take turns: with the controller's elasticity, without it, and an instance per task, whose eight
 processes have both cores from the beginning. Recovery is the time after the step from which on, in every half second,
@@ -16,7 +16,7 @@ import contextlib
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from benchmarks.harness.serving import pin, serving
 from benchmarks.harness.subject import subject
 from benchmarks.load import Generator, Outcome, Plan, Stream, closed
 from benchmarks.load.arrivals import poisson
-from fmplex_backend.repository.reader import RepositoryReader
 from fmplex_controller.records.events import read_events
 from fmplex_controller.records.journal import Journal
 from fmplex_controller.sidecar.adaptation import ElasticOptions
@@ -97,10 +96,9 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
             _pin(server)
             ask_all(server, tasks)
             texts = texts_of_length(TOKENS, 512)
-            capacity = generator.run(
-                closed(server.grpc_url, [task.name for task in tasks], texts, clients=CLIENTS, seconds=4.0)
-            ).per_second
-            bench = _Bench(generator, tasks, texts, capacity, after_s)
+            names = [task.name for task in tasks]
+            alone, both = _capacities(server, generator, names, texts)
+            bench = _Bench(generator, tasks, texts, both / 2, after_s)
             found = interleave(
                 {
                     "elastic": lambda number: bench.elastic(server, root / f"records{number}", number),
@@ -109,7 +107,17 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
                 },
                 rounds,
             )
-    return [_row(name, steps, capacity) for name, steps in found.items()]
+    return [_row(name, steps) | {"alone": alone, "both": both} for name, steps in found.items()]
+
+
+def _capacities(server: Serving, generator: Generator, names: list[str], texts: list[str]) -> tuple[float, float]:
+    """Requests per second of the first backbone while the other is idle, and of both with half of the tasks each."""
+    plan = closed(server.grpc_url, names, texts, clients=CLIENTS, seconds=3.0)
+    alone = generator.run(plan).per_second
+    _bind(server, dict.fromkeys(names[: len(names) // 2], BACKBONES[1]))
+    both = generator.run(plan).per_second
+    _bind(server, dict.fromkeys(names, BACKBONES[0]))
+    return alone, both
 
 
 @dataclass
@@ -135,12 +143,11 @@ class _Bench:
         with controller(server, *options):
             eventually(lambda: any(read_events(records)), "the controller runs", 60.0)
             time.sleep(2.0)
-            begun = time.time()
             found = self.step(server.grpc_url, seed)
-            step_at = begun + 0.05 + WARM_S + BEFORE_S
+            step_at = found.outcome.began + BEFORE_S
             events = [event for event in read_events(records) if event.kind in ("overloaded", "rebound")]
         found.events = [(event.time.timestamp() - step_at, event.kind, event.reason, event.outcome) for event in events]
-        _back(server)
+        _bind(server, {task.name: BACKBONES[0] for task in self.tasks})
         return found
 
     def instances(self, arm: Arm, seed: int) -> Step:
@@ -186,18 +193,15 @@ def _pin(server: Serving) -> None:
         pin(server.stub(name), core)
 
 
-def _back(server: Serving) -> None:
-    triton = Triton(server.grpc_url)
-    with contextlib.closing(triton):
-        for name, (backbone, _) in RepositoryReader(server.repository).tasks().items():
-            if backbone != BACKBONES[0]:
-                rebind(server.repository, triton, name, BACKBONES[0], journal=Journal(), why="")
+def _bind(server: Serving, places: Mapping[str, str]) -> None:
+    with contextlib.closing(Triton(server.grpc_url)) as triton:
+        for name, backbone in places.items():
+            rebind(server.repository, triton, name, backbone, journal=Journal(), why="")
 
 
-def _row(name: str, steps: Sequence[Step], capacity: float) -> dict[str, Any]:
+def _row(name: str, steps: Sequence[Step]) -> dict[str, Any]:
     return {
         "arm": name,
-        "capacity": capacity,
         "after_s": steps[0].after_s,
         "recovery_s": spread([step.recovery_s for step in steps]),
         "recoveries_s": [step.recovery_s for step in steps],
@@ -226,7 +230,11 @@ def show(rows: list[dict[str, Any]]) -> None:
             moves = [at for at, kind, _, outcome in events if (kind, outcome) == ("rebound", "done")]
             span = f", from {min(moves):.1f} to {max(moves):.1f} s" if moves else ""
             print(f"    seen: {'; '.join(seen)}. Moved: {len(moves)} tasks{span}")
-    print(f"the capacity of one backbone: {rows[0]['capacity']:.1f} requests/s of {TOKENS} tokens")
+    alone, both = (rows[0][name] for name in ("alone", "both"))
+    print(
+        f"capacity: both backbones {both:.1f} requests/s of {TOKENS} tokens, a half of which counts as that of one; "
+        f"one while the other is idle {alone:.1f}"
+    )
 
 
 if __name__ == "__main__":

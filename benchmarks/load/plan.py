@@ -93,6 +93,7 @@ class Outcome(Tally):
     compute_ms: dict[str, float] = field(default_factory=dict)  # mean compute_us of the receipts, by batch_items
     # seconds from the start of the window at which each request was due, and those it took; infinite where it failed
     timeline: list[tuple[float, float]] = field(default_factory=list)
+    began: float = 0.0  # the start of the window, in seconds since 1970
     ceiling: float = 0.0  # requests per second at which the generator would use its whole core
 
     @staticmethod

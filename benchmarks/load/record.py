@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -103,6 +104,7 @@ def summary(record: Record, plan: Plan) -> Outcome:
         late_p99_ms=_histogram(record.late).get_value_at_percentile(99) / 1e3,
         cpu=record.cpu_s / plan.seconds,
         timeline=record.timeline or [],
+        began=time.time() - time.perf_counter() + record.begin,
         ceiling=1 / per_request if per_request else 0.0,
     )
 

@@ -23,17 +23,16 @@ from fmplex_controller.sidecar import planning
 from fmplex_controller.sidecar.backbones import Backbones
 from fmplex_controller.sidecar.demand import Demands
 from fmplex_controller.sidecar.elastic import (
-    BUSY,
     Action,
     Elastic,
     Observed,
     Overloaded,
     Rebind,
     Settings,
-    Signal,
     Start,
     Stop,
 )
+from fmplex_controller.sidecar.overload import BUSY, Signal
 from fmplex_controller.sidecar.planning import Known, Limits
 from fmplex_controller.sidecar.rebinding import rebind
 from fmplex_controller.sidecar.triton import Triton
@@ -44,7 +43,7 @@ FAST_S = 0.5  # time constant of what an overload is told by
 FRESH_S = 3.0  # a backbone that has told nothing for so long is left out
 READ_S = 30.0  # the repository is read again after so long where no change in it is known
 NOTHING = Situation((), (), ())
-WAKE_S, PERIOD_S = 1.0, 0.2  # between rounds at most, and at least
+WAKE_S, PERIOD_S = 1.0, 0.1  # between rounds at most, and at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,8 @@ class ElasticOptions:
 class _Told:
     status: BackboneStatus
     at: float
-    busy: float = 0.0  # the part of the time that it ran
+    ran: float = 0.0  # the part of the time since the reading before that it ran
+    busy: float = 0.0  # the same, or that of the reading before: a batch counts when it has ended
 
 
 class Adaptation:
@@ -100,7 +100,8 @@ class Adaptation:
             if former is not None and at <= former.at:
                 return
             self.demands.observe(status, at)
-            self._told[status.name] = _Told(status, at, _busy(former, status, at))
+            ran = _ran(former, status, at)
+            self._told[status.name] = _Told(status, at, ran, max(ran, former.ran if former else 0.0))
         self._wake.set()
 
     def changed(self, names: set[str] | None) -> None:
@@ -204,9 +205,8 @@ class Adaptation:
         log.info("%s is removed: %s", action.backbone, action.why)
 
 
-def _busy(former: _Told | None, status: BackboneStatus, at: float) -> float:
-    """The part of the time since the reading before, smoothed a little; 0 with a new process."""
+def _ran(former: _Told | None, status: BackboneStatus, at: float) -> float:
+    """0 with a new process."""
     if former is None or status.busy_s < former.status.busy_s or former.status.pid != status.pid:
         return 0.0
-    fresh = min(1.0, (status.busy_s - former.status.busy_s) / (at - former.at))
-    return (fresh + former.busy) / 2
+    return min(1.0, (status.busy_s - former.status.busy_s) / (at - former.at))

@@ -21,16 +21,17 @@ from fmplex_controller.sidecar.demand import Demands
 from fmplex_controller.sidecar.execution import Attempts, Execution
 from fmplex_controller.sidecar.health import Health, Turn
 from fmplex_controller.sidecar.observer import Observer
-from fmplex_controller.sidecar.probes import Probes
+from fmplex_controller.sidecar.probes import PERIOD_S, Probes
 from fmplex_controller.sidecar.processes import Processes
 from fmplex_controller.sidecar.reconcile import BAD_S, STILL_S, reconcile
 from fmplex_controller.sidecar.seen import Directory, Miss, Model, Seen, Sick, Since
-from fmplex_controller.sidecar.triton import Triton
+from fmplex_controller.sidecar.triton import SILENT, Triton
 
 log = logging.getLogger("fmplex.controller")
 
 POLL_S = 1.0  # between rounds in which nothing is about to happen
 SOON_S = 0.2  # while a directory is not still yet
+ELASTIC_S = 0.2  # between probes, where overload is to be seen soon
 GROUPS = 16  # backbones that are worked on side by side
 
 
@@ -57,7 +58,7 @@ class Controller:
         self.adaptation = Adaptation(self.root, triton, self.journal, elastic, clock) if elastic else None
         self.health, self.processes = Health(), Processes()
         self.board = Board()
-        self.probes = Probes(triton, self._told, clock)
+        self.probes = Probes(triton, self._told, clock, PERIOD_S if elastic is None else ELASTIC_S)
         self._attempts: Attempts = {}
         self._ready_since, self._gone_since = Since(), Since()
         self._kept_unloaded: set[str] | None = None  # directories with the file UNLOADED; None: not looked at yet
@@ -195,6 +196,8 @@ class Controller:
             if isinstance(told, Miss):
                 if self.processes.is_dead(backbone):
                     told = replace(told, enough=1)
+                elif told.enough == SILENT:  # for as many seconds, however often it is probed
+                    told = replace(told, enough=round(SILENT * PERIOD_S / self.probes.period_s))
                 turn = "dead" if self.health.missed(backbone, told, sent, self.clock()) else ""
             else:
                 self.processes.named(backbone, told.pid)

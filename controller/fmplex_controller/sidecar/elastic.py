@@ -17,19 +17,23 @@ from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from fmplex_controller.planner.loads import CAP, Fleet, Load
+from fmplex_controller.planner.loads import Fleet
 from fmplex_controller.planner.max_share import emptied, max_share
 from fmplex_controller.planner.situation import Backbone, Move, Plan, Situation
 from fmplex_controller.records.events import DONE
+from fmplex_controller.sidecar.overload import (
+    HIGH,
+    LEAST,
+    Overload,
+    Signal,
+    asked_after,
+    is_off,
+    judged,
+    relief,
+)
 from fmplex_controller.sidecar.seen import Since
 
-HIGH = 0.95  # of its capacity: a backbone of which more is asked is overloaded
-TIGHT = 0.9  # of its capacity that may be used where CAP does not make room for what is asked
 BACK = 0.6  # of the others' capacity up to which they take the tasks of one that is to stop
-BUSY = 0.8  # of the time that an overloaded backbone runs at least
-LATE = 0.05  # of a task's requests that finish after its SLO
-LEAST = 0.002  # of a backbone's capacity: less is no gain
-SURGE = 1.2  # of its capacity: with more asked than that a queue grows too fast to wait for certainty
 OVER_S, SURGE_S = 2.0, 0.4  # an overload has lasted so long before tasks move; a surge, two readings
 START_OVER_S = 5.0  # and before a backbone is started, which takes memory and time from those that are there
 DRAIN_S = 10.0  # a backbone runs on after its last task has left: it answers what it holds
@@ -47,15 +51,6 @@ class Settings:
     hold_s: float = 60.0  # that a task stays where it was moved to
     idle_s: float = 300.0  # that a started backbone's tasks have room elsewhere before it is stopped
     start: bool = True  # whether backbones may be started
-
-
-@dataclass(frozen=True, slots=True)
-class Signal:
-    """What was measured on a backbone of late."""
-
-    busy: float  # the part of the time that it ran
-    late: float = 0.0  # the part of the requests after their SLO, of the task that has the most of them
-    late_task: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +103,6 @@ class Overloaded:
 Action = Rebind | Start | Stop | Overloaded
 
 
-@dataclass(frozen=True, slots=True)
-class _Overload:
-    why: str
-    is_surge: bool
-
-
 class Elastic:
     """Decides, again and again, what is to be done about what was observed."""
 
@@ -141,9 +130,9 @@ class Elastic:
 
     # -- what is too much
 
-    def _overloaded(self, observed: Observed, now: float) -> dict[str, _Overload]:
+    def _overloaded(self, observed: Observed, now: float) -> dict[str, Overload]:
         fleet = Fleet(observed.situation)
-        judged = {name: _judged(load, observed.signals.get(name)) for name, load in sorted(fleet.loads.items())}
+        judged = {name: judged(load, observed.signals.get(name)) for name, load in sorted(fleet.loads.items())}
         found = {name: each for name, each in judged.items() if each is not None}
         self._over.keep(found)
         self._surge.keep({name: each for name, each in found.items() if each.is_surge})
@@ -152,15 +141,16 @@ class Elastic:
         self._told_at |= {name: now for name in found if name in self._told_at}
         return found
 
-    def _is_lasting(self, name: str, overload: _Overload, now: float) -> bool:
+    def _is_lasting(self, name: str, overload: Overload, now: float) -> bool:
         over_s = self._over.seconds(name, True, now)
         surge_s = self._surge.seconds(name, True, now) if overload.is_surge else 0.0
         return over_s >= OVER_S or surge_s >= SURGE_S
 
     def _relieve(self, observed: Observed, lasting: Mapping[str, str], now: float) -> Iterator[Action]:
-        plan = _relief(observed.situation, lasting, self._pinned(observed, now))
-        moves = self._within_budget(observed, [each for each in plan.moves if _is_off(each, lasting)], now)
-        left = [name for name in lasting if plan.used[name] > HIGH]
+        plan = relief(observed.situation, lasting, self._pinned(observed, now))
+        moves = self._within_budget(observed, [each for each in plan.moves if is_off(each, lasting)], now)
+        after = asked_after(plan, observed.situation)
+        left = [name for name in lasting if after[name] > HIGH]
         starts = self._starts(observed, left, now) if left else []
         for name, why in lasting.items():
             if name not in self._told_at:
@@ -260,32 +250,6 @@ class Elastic:
         self._moved_at = {task: at for task, at in self._moved_at.items() if now - at < longest}
         self._stopped_at = {name: at for name, at in self._stopped_at.items() if now - at < MINUTE_S}
         self._left_at = {name: at for name, at in self._left_at.items() if name in observed.started}
-
-
-def _judged(load: Load, signal: Signal | None) -> _Overload | None:
-    if signal is None or signal.busy < BUSY:
-        return None
-    asked = load.asked
-    is_late = signal.late >= LATE and load.used > CAP
-    if asked <= HIGH and not is_late:
-        return None
-    late = f", and {signal.late:.0%} of the requests of {signal.late_task} are late" if is_late else ""
-    return _Overload(f"{asked:.2f} of its capacity is asked for{late}", asked > SURGE)
-
-
-def _relief(situation: Situation, names: Collection[str], pinned: Collection[str]) -> Plan:
-    """Tasks move off these backbones to others, which are filled further where that is not enough."""
-    plan = max_share(situation, split=False, start=False, stop=False, only=names, pinned=pinned)
-    if all(plan.used[name] <= HIGH for name in names):
-        return plan
-    tighter = max_share(situation, split=False, start=False, stop=False, only=names, pinned=pinned, cap=TIGHT)
-    gain = sum(min(plan.used[name], 2.0) - min(tighter.used[name], 2.0) for name in names)
-    return tighter if gain > LEAST else plan
-
-
-def _is_off(move: Move, names: Collection[str]) -> bool:
-    """To one of these it might only go because another task leaves it, which may be put off."""
-    return move.before[0] in names and len(move.after) == 1 and move.after[0] not in names
 
 
 def _has_others(serving: Mapping[str, Backbone], name: str) -> bool:
