@@ -132,8 +132,11 @@ class Elastic:
 
     def _overloaded(self, observed: Observed, now: float) -> dict[str, Overload]:
         fleet = Fleet(observed.situation)
-        judged = {name: judged(load, observed.signals.get(name)) for name, load in sorted(fleet.loads.items())}
-        found = {name: each for name, each in judged.items() if each is not None}
+        found = {
+            name: overload
+            for name, load in sorted(fleet.loads.items())
+            if (overload := judged(load, observed.signals.get(name))) is not None
+        }
         self._over.keep(found)
         self._surge.keep({name: each for name, each in found.items() if each.is_surge})
         for name in [name for name, at in self._told_at.items() if name not in found and now - at > CLEAR_S]:
