@@ -44,6 +44,7 @@ EXPERIMENTS = (
     "peers",
     "churn",
     "rebind",
+    "elastic",
     "planner",
     "recovery",
     "simulator",

@@ -81,6 +81,7 @@ class TaskStatus(Report):
     queue_s: float = 0.0  # seconds that its requests waited, summed
     service_s: float = 0.0  # seconds of the backbone's time charged to it
     preparation_s: float = 0.0  # seconds of preparing its requests, charged beside that
+    ahead_s: float = 0.0  # seconds of the backbone's time by which it has had more than its share, where others wait
     account: int | None = None  # what these counts belong to: another number in this process is another account
     error: str = ""
     members: tuple[str, ...] = ()  # of a group: its tasks

@@ -73,7 +73,7 @@ class Sender:
         self.start = time.perf_counter() + 0.05
         self.begin = self.start + plan.warmup
         self.end = self.begin + plan.seconds
-        self.record = Record(self.begin, self.end)
+        self.record = Record(self.begin, self.end, timeline=plan.timeline)
 
     async def run(self) -> None:
         """Run all streams until the end, then wait for what is in flight, at most `drain` seconds."""

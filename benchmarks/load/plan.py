@@ -51,6 +51,7 @@ class Plan:
     usage: bool = False
     drain: float = 60.0  # seconds that answers are waited for after the window
     protocol: Protocol = "grpc"  # that the server speaks at `url`
+    timeline: bool = False  # keep when each request of the window was due, and how long it took
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
@@ -92,6 +93,9 @@ class Outcome(Tally):
     late_p99_ms: float = 0.0  # open loop: how long after they were due requests were sent
     cpu: float = 0.0  # share of a core that the generator used
     compute_ms: dict[str, float] = field(default_factory=dict)  # mean compute_us of the receipts, by batch_items
+    # seconds from the start of the window at which each request was due, and those it took; infinite where it failed
+    timeline: list[tuple[float, float]] = field(default_factory=list)
+    began: float = 0.0  # the start of the window, in seconds since 1970
     ceiling: float = 0.0  # requests per second at which the generator would use its whole core
 
     @staticmethod

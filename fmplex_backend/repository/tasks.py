@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class TaskSpec:
     max_queue_bytes: int | None = None
     cache: bool = False  # whether its answers are kept
     candidates: tuple[CandidateSpec, ...] = ()  # that are tried beside the version
+    ahead_s: float = field(default=0.0, compare=False)  # that its account begins with, see `terms.ahead_s`
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +219,7 @@ def _entry(name: str, file: Path, proto: Any, steps: list[Any]) -> Entry:
             max_queue=terms.whole(file, parameters, "max_queue"),
             max_queue_bytes=terms.whole(file, parameters, "max_queue_bytes"),
             cache=terms.flag(file, parameters, "cache"),
+            ahead_s=terms.ahead_s(file, parameters, time.time()),
             version=version,
             inputs=tuple(steps[0].input_map),
             outputs=_declared_dims(proto, steps[0]),

@@ -267,7 +267,7 @@ class Loader:
         if former is None:
             vfm.extensions = loaded  # so that requests can be prepared before the engine has attached them
         self._attach_soon(vfm, loaded)
-        self._serve(spec, vfm)
+        self._serve(spec, vfm, spec.ahead_s if former is None else 0.0)
 
     def _load(self, spec: TaskSpec) -> Extensions | TaskRefused:
         before, until = self._raised.get(spec.name, (None, 0.0))
@@ -311,7 +311,7 @@ class Loader:
         self.answers.close(vfm.extensions)
         self.engine.retire(vfm)
 
-    def _serve(self, spec: TaskSpec, vfm: Vfm) -> None:
+    def _serve(self, spec: TaskSpec, vfm: Vfm, ahead_s: float = 0.0) -> None:
         weights = self.candidates.settle(spec, vfm)
         for each in weights:
             each.max_queue = spec.max_queue or self.max_queue
@@ -325,6 +325,7 @@ class Loader:
                     self.answers.open(each.extensions)
                 else:
                     self.answers.close(each.extensions)
+            self.engine.scheduler.begin_ahead(vfm, ahead_s)
 
         self.engine.post(set_terms)
         self._served[spec.name] = Served(spec, vfm)

@@ -28,7 +28,7 @@ from fmplex_backend.serving.standing import Standing
 from fmplex_backend.serving.table import Group, Refusal, vfm_of
 from fmplex_backend.serving.watch import Watch
 from fmplex_backend.status import BackboneStatus, CandidateStatus, ClosedAccount, Cost, TaskStatus
-from fmplex_backend.types import Answer, Failed, Usage, Vfm
+from fmplex_backend.types import Answer, Failed, Vfm
 
 log = logging.getLogger("fmplex")
 
@@ -123,8 +123,11 @@ class Reporter:
             version=standing.version,
             error=printable(str(refused) if refused else standing.error),
             candidates=() if vfm is None else tuple(_candidate(each, vfm) for each in beside.every),
-            **(self._failures_of_refused(standing) if vfm is None else _account(vfm, beside)),
+            **(self._failures_of_refused(standing) if vfm is None else self._account(vfm, beside)),
         )
+
+    def _account(self, vfm: Vfm, beside: Beside) -> dict[str, Any]:
+        return _counts(vfm, beside) | {"ahead_s": self.engine.scheduler.ahead_s(vfm)}
 
     def _queued(self, standing: Standing) -> int:
         """Requests of a task that wait; a shadow's copies may wait for ever, and nobody waits for them."""
@@ -170,7 +173,7 @@ def _cost(cost: CostModel) -> Cost:
     )
 
 
-def _account(vfm: Vfm, beside: Beside) -> dict[str, Any]:
+def _counts(vfm: Vfm, beside: Beside) -> dict[str, Any]:
     canary = beside.canary
     own = vfm.weight + (canary.vfm.weight if canary is not None and canary.vfm is not None else 0.0)
     return {
