@@ -18,6 +18,10 @@ class Result:
     __slots__ = ()
     truncated: bool  # whether the item was longer than the backbone reads
 
+    def shown(self) -> str:
+        """In a line, for people; "" where its kind is written by the command line."""
+        return ""
+
 
 @dataclass(frozen=True, slots=True)
 class Label(Result):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
@@ -26,7 +26,8 @@ class Input(Protocol):
     """An input tensor, and how Python values become one."""
 
     tensor: TensorSpec
-    columns: Literal["one", "several"]  # how many of a table's columns make an item
+    # How many of a table's columns make an item; "whole": a table's rows may be an item together, see `TableInput`.
+    columns: Literal["one", "several", "whole"]
     default_column: str  # the table's column that is an item, where none is named; "" where several make one
     files: Sequence[str]  # how the names of files end that are an item each, such as ".png"; empty where none are
 
@@ -47,6 +48,21 @@ class Input(Protocol):
 
     def probe(self, size: int | None) -> Any:
         """A valid item, to try a task with; `size` is the tensor's last dim, where that is fixed."""
+
+
+@runtime_checkable
+class TableInput(Input, Protocol):
+    """An input whose items may take all of a table, or several of its rows."""
+
+    def from_table(
+        self, columns: Mapping[str, Sequence[Any]], named: Sequence[str] | None, label: str | None
+    ) -> tuple[list[Any], list[Any]]:
+        """Items of a table, and their labels, empty where it has none; raises ValueError.
+
+        Args:
+            named: by the caller, those of its columns that are read. label: that of the labels; None where none are
+                asked for.
+        """
 
 
 class Encoder(Protocol):

@@ -107,6 +107,10 @@ class Backbone:
         """The width of its vectors."""
         return int(self.runtime.hidden)
 
+    def width_of(self, reads: str) -> int:
+        """The width of what a decoder reads."""
+        return int(self.runtime.width_of(reads))
+
     @property
     def model_type(self) -> str:
         """As transformers names the architecture."""

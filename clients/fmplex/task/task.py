@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from fmplex.client.results import result
 from fmplex.client.sync import Client
-from fmplex.data.rows import Columns, items_of, rows_of
+from fmplex.data.rows import Columns, items_of, rows_for
 from fmplex.task.adapters import AdapterState, Imported, import_adapter
 from fmplex.task.backbone import Backbone
 from fmplex.task.destination import check_destination
@@ -83,7 +83,7 @@ class Task:
         self.history: History | None = None
         self.evaluation: Evaluation | None = None
         self.remarks: list[str] = []  # what is odd about its rows, or about the adapter it was made from
-        self.fitted = TrainedWeights()
+        self.fitted = TrainedWeights(head=decoder.brought())
         self._loaded: Extensions | None = None
         self._source: Path | None = None  # the version it was loaded from, until a part changes
         if adapter is not None:
@@ -108,7 +108,7 @@ class Task:
             if isinstance(what, Pretrained):
                 self._take_imported(import_adapter(what, self.backbone))
         elif part == "decoder":
-            self.decoder, self.fitted = what, replace(self.fitted, head={}, confidence={})
+            self.decoder, self.fitted = what, replace(self.fitted, head=what.brought(), confidence={})
         else:
             raise TaskProblem(f"a task has no part {part!r}. Its parts are {', '.join(PARTS)}")
         self._changed()
@@ -183,6 +183,7 @@ class Task:
         with told(checked.progress, self.name) as progress:
             progress.phase("reading the rows")
             found = self.rows(rows, labels, text=text, label=label)
+            validation = self.decoder.holds_out if validation is None else validation
             if not (validation is None or isinstance(validation, float)):
                 validation = self._held_out(validation, text, label)
             tested = None if test is None else self._held_out(test, text, label)
@@ -204,7 +205,7 @@ class Task:
             return
         progress.phase("test")
         self._evaluate(tested, progress)
-        if training.alone:
+        if training.alone and not self.decoder.plain.fits_confidence:
             progress.phase("test of the head alone")
             alone = Task(self.name, self.backbone, decoder=self.decoder.plain, encoder=self.encoder)
             alone.fitted = TrainedWeights(head=training.alone)
@@ -216,8 +217,11 @@ class Task:
             self.metrics |= {f"head_only_{name}": value for name, value in found.figures.items()}
 
     def rows(self, rows: Any, labels: Any = None, *, text: Columns = None, label: str = "label") -> Rows:
-        """Labelled rows in any form that `fit` takes, read once: `fit` and `evaluate` take them as they are."""
-        return rows_of(rows, labels, self.encoder.reads(), columns=text, label=label)
+        """Labelled rows in any form that `fit` takes, read once: `fit` and `evaluate` take them as they are.
+
+        A decoder that forecasts makes them of series without labels.
+        """
+        return rows_for(self.decoder, rows, labels, self.encoder.reads(), columns=text, label=label)
 
     def _held_out(self, given: Any, text: Columns, label: str) -> Rows:
         own = isinstance(given, tuple) and len(given) == 2

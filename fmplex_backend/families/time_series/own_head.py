@@ -1,0 +1,187 @@
+"""FORECAST [horizon, channels] by the forecast head that a model was published with, or a fine-tuned one of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic.dataclasses import dataclass
+
+from fmplex_backend.decoders.decoder import Array, Encoded, LoadedDecoder, Weighted
+from fmplex_backend.errors import TaskProblem, TaskRefused
+from fmplex_backend.families.time_series.architectures import PATCHES
+from fmplex_backend.families.time_series.forecasting import Forecasting, Horizon
+from fmplex_backend.families.time_series.rolling import Rolled
+from fmplex_backend.section import CHECKED, TrainingOnly
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fmplex_backend.families.time_series.anatomy import Anatomy
+
+AGAIN = "Save the tensors of the head as the model's own checkpoint names them"
+
+
+@dataclass(config=CHECKED, frozen=True)
+class OwnForecaster(Weighted, Forecasting):
+    """The forecast head of the model's own checkpoint: nothing is fitted.
+
+    Args:
+        horizon: steps; those of the head by default. Of a longer one the forecast is put behind the series and the
+            model is run again, as often as it takes: errors add up.
+        head: whose it is: the backbone's, or one that the task brings, of a checkpoint with the same backbone.
+        checkpoint: where the task's own is: a directory with model.safetensors, or such a file.
+    """
+
+    horizon: Horizon | None = None
+    head: Literal["backbone", "task"] = "backbone"
+    checkpoint: TrainingOnly[str | Path | None] = None
+
+    kind: Literal["own-forecast"] = field(default="own-forecast", kw_only=True, repr=False)
+    learns = "nothing"
+    needs_weights = False
+
+    @property
+    def steps(self) -> int:
+        if self.horizon is None:
+            raise TaskProblem("the horizon is the head's, which is not known here. Say it: OwnForecaster(horizon=96)")
+        return self.horizon
+
+    def brought(self) -> dict[str, Tensor]:
+        """All tensors of the checkpoint but the backbone's."""
+        if (self.head == "task") != (self.checkpoint is not None) and self.checkpoint is not None:
+            raise TaskProblem('a checkpoint is given, but the head is the backbone\'s. Say head="task"')
+        if self.checkpoint is None:
+            return {}
+        from fmplex_backend.families.time_series.architectures import ARCHITECTURES
+        from fmplex_backend.weights import read_safetensors
+
+        place = Path(self.checkpoint)
+        tensors = read_safetensors(place / "model.safetensors" if place.is_dir() else place)
+        prefixes = tuple(f"{each.backbone}." for each in ARCHITECTURES.values())
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
+
+
+@plain_dataclass(frozen=True, slots=True)
+class LoadedHead(LoadedDecoder):
+    """A head with its weights."""
+
+    times: int  # that a series runs
+    forecast: Callable[[Encoded], Array]  # of one run: [n, steps, channels]
+
+
+class OwnHeads:
+    """The forecast heads of one model. A head is made when a task wants it."""
+
+    def __init__(self, directory: Path, anatomy: Anatomy) -> None:
+        self.directory, self.anatomy = directory, anatomy
+
+    def load(self, section: OwnForecaster, channels: int | None, version: Path) -> LoadedHead:
+        """Raises TaskRefused.
+
+        Args:
+            channels: that a series of the task has; None: any number.
+        """
+        import torch
+
+        file = version / "task.json"
+        module, config = self._module(section, version)
+        steps = int(getattr(config, "prediction_filter_length", None) or config.prediction_length)
+        chosen = getattr(config, "prediction_channel_indices", None)
+        if not self._takes_any(config) and channels != config.num_input_channels:
+            problem = f"it is {channels}, and the head sees {config.num_input_channels} channels at once"
+            raise TaskRefused(file, "encoder.channels", problem, f"Say {config.num_input_channels}")
+        times = -(-(section.horizon or steps) // steps)
+        if times > 1 and chosen:
+            problem = f"it is {section.horizon}; the head forecasts {steps} steps of {len(chosen)} channels alone"
+            raise TaskRefused(file, "decoder.horizon", problem, f"Say {steps} or less")
+
+        def forecast(encoded: Encoded) -> Array:
+            with torch.inference_mode():
+                return self._forecast(module, chosen, torch.from_numpy(encoded.vectors))
+
+        def decode(encoded: Encoded) -> dict[str, Array]:
+            before = encoded.before if isinstance(encoded, Rolled) else ()
+            whole = np.concatenate([*before, forecast(encoded)], axis=1)
+            return {"FORECAST": whole[:, : section.horizon]}
+
+        try:
+            width = self.anatomy.width_of(PATCHES) + 2
+            forecast(Encoded(np.ones((1, channels or 1, width), np.float32), [], [], np.zeros((1, 1), np.bool_)))
+        except Exception as error:  # the module raises whatever it stumbles over
+            problem = f"the forecast head of a {config.model_type} does not run: {type(error).__name__}: {error}"
+            raise TaskRefused(file, "decoder.kind", problem, "Fit a Forecaster") from error
+        return LoadedHead(PATCHES, section.sizes(version, None), decode, times, forecast)
+
+    def _forecast(self, module: Any, chosen: list[int] | None, vectors: Tensor) -> Array:
+        """[n, c, t * d + 2] -> [n, steps, channels]."""
+        rows, channels = vectors.shape[:2]
+        tokens = vectors[..., :-2].reshape(rows, channels, -1, self.anatomy.width)
+        level, scale = vectors[..., -2][:, None], vectors[..., -1][:, None]  # [n, 1, c]
+        if getattr(module, "decoder", None) is not None:  # Tiny Time Mixer's
+            tokens, _ = module.decoder(hidden_state=tokens, patch_input=None)
+            found = module.head(tokens, past_values=None)
+        else:
+            found = module.head(tokens)
+        if chosen:
+            level, scale = level[..., sorted(chosen)], scale[..., sorted(chosen)]
+        if module.distribution_output is not None:
+            return module.distribution_output.distribution(found, loc=level, scale=scale).mean.numpy()  # type: ignore[no-any-return]
+        return (found * scale + level).numpy()  # type: ignore[no-any-return]
+
+    def _takes_any(self, config: Any) -> bool:
+        """Whether each channel is forecast by itself, all by the same weights."""
+        shared = getattr(config, "share_projection", True) and not getattr(config, "prediction_channel_indices", None)
+        mixed = getattr(config, "use_decoder", False) and config.decoder_mode != "common_channel"
+        return bool(self.anatomy.separate and shared and not mixed)
+
+    def _module(self, section: OwnForecaster, version: Path) -> tuple[Any, Any]:
+        """The model without its backbone, with the weights of the head, and its config; raises TaskRefused."""
+        from transformers import AutoConfig
+
+        from fmplex_backend.families.time_series.anatomy import class_of
+        from fmplex_backend.weights import read_safetensors
+
+        architecture = self.anatomy.architecture
+        config = AutoConfig.from_pretrained(self.directory)
+        config.do_mask_input = False
+        whole: Any = class_of(architecture, architecture.forecaster)(config)
+        inner = f"{architecture.backbone}."
+        wanted = {name: each for name, each in whole.state_dict().items() if not name.startswith(inner)}
+        if section.head == "task":
+            file = version / section.weights
+            given = read_safetensors(file)
+        else:
+            file = version / "task.json"
+            given = {name: each for name, each in self._checkpoint(version).items() if name in wanted}
+        _check(given, wanted, file, section.head)
+        whole.load_state_dict(given, strict=False)
+        delattr(whole, architecture.backbone)
+        return whole.float().eval().requires_grad_(False), config
+
+    def _checkpoint(self, version: Path) -> Mapping[str, Tensor]:
+        """The tensors of the backbone's own checkpoint."""
+        from fmplex_backend.weights import read_safetensors
+
+        found: dict[str, Tensor] = {}
+        for file in sorted(self.directory.glob("*.safetensors")):
+            found |= read_safetensors(file)
+        return found
+
+
+def _check(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], file: Path, whose: str) -> None:
+    """Raise TaskRefused where names or shapes differ."""
+    remedy = AGAIN if whose == "task" else "Name a backbone that was saved with its head, or fit a Forecaster"
+    if missing := sorted(wanted.keys() - given.keys()):
+        holder = "the file" if whose == "task" else "the backbone's checkpoint"
+        raise TaskRefused(file, missing[0], f"{holder} holds no such tensor of a forecast head", remedy)
+    if unknown := sorted(given.keys() - wanted.keys()):
+        raise TaskRefused(file, unknown[0], "the model's forecast head has no such tensor", remedy)
+    for name, tensor in given.items():
+        if tensor.shape != wanted[name].shape:
+            problem = f"its shape is {list(tensor.shape)}, the model's is {list(wanted[name].shape)}"
+            raise TaskRefused(file, name, problem, remedy)
