@@ -26,8 +26,7 @@ class Input(Protocol):
     """An input tensor, and how Python values become one."""
 
     tensor: TensorSpec
-    # How many of a table's columns make an item; "whole": a table's rows may be an item together, see `TableInput`.
-    columns: Literal["one", "several", "whole"]
+    columns: Literal["one", "several"]  # how many of a table's columns make an item
     default_column: str  # the table's column that is an item, where none is named; "" where several make one
     files: Sequence[str]  # how the names of files end that are an item each, such as ".png"; empty where none are
 

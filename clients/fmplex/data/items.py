@@ -20,7 +20,7 @@ def columns_for(source: Source, reads: Input, named: str, size: int | None) -> l
     """
     if source.plain:
         return source.columns
-    if reads.columns != "several":
+    if reads.columns == "one":
         chosen = [named or reads.default_column]
     else:
         chosen = [name.strip() for name in named.split(",") if name.strip()] or source.columns
@@ -60,7 +60,7 @@ def item_of(cells: Mapping[str, Any], columns: Sequence[str], reads: Input, fold
     try:
         if reads.columns == "several" and len(values) == 1 and isinstance(values[0], str):
             return reads.parse(values[0])  # a line with all of them
-        return reads.item(values if reads.columns == "several" else located(values[0], reads, folder))[0]
+        return reads.item(located(values[0], reads, folder) if reads.columns == "one" else values)[0]
     except (TaskProblem, ValueError) as error:
         raise ValueError(str(error).partition(". ")[0]) from None
 

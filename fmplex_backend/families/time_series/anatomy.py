@@ -96,8 +96,10 @@ class Anatomy:
         return (self.patches + self.extra) * self.width if reads == PATCHES else self.width
 
     def read(self, kind: str, states: States) -> Tensor:
-        """float32 [n, d] of a pooling over patches that hold something, and over channels; of PATCHES [n, c, t * d + 2]:
-        the vectors of all tokens, then location and scale.
+        """What a decoder reads, float32.
+
+        [n, d] of a pooling over patches that hold something, and over channels. Of PATCHES [n, c, t * d + 2]: the
+        vectors of all tokens, then location and scale.
         """
         if kind == PATCHES:
             aside = torch.stack([states.location, states.scale], dim=-1)

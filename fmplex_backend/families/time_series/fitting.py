@@ -88,13 +88,13 @@ class SeriesFeatures(PooledFeatures[SeriesExample]):
         counts = [len(each.contexts) for each in examples]
         packed = self.runtime.forward.packed([row for each in examples for row in each.contexts]).to(self.device)
         anatomy = self.runtime.anatomy
-        found = anatomy.read(self.reads, anatomy.states(model, packed[0], packed[1] > 0))
+        found: Tensor = anatomy.read(self.reads, anatomy.states(model, packed[0], packed[1] > 0))
         if self.reads == PATCHES:
             if len(set(counts)) > 1:
                 raise TaskProblem(
                     f"the series have {min(counts)} to {max(counts)} channels, and one forecaster is fitted to series "
                     "of as many. Give those of one kind"
                 )
-            return found.flatten(0, 1).unflatten(0, (len(examples), -1))
+            return found.flatten(0, 1).view(len(examples), -1, found.shape[-1])
         parts = torch.split(found, counts)
         return torch.stack([part.amax(dim=0) if self.reads == "max" else part.mean(dim=0) for part in parts])

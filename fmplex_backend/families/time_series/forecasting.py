@@ -142,9 +142,7 @@ class Forecaster(HeadDecoder, Forecasting, _Steps):
         from fmplex_backend.families.time_series import heads
 
         layers = heads.ChannelLayers((hidden, *self.hidden, self.horizon), self.activation, self.dropout)
-        return TrainableHead(
-            layers, reads=PATCHES, loss=heads.squared_error, stack=heads.stacked, apart=heads.apart
-        )
+        return TrainableHead(layers, reads=PATCHES, loss=heads.squared_error, stack=heads.stacked, apart=heads.apart)
 
 
 def forecast_of(head: Head, encoded: Encoded) -> Array:

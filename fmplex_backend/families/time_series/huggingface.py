@@ -1,4 +1,4 @@
-"""Loading a Hugging Face time-series model; other kinds of models, and what they would need beside series, are refused."""
+"""Loading a Hugging Face time-series model; other kinds, and those that need more than series, are refused."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class SeriesInput:
     """SERIES [time, channels]; shorter series of a request begin with missing values."""
 
     tensor = TensorSpec("SERIES", "TYPE_FP32", (-1, -1))
-    columns: Literal["one", "several", "whole"] = "whole"
+    columns: Literal["one", "several"] = "one"
     default_column = SERIES_COLUMN
     files: Sequence[str] = SUFFIXES
 

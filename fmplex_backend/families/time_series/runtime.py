@@ -42,6 +42,7 @@ class TimeSeriesRuntime(EncoderRuntime[Context]):
         predict: the cost model's estimate of a pass, in seconds.
     """
 
+    forward: Forward
     folds = True  # where it does not hold, `not_adaptable` says so
 
     def __init__(self, config: TimeSeriesConfig, file: Path, device: str, max_items: int, predict: Predict) -> None:

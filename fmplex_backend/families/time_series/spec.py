@@ -43,7 +43,9 @@ class TimeSeriesModels(Family):
     def encoder_for(self, columns: Sequence[str], options: Mapping[str, Any]) -> Window:
         """The last steps of a series, whose channels are columns; raises TaskProblem for options of texts."""
         if options:
-            raise TaskProblem(f"a task on a {self.name} reads numbers: {', '.join(options)} are of texts. Leave them out")
+            raise TaskProblem(
+                f"a task on a {self.name} reads numbers: {', '.join(options)} are of texts. Leave them out"
+            )
         return Window()
 
     def make_runtime(
