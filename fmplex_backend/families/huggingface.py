@@ -45,6 +45,7 @@ def load_model(
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # it would fill the server's log
+    transformers_logging.set_verbosity_error()  # so would lists of weights that are left out; a lack is an error here
     if device.type == "cpu":
         torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
     directory = find_model(config.model, file)

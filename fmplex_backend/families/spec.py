@@ -50,6 +50,14 @@ class Input(Protocol):
 
 
 @runtime_checkable
+class SteppedInput(Input, Protocol):
+    """An input whose items are sequences in time, of which the end can be held back."""
+
+    def parted(self, item: Any, steps: int) -> tuple[Any, Any]:
+        """An item without its last steps, and these; raises TaskProblem where it is no longer than that."""
+
+
+@runtime_checkable
 class TableInput(Input, Protocol):
     """An input whose items may take all of a table, or several of its rows."""
 

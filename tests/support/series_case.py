@@ -30,7 +30,7 @@ from testing.adapters import lora
 from testing.clients import Outputs
 from testing.repositories import Task as Recipe
 
-CONTEXT, PATCH, HIDDEN, LAYERS = 128, 8, 96, 6  # a pass takes many times as long as preparing its series
+CONTEXT, PATCH, HIDDEN, LAYERS = 128, 8, 64, 4  # a pass takes many times as long as preparing its series
 PATCHES = CONTEXT // PATCH
 OWN_STEPS, HORIZON = 12, 6
 MODULES = ("q_proj", "v_proj")
@@ -246,7 +246,7 @@ class SeriesCase(FamilyCase):
         """The backbone, with its forecast head."""
         torch.manual_seed(0)
         config = PatchTSTConfig(
-            num_input_channels=3,  # any other number may come
+            num_input_channels=1,  # any other number may come
             context_length=CONTEXT,
             patch_length=PATCH,
             patch_stride=PATCH,

@@ -313,6 +313,8 @@ class Task:
 
     def _model_name(self) -> str:
         model = self.backbone.config.model
+        if (self.backbone.file.parent / model).is_dir() and not Path(model).is_absolute():
+            return self.backbone.name  # a path from the backbone's directory
         # a path of this machine means nothing on another
         return Path(model).name if Path(model).is_absolute() else model
 

@@ -47,7 +47,7 @@ class AnomalyDetector(Forecaster):
         passing: the part of the usual errors that are above 1.
     """
 
-    passing: TrainingOnly[Annotated[float, Field(gt=0, lt=1)]] = 0.005
+    passing: TrainingOnly[Annotated[float, Field(gt=0, lt=1)]] = field(default=0.005, compare=False)
 
     kind: Literal["anomaly"] = field(default="anomaly", kw_only=True, repr=False)  # type: ignore[assignment]
     gives = (ANOMALY,)

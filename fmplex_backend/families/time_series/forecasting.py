@@ -113,7 +113,7 @@ class Forecaster(HeadDecoder, Forecasting, _Steps):
         context: steps that a window for training has before those to be forecast, at most.
     """
 
-    context: TrainingOnly[int] = CONTEXT
+    context: TrainingOnly[int] = field(default=CONTEXT, compare=False)
 
     kind: Literal["forecast"] = field(default="forecast", kw_only=True, repr=False)
 

@@ -84,6 +84,13 @@ class SeriesInput:
             return [TimeSeries(row[:, None]) for row in whole.values], labels
         return [whole], []
 
+    def parted(self, item: Any, steps: int) -> tuple[TimeSeries, TimeSeries]:
+        series = _series(item)
+        if not 0 < steps < series.steps:
+            raise TaskProblem(f"{steps} steps cannot be held back of a series of {series.steps}. Give fewer")
+        first, last = series.values[:-steps], series.values[-steps:]
+        return TimeSeries(first, series.names), TimeSeries(last, series.names)
+
     def parse(self, argument: str) -> TimeSeries:
         try:
             if Path(argument).suffix.lower() in SUFFIXES:

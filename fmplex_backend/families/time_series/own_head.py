@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
@@ -39,7 +40,7 @@ class OwnForecaster(Weighted, Forecasting):
 
     horizon: Horizon | None = None
     head: Literal["backbone", "task"] = "backbone"
-    checkpoint: TrainingOnly[str | Path | None] = None
+    checkpoint: TrainingOnly[str | Path | None] = field(default=None, compare=False)
 
     kind: Literal["own-forecast"] = field(default="own-forecast", kw_only=True, repr=False)
     learns = "nothing"
@@ -75,10 +76,21 @@ class LoadedHead(LoadedDecoder):
 
 
 class OwnHeads:
-    """The forecast heads of one model. A head is made when a task wants it."""
+    """The forecast heads of one model. A head is made when a task wants it.
+
+    What the checkpoint has of one is read with the backbone: a task's load reads nothing but the task's own files.
+
+    Args:
+        directory: of the model.
+    """
 
     def __init__(self, directory: Path, anatomy: Anatomy) -> None:
-        self.directory, self.anatomy = directory, anatomy
+        from transformers import AutoConfig
+
+        self.anatomy = anatomy
+        self.config = AutoConfig.from_pretrained(directory)
+        self.config.do_mask_input = False
+        self.tensors = _without(f"{anatomy.architecture.backbone}.", directory)
 
     def load(self, section: OwnForecaster, channels: int | None, version: Path) -> LoadedHead:
         """Raises TaskRefused.
@@ -141,14 +153,10 @@ class OwnHeads:
 
     def _module(self, section: OwnForecaster, version: Path) -> tuple[Any, Any]:
         """The model without its backbone, with the weights of the head, and its config; raises TaskRefused."""
-        from transformers import AutoConfig
-
         from fmplex_backend.families.time_series.anatomy import class_of
         from fmplex_backend.weights import read_safetensors
 
-        architecture = self.anatomy.architecture
-        config = AutoConfig.from_pretrained(self.directory)
-        config.do_mask_input = False
+        architecture, config = self.anatomy.architecture, copy.deepcopy(self.config)
         whole: Any = class_of(architecture, architecture.forecaster)(config)
         inner = f"{architecture.backbone}."
         wanted = {name: each for name, each in whole.state_dict().items() if not name.startswith(inner)}
@@ -157,20 +165,22 @@ class OwnHeads:
             given = read_safetensors(file)
         else:
             file = version / "task.json"
-            given = {name: each for name, each in self._checkpoint(version).items() if name in wanted}
+            given = {name: each for name, each in self.tensors.items() if name in wanted}
         _check(given, wanted, file, section.head)
         whole.load_state_dict(given, strict=False)
         delattr(whole, architecture.backbone)
         return whole.float().eval().requires_grad_(False), config
 
-    def _checkpoint(self, version: Path) -> Mapping[str, Tensor]:
-        """The tensors of the backbone's own checkpoint."""
-        from fmplex_backend.weights import read_safetensors
 
-        found: dict[str, Tensor] = {}
-        for file in sorted(self.directory.glob("*.safetensors")):
-            found |= read_safetensors(file)
-        return found
+def _without(prefix: str, directory: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint whose names begin in another way; none where it is not in safetensors."""
+    from safetensors import safe_open
+
+    found: dict[str, Tensor] = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            found |= {name: opened.get_tensor(name).clone() for name in opened.keys() if not name.startswith(prefix)}
+    return found
 
 
 def _check(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], file: Path, whose: str) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from fmplex_backend.decoders.results import Result
-from fmplex_backend.families.time_series.series import Array
+from fmplex_backend.families.time_series.series import Array, TimeSeries, series_of
 
 SHOWN = 4  # numbers of a channel
+SEEN_TIMES = 6  # the steps that are drawn of a series, in those that were asked for
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,6 +23,20 @@ class Forecast(Result):
 
     def shown(self) -> str:
         return f"{len(self.values)} steps: {_channels(self.values)}"
+
+    def draw(self, axes: Any, item: Any, after: Any = None) -> bool:
+        """The last steps of the series, the forecast, and what came."""
+        series, horizon = series_of(item), len(self.values)
+        before = series.values[-SEEN_TIMES * horizon :]
+        for place, name in enumerate(_names(series, self.values.shape[1])):
+            known = before[:, place] if place < series.channels else before[:, 0]
+            (line,) = axes.plot(range(-len(known), 0), known, label=name)
+            dashed = {"color": line.get_color(), "linestyle": "--"}
+            axes.plot(range(horizon), self.values[:, place], **dashed, label=f"{name}, forecast")
+            if after is not None and place < after.channels:
+                axes.plot(range(after.steps), after.values[:, place], color=line.get_color(), alpha=0.5)
+        axes.axvline(-0.5, color="grey", linewidth=0.5)
+        return True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,6 +59,17 @@ class Anomalies(Result):
         found = ", ".join(map(str, self.steps)) or "none"
         return f"anomalous of the last {len(self.scores)} steps: {found} (highest score {worst:.3g})"
 
+    def draw(self, axes: Any, item: Any, after: Any = None) -> bool:
+        """The end of the series, with its anomalous values marked."""
+        series, compared = series_of(item), len(self.scores)
+        known = series.values[-SEEN_TIMES * compared :]
+        for place, name in enumerate(_names(series, series.channels)):
+            axes.plot(range(-len(known), 0), known[:, place], label=name)
+            found = np.flatnonzero(self.scores[:, place] > 1) - compared
+            axes.plot(found, known[found, place], "rx", label=f"{name}, anomalous")
+        axes.axvline(-compared - 0.5, color="grey", linewidth=0.5)
+        return True
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Filled(Result):
@@ -53,6 +80,14 @@ class Filled(Result):
 
     def shown(self) -> str:
         return f"{len(self.values)} steps, the last: {_channels(self.values[-SHOWN:])}"
+
+
+def _names(series: TimeSeries, channels: int) -> list[str]:
+    """Of channels."""
+    return [
+        series.names[place] if place < len(series.names) else f"channel {place}" if channels > 1 else "series"
+        for place in range(channels)
+    ]
 
 
 def _channels(values: Array) -> str:
