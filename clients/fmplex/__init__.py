@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from fmplex_backend.families.text_encoder.sections import PluginEncoder, Projection, Text
     from fmplex_backend.families.time_series.anomaly import AnomalyDetector
     from fmplex_backend.families.time_series.forecasting import Forecaster
+    from fmplex_backend.families.time_series.imputation import Imputer
     from fmplex_backend.families.time_series.own_head import OwnForecaster
     from fmplex_backend.families.time_series.results import Anomalies, Filled, Forecast
     from fmplex_backend.families.time_series.sections import Window
@@ -90,6 +91,7 @@ _PLACES = {
     "fmplex_backend.families.text_encoder.sections": ("PluginEncoder", "Projection", "Text"),
     "fmplex_backend.families.time_series.anomaly": ("AnomalyDetector",),
     "fmplex_backend.families.time_series.forecasting": ("Forecaster",),
+    "fmplex_backend.families.time_series.imputation": ("Imputer",),
     "fmplex_backend.families.time_series.own_head": ("OwnForecaster",),
     "fmplex_backend.families.time_series.results": ("Anomalies", "Filled", "Forecast"),
     "fmplex_backend.families.time_series.sections": ("Window",),
@@ -122,6 +124,7 @@ __all__ = [
     "Generator",
     "ImageArray",
     "ImageFile",
+    "Imputer",
     "Label",
     "Labels",
     "LoRA",

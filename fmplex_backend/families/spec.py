@@ -230,6 +230,10 @@ class Family:
         """
         return []
 
+    def completed(self, decoder: Decoder, runtime: Any) -> Decoder:
+        """A decoder that is about to be fitted, with the settings that only the backbone tells."""
+        return decoder
+
     def fitting_inputs(self, encoder: Any, runtime: Any, tensors: Mapping[str, Tensor], seed: int) -> FittingInputs:
         """The encoder of a task that is about to be fitted, with the tensors it has, if any."""
         raise NotImplementedError

@@ -60,6 +60,7 @@ def prepare(
         checkpoint = Checkpoint(options.checkpoint, _digest(parts, decoder, rows, options))
         checkpoint.check()
     progress.phase("loading the backbone")
+    decoder = parts.backbone.completed(decoder)
     inputs = parts.backbone.fitting_inputs(parts.encoder, parts.weights.encoder, options.seed)
     examples = _examples(decoder, inputs, rows)
     training, held = _split(decoder, inputs, rows, examples, validation, options.seed)

@@ -179,7 +179,8 @@ def _without(prefix: str, directory: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for file in sorted(directory.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
-            found |= {name: opened.get_tensor(name).clone() for name in opened.keys() if not name.startswith(prefix)}
+            names: list[str] = opened.keys()
+            found |= {name: opened.get_tensor(name).clone() for name in names if not name.startswith(prefix)}
     return found
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmplex_backend.adapters.kinds import PeftAdapter
-from fmplex_backend.decoders import KINDS
+from fmplex_backend.decoders import KINDS, Decoder
 from fmplex_backend.errors import TaskProblem
 from fmplex_backend.families.model_files import find_model, fingerprint_of, hidden_width
 from fmplex_backend.families.spec import Family, FittingInputs
 from fmplex_backend.families.time_series.anomaly import AnomalyDetector
 from fmplex_backend.families.time_series.architectures import ARCHITECTURES
 from fmplex_backend.families.time_series.forecasting import Forecaster
+from fmplex_backend.families.time_series.imputation import Imputer
 from fmplex_backend.families.time_series.inputs import SERIES
 from fmplex_backend.families.time_series.own_head import OwnForecaster
 from fmplex_backend.families.time_series.parameters import TimeSeriesConfig
@@ -37,6 +38,7 @@ class TimeSeriesModels(Family):
         Forecaster,
         AnomalyDetector,
         OwnForecaster,
+        Imputer,
     )
     parameters = TimeSeriesConfig
 
@@ -64,6 +66,9 @@ class TimeSeriesModels(Family):
 
     def fingerprint(self, config: BackboneConfig, file: Path) -> str | None:
         return fingerprint_of(config.model, file)
+
+    def completed(self, decoder: Decoder, runtime: Any) -> Decoder:
+        return decoder.completed(runtime.anatomy) if isinstance(decoder, Imputer) else decoder
 
     def fitting_inputs(self, encoder: Any, runtime: Any, tensors: Mapping[str, Tensor], seed: int) -> FittingInputs:
         from fmplex_backend.families.time_series.fitting import SeriesFittingInputs
