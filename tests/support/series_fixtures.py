@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from runtime_requests import unanswered
 from transformers import (
     PatchTSMixerConfig,
     PatchTSMixerForPrediction,
@@ -20,6 +22,7 @@ from transformers import (
 from fmplex_backend.families.time_series.parameters import TimeSeriesConfig
 from fmplex_backend.families.time_series.runtime import TimeSeriesRuntime
 from fmplex_backend.scheduling import CostModel
+from fmplex_backend.types import Finished, Request, Running, Vfm
 
 CONTEXT, PATCH, HIDDEN, OWN_STEPS = 64, 8, 32, 12
 Array = npt.NDArray[np.float32]
@@ -99,3 +102,31 @@ def filled(values: Array, context: int = CONTEXT) -> tuple[Array, Array]:
     whole = np.concatenate([np.full((context - len(last), last.shape[1]), np.nan, dtype=np.float32), last])
     known = ~np.isnan(whole)
     return np.where(known, whole, np.nanmean(last, axis=0)).astype(np.float32), known
+
+
+def serve(runtime: TimeSeriesRuntime, folder: Path, **task: Any) -> Vfm:
+    """A vFM that is attached."""
+    folder.mkdir(exist_ok=True)
+    document = {"family": "time-series", "decoder": {"kind": "embedding", "normalize": False}, **task}
+    (folder / "task.json").write_text(json.dumps(document))
+    vfm = Vfm(0, folder.name)
+    vfm.extensions = runtime.load(folder)
+    runtime.attach(vfm.extensions)
+    return vfm
+
+
+def ask(runtime: TimeSeriesRuntime, vfm: Vfm, *items: Array) -> Request:
+    """Items of one length."""
+    request = Request(vfm, {"SERIES": np.stack(items)}, (), 0.0, unanswered)
+    request.extensions = vfm.extensions
+    runtime.prepare(request)
+    return request
+
+
+def finished(runtime: TimeSeriesRuntime, request: Request) -> dict[str, Any]:
+    """Its tensors, after as many steps as it takes."""
+    while True:
+        ((_, outcome),) = [each for done in runtime.run([request]) for each in done.outcomes]
+        if isinstance(outcome, Finished):
+            return dict(runtime.decode(request, outcome.value))
+        assert isinstance(outcome, Running)

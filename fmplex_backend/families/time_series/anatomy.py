@@ -113,11 +113,11 @@ class Anatomy:
 
 
 def import_needed(architecture: Architecture) -> None:
-    """Import what registers the architecture with transformers; raises ImportError that says what to install."""
+    """Import what has an architecture's class; raises ImportError that says what to install."""
     if not architecture.package:
         return
     try:
-        importlib.import_module(architecture.package)
+        class_of(architecture, architecture.forecaster)
     except ImportError as error:
         raise ImportError(f"{error}: {architecture.install}") from error
 

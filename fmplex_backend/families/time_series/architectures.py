@@ -17,7 +17,8 @@ class Architecture:
         mask: the name of the argument that says which values were observed.
         separates: whether a config has channels that do not see each other, so that any number may come.
         forecaster: the class with the model's own forecast head; `backbone` is its attribute for the rest.
-        package: what registers it, where that is not transformers; `install`: how to have that.
+        package: what has the class, where that is not transformers, whose AutoModel then does not know the model
+            without its head; `install`: how to have it.
         unread: fields that a backbone's config must not have set, and why.
     """
 

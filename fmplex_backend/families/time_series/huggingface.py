@@ -12,7 +12,7 @@ import torch
 from fmplex_backend.errors import BackboneRefused
 from fmplex_backend.families.huggingface import load_model, on_device
 from fmplex_backend.families.model_files import find_model, model_config
-from fmplex_backend.families.time_series.anatomy import Anatomy, import_needed
+from fmplex_backend.families.time_series.anatomy import Anatomy, class_of, import_needed
 from fmplex_backend.families.time_series.architectures import ARCHITECTURES, Architecture
 from fmplex_backend.families.time_series.parameters import TimeSeriesConfig
 
@@ -31,9 +31,15 @@ def load_backbone(config: TimeSeriesConfig, file: Path, device: torch.device) ->
     architecture = _architecture(config, file)
     in_float32 = config.model_copy(update={"dtype": "float32"})
     loaded = load_model(
-        in_float32, file, device, read=lambda directory: None, part=lambda whole: served_config(whole, architecture)
+        in_float32,
+        file,
+        device,
+        read=lambda directory: None,
+        part=lambda whole: served_config(whole, architecture),
+        loader=class_of(architecture, architecture.forecaster) if architecture.package else None,
     )
-    model = on_device(loaded.model, device)
+    model = getattr(loaded.model, architecture.backbone) if architecture.package else loaded.model
+    model = on_device(model, device)
     try:
         anatomy = Anatomy.of(model, architecture)
     except Exception as error:  # a model of another kind raises whatever it stumbles over
@@ -43,10 +49,12 @@ def load_backbone(config: TimeSeriesConfig, file: Path, device: torch.device) ->
 
 
 def served_config(whole: Any, architecture: Architecture) -> Any:
-    """Without the random masks of pretraining; where channels do not see each other, for one at a time."""
+    """Without the random masks of pretraining; where channels do not see each other, for one at a time, unless the
+    model is loaded with its head, which may see more.
+    """
     own = copy.deepcopy(whole)
     own.do_mask_input = False
-    if architecture.separates(own):
+    if architecture.separates(own) and not architecture.package:
         own.num_input_channels = 1
     return own
 

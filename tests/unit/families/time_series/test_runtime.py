@@ -23,10 +23,13 @@ from series_fixtures import (
     OWN_STEPS,
     PATCH,
     Array,
+    ask,
     filled,
+    finished,
     save_series_model,
     series,
     series_runtime,
+    serve,
     tiny_series_model,
 )
 
@@ -35,8 +38,7 @@ from fmplex_backend.errors import BackboneRefused, InvalidRequest, TaskRefused
 from fmplex_backend.families.cuda_graphs import Graphs
 from fmplex_backend.families.time_series.architectures import PATCHES
 from fmplex_backend.families.time_series.forward import CapturedSeries, Forward, PassKind
-from fmplex_backend.families.time_series.runtime import TimeSeriesRuntime
-from fmplex_backend.types import Finished, Request, Running, Vfm
+from fmplex_backend.types import Request
 from testing.adapters import save_adapter
 
 TARGETS = {"mixer": ["fc1", "fc2"], "mixed-channels": ["fc1", "fc2", "q_proj"]}
@@ -51,25 +53,6 @@ def directory_of(kind: str) -> Path:
 def model_of(kind: str) -> Any:
     """As the runtime has it, in a copy."""
     return series_runtime(directory_of(kind)).model
-
-
-def serve(runtime: TimeSeriesRuntime, folder: Path, **task: Any) -> Vfm:
-    """A vFM that is attached."""
-    folder.mkdir(exist_ok=True)
-    document = {"family": "time-series", "decoder": {"kind": "embedding", "normalize": False}, **task}
-    (folder / "task.json").write_text(json.dumps(document))
-    vfm = Vfm(0, folder.name)
-    vfm.extensions = runtime.load(folder)
-    runtime.attach(vfm.extensions)
-    return vfm
-
-
-def ask(runtime: TimeSeriesRuntime, vfm: Vfm, *items: Array) -> Request:
-    """Items of one length."""
-    request = Request(vfm, {"SERIES": np.stack(items)}, (), 0.0, unanswered)
-    request.extensions = vfm.extensions
-    runtime.prepare(request)
-    return request
 
 
 def encoder_of(kind: str) -> dict[str, Any]:
@@ -192,15 +175,6 @@ def test_the_models_own_head_forecasts_as_transformers_does(kind: str, horizon: 
     found = finished(runtime, request)["FORECAST"][0]
     want = own_forecast(kind, whole, item, horizon or OWN_STEPS)
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-3)
-
-
-def finished(runtime: TimeSeriesRuntime, request: Request) -> dict[str, Any]:
-    """Its tensors, after as many steps as it takes."""
-    while True:
-        ((_, outcome),) = [each for done in runtime.run([request]) for each in done.outcomes]
-        if isinstance(outcome, Finished):
-            return dict(runtime.decode(request, outcome.value))
-        assert isinstance(outcome, Running)
 
 
 def test_a_head_of_the_task_is_used_in_the_place_of_the_backbones(tmp_path: Path) -> None:
