@@ -17,6 +17,8 @@ from transformers import (
     PatchTSTConfig,
     PatchTSTForPrediction,
     PatchTSTForPretraining,
+    TimesFmConfig,
+    TimesFmModelForPrediction,
 )
 
 from fmplex_backend.families.time_series.parameters import TimeSeriesConfig
@@ -53,6 +55,19 @@ MODELS: dict[str, Callable[[], Any]] = {
     ),
     "channel-attention": lambda: PatchTSTForPrediction(
         PatchTSTConfig(**_TST | {"channel_attention": True, "num_input_channels": 3})
+    ),
+    "timesfm": lambda: TimesFmModelForPrediction(
+        TimesFmConfig(
+            context_length=CONTEXT,
+            patch_length=PATCH,
+            horizon_length=OWN_STEPS,
+            num_hidden_layers=2,
+            hidden_size=HIDDEN,
+            intermediate_size=48,
+            head_dim=16,
+            num_attention_heads=2,
+            quantiles=[0.1, 0.5, 0.9],
+        )
     ),
     "mixer": lambda: PatchTSMixerForPrediction(PatchTSMixerConfig(**_MIXER, mode="common_channel")),
     "mixed-channels": lambda: PatchTSMixerForPrediction(

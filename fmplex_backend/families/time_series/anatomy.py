@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fmplex_backend.families.pooling import pool
-from fmplex_backend.families.time_series.architectures import PATCHES, Architecture
+from fmplex_backend.families.time_series.architectures import PATCHES, Architecture, Ran
 
 
 class States(NamedTuple):
@@ -53,14 +53,14 @@ class Anatomy:
         """By the model's config, and a pass of an empty series."""
         config = model.config
         context, patch = int(config.context_length), int(config.patch_length)
-        stride = int(config.patch_stride)
+        stride = int(getattr(config, "patch_stride", patch))
         patches = (max(context, patch) - patch) // stride + 1
         separate = architecture.separates(config)
         channels = 1 if separate else int(config.num_input_channels)
         anatomy = cls(architecture, context, channels, separate, patch, stride, patches, 0, 0)
         zeros = torch.zeros(1, context, channels, device=model.device)
         with torch.inference_mode():
-            found = anatomy.run(model, zeros, torch.ones_like(zeros, dtype=torch.bool)).last_hidden_state
+            found = anatomy.run(model, zeros, torch.ones_like(zeros, dtype=torch.bool)).tokens
         if found.dim() != 4 or found.shape[1] != channels or found.shape[2] - patches not in (0, 1):
             raise ValueError(f"it makes states {list(found.shape)} of {channels} channels of {patches} patches")
         return cls(
@@ -80,16 +80,16 @@ class Anatomy:
         """Of a row."""
         return self.channels * (self.patches + self.extra)
 
-    def run(self, model: Any, values: Tensor, observed: Tensor) -> Any:
-        """[n, context, channels] float32 and bool -> the model's own output."""
-        return model(past_values=values, **{self.architecture.mask: observed.to(values.dtype)})
+    def run(self, model: Any, values: Tensor, observed: Tensor) -> Ran:
+        """[n, context, channels] float32 and bool -> what the model makes of them."""
+        return self.architecture.run(model, values, observed)
 
     def states(self, model: Any, values: Tensor, observed: Tensor) -> States:
         """The same -> what decoders read."""
         found = self.run(model, values, observed)
         start = self.context - (self.patch + self.stride * (self.patches - 1))  # steps before the first patch
         seen = observed[:, start:].unfold(1, self.patch, self.stride).any(dim=-1).mT
-        return States(found.last_hidden_state, seen, found.loc[:, 0], found.scale[:, 0])
+        return States(found.tokens, seen, found.location, found.scale)
 
     def width_of(self, reads: str) -> int:
         """Of what a decoder reads of a channel: its pooled vector, or the vectors of all its tokens."""

@@ -53,8 +53,9 @@ def served_config(whole: Any, architecture: Architecture) -> Any:
     model is loaded with its head, which may see more.
     """
     own = copy.deepcopy(whole)
-    own.do_mask_input = False
-    if architecture.separates(own) and not architecture.package:
+    if hasattr(own, "do_mask_input"):
+        own.do_mask_input = False
+    if hasattr(own, "num_input_channels") and architecture.separates(own) and not architecture.package:
         own.num_input_channels = 1
     return own
 

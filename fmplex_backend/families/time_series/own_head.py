@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fmplex_backend.decoders.decoder import Array, Encoded, LoadedDecoder, Weighted
+from fmplex_backend.decoders.decoder import Array, Encoded, LoadedDecoder, Outputs, Weighted
+from fmplex_backend.decoders.results import Result
 from fmplex_backend.errors import TaskProblem, TaskRefused
 from fmplex_backend.families.time_series.architectures import PATCHES
 from fmplex_backend.families.time_series.forecasting import Forecasting, Horizon
+from fmplex_backend.families.time_series.results import Forecast
 from fmplex_backend.families.time_series.rolling import Rolled
+from fmplex_backend.interface import TensorSpec
 from fmplex_backend.section import CHECKED, TrainingOnly
 
 if TYPE_CHECKING:
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 
     from fmplex_backend.families.time_series.anatomy import Anatomy
 
+QUANTILES = TensorSpec("QUANTILES", "TYPE_FP32", (-1, -1, -1))  # [levels, horizon, channels]
 AGAIN = "Save the tensors of the head as the model's own checkpoint names them"
 
 
@@ -34,17 +39,33 @@ class OwnForecaster(Weighted, Forecasting):
     Args:
         horizon: steps; those of the head by default. Of a longer one the forecast is put behind the series and the
             model is run again, as often as it takes: errors add up.
+        quantiles: levels that are answered too, of those that the head has; they are not rolled.
         head: whose it is: the backbone's, or one that the task brings, of a checkpoint with the same backbone.
         checkpoint: where the task's own is: a directory with model.safetensors, or such a file.
     """
 
     horizon: Horizon | None = None
     head: Literal["backbone", "task"] = "backbone"
+    quantiles: Sequence[Annotated[float, Field(gt=0, lt=1)]] = ()
     checkpoint: TrainingOnly[str | Path | None] = field(default=None, compare=False)
 
     kind: Literal["own-forecast"] = field(default="own-forecast", kw_only=True, repr=False)
     learns = "nothing"
     needs_weights = False
+    may_give = (QUANTILES,)
+
+    @property
+    def label_names(self) -> Sequence[str]:
+        """The levels of QUANTILES."""
+        return [f"{level:g}" for level in self.quantiles]
+
+    def sizes(self, directory: Path, hidden: int | None) -> dict[str, int | None]:
+        return super().sizes(directory, hidden) | ({"QUANTILES": None} if self.quantiles else {})
+
+    @classmethod
+    def result(cls, labels: Sequence[str], item: Any, outputs: Outputs, truncated: bool) -> Result:
+        quantiles = dict(zip(labels, outputs.get("QUANTILES", ()), strict=False))
+        return Forecast(outputs["FORECAST"], truncated, quantiles)
 
     @property
     def steps(self) -> int:
@@ -72,7 +93,7 @@ class LoadedHead(LoadedDecoder):
     """A head with its weights."""
 
     times: int  # that a series runs
-    forecast: Callable[[Encoded], Array]  # of one run: [n, steps, channels]
+    forecast: Callable[[Encoded], Array]  # of one run: [n, steps, channels], without quantiles
 
 
 class OwnHeads:
@@ -89,7 +110,8 @@ class OwnHeads:
 
         self.anatomy = anatomy
         self.config = AutoConfig.from_pretrained(directory)
-        self.config.do_mask_input = False
+        if hasattr(self.config, "do_mask_input"):
+            self.config.do_mask_input = False
         self.tensors = _without(f"{anatomy.architecture.backbone}.", directory)
 
     def load(self, section: OwnForecaster, channels: int | None, version: Path) -> LoadedHead:
@@ -102,7 +124,7 @@ class OwnHeads:
 
         file = version / "task.json"
         module, config = self._module(section, version)
-        steps = int(getattr(config, "prediction_filter_length", None) or config.prediction_length)
+        steps = self.anatomy.architecture.steps(config)
         chosen = getattr(config, "prediction_channel_indices", None)
         if not self._takes_any(config) and channels != config.num_input_channels:
             problem = f"it is {channels}, and the head sees {config.num_input_channels} channels at once"
@@ -112,14 +134,23 @@ class OwnHeads:
             problem = f"it is {section.horizon}; the head forecasts {steps} steps of {len(chosen)} channels alone"
             raise TaskRefused(file, "decoder.horizon", problem, f"Say {steps} or less")
 
-        def forecast(encoded: Encoded) -> Array:
+        levels = _places(section, config, times, file)
+
+        def run(encoded: Encoded) -> Array:
             with torch.inference_mode():
-                return self._forecast(module, chosen, torch.from_numpy(encoded.vectors))
+                found = self._forecast(module, chosen, torch.from_numpy(encoded.vectors))
+            return found if found.ndim == 4 else found[..., None]
+
+        def forecast(encoded: Encoded) -> Array:
+            return run(encoded)[..., 0]
 
         def decode(encoded: Encoded) -> dict[str, Array]:
-            before = encoded.before if isinstance(encoded, Rolled) else ()
-            whole = np.concatenate([*before, forecast(encoded)], axis=1)
-            return {"FORECAST": whole[:, : section.horizon]}
+            before, found = encoded.before if isinstance(encoded, Rolled) else (), run(encoded)
+            whole = np.concatenate([*before, found[..., 0]], axis=1)
+            answer = {"FORECAST": whole[:, : section.horizon]}
+            if levels:
+                answer["QUANTILES"] = np.moveaxis(found[:, : section.horizon][..., levels], -1, 1)
+            return answer
 
         try:
             width = self.anatomy.width_of(PATCHES) + 2
@@ -134,16 +165,17 @@ class OwnHeads:
         rows, channels = vectors.shape[:2]
         tokens = vectors[..., :-2].reshape(rows, channels, -1, self.anatomy.width)
         level, scale = vectors[..., -2][:, None], vectors[..., -1][:, None]  # [n, 1, c]
-        if getattr(module, "decoder", None) is not None:  # Tiny Time Mixer's
-            tokens, _ = module.decoder(hidden_state=tokens, patch_input=None)
-            found = module.head(tokens, past_values=None)
-        else:
-            found = module.head(tokens)
+        found = self.anatomy.architecture.head(module, tokens)
         if chosen:
             level, scale = level[..., sorted(chosen)], scale[..., sorted(chosen)]
-        if module.distribution_output is not None:
-            return module.distribution_output.distribution(found, loc=level, scale=scale).mean.numpy()  # type: ignore[no-any-return]
-        return (found * scale + level).numpy()  # type: ignore[no-any-return]
+        if (distribution := getattr(module, "distribution_output", None)) is not None:
+            found = distribution.distribution(found, loc=level, scale=scale).mean
+        elif found.dim() == 4:  # with quantiles
+            found = found * scale[..., None] + level[..., None]
+        else:
+            found = found * scale + level
+        whole: Array = found.numpy()
+        return whole
 
     def _takes_any(self, config: Any) -> bool:
         """Whether each channel is forecast by itself, all by the same weights."""
@@ -182,6 +214,20 @@ def _without(prefix: str, directory: Path) -> dict[str, Tensor]:
             names: list[str] = opened.keys()
             found |= {name: opened.get_tensor(name).clone() for name in names if not name.startswith(prefix)}
     return found
+
+
+def _places(section: OwnForecaster, config: Any, times: int, file: Path) -> list[int]:
+    """Of the levels that a task wants, in what a head says of a step; raises TaskRefused."""
+    has = [float(level) for level in getattr(config, "quantiles", ())]
+    missing = [level for level in section.quantiles if level not in has]
+    if missing:
+        names = ", ".join(f"{level:g}" for level in has) or "none"
+        problem = f"the head of a {config.model_type} does not have {missing[0]:g}, but {names}"
+        raise TaskRefused(file, "decoder.quantiles", problem, "Name some of these, or leave it out")
+    if section.quantiles and times > 1:
+        problem = f"a horizon of {section.horizon} is rolled, which says nothing of quantiles"
+        raise TaskRefused(file, "decoder.quantiles", problem, "Lower the horizon, or leave them out")
+    return [1 + has.index(level) for level in section.quantiles]
 
 
 def _check(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], file: Path, whose: str) -> None:

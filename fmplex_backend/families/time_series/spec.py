@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class TimeSeriesModels(Family):
-    """PatchTST, PatchTSMixer and Tiny Time Mixer."""
+    """PatchTST, PatchTSMixer, TimesFM and Tiny Time Mixer."""
 
     name = "time-series"
     inputs = (SERIES,)

@@ -62,10 +62,10 @@ def test_any_horizon_is_forecast_by_a_head_of_its_own(backbone: Backbone) -> Non
     (found,) = task.predict(two_waves(200, 700))
     assert isinstance(found, Forecast)
     want = two_waves(90, 900)
-    assert found.values.shape == (90, 2)
-    assert np.nanmax(np.abs(found.values - want) / [3, 1e4]) < 0.3
+    assert found.forecast.shape == (90, 2)
+    assert np.nanmax(np.abs(found.forecast - want) / [3, 1e4]) < 0.3
     assert task.metrics["mae"] < 0.2 * task.metrics["naive_mae"]  # type: ignore[operator]
-    np.testing.assert_array_equal(saved(task).predict(two_waves(200, 700))[0].values, found.values)  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(saved(task).predict(two_waves(200, 700))[0].forecast, found.forecast)  # type: ignore[attr-defined]
     assert found.shown().startswith("90 steps: ")
 
 
@@ -99,8 +99,8 @@ def test_anomalies_are_judged_by_errors_on_what_was_held_out(backbone: Backbone)
     assert isinstance(calm, Anomalies)
     assert isinstance(found, Anomalies)
     assert (calm.steps, found.steps) == ([], [-3])
-    assert found.scores.shape == (8, 2)
-    assert found.scores[2, 0] == 0, "a missing value is no anomaly"
+    assert found.anomaly.shape == (8, 2)
+    assert found.anomaly[2, 0] == 0, "a missing value is no anomaly"
     marks = [[0] * 204, [0] * 201 + [1, 0, 0]]
     assert task.evaluate([usual, odd], marks).figures["f1"] == 1.0
     with pytest.raises(TaskProblem, match=r"row 0: its label is not 0 or 1 for each step"):
@@ -117,13 +117,13 @@ def test_gaps_are_filled_and_all_else_stays(backbone: Backbone) -> None:
     sent[20:24, 1] = np.nan
     (found,) = saved(task).predict(sent)
     assert isinstance(found, Filled)
-    assert found.values.shape == (50, 2)
+    assert found.imputed.shape == (50, 2)
     known = ~np.isnan(sent)
-    np.testing.assert_array_equal(found.values[known], sent[known])
-    assert np.abs(found.values[20:24, 1] - two_waves(50, 700)[20:24, 1]).max() < 1.5e4
+    np.testing.assert_array_equal(found.imputed[known], sent[known])
+    assert np.abs(found.imputed[20:24, 1] - two_waves(50, 700)[20:24, 1]).max() < 1.5e4
     (cut,) = task.predict(two_waves(300, 700))
     assert isinstance(cut, Filled)
-    assert len(cut.values) == CONTEXT
+    assert len(cut.imputed) == CONTEXT
 
 
 def test_heads_on_the_pooled_vector(backbone: Backbone) -> None:
@@ -144,9 +144,9 @@ def test_the_models_own_head_is_not_fitted(backbone: Backbone, tmp_path: Path) -
         task.fit(two_waves(200))
     other = save_series_model(tmp_path / "other", seed=3)
     brought = Task("other", backbone, decoder=OwnForecaster(horizon=30, head="task", checkpoint=other))
-    one, two = (each.predict(two_waves(100))[0].values for each in (task, brought))  # type: ignore[attr-defined]
+    one, two = (each.predict(two_waves(100))[0].forecast for each in (task, brought))  # type: ignore[attr-defined]
     assert np.abs(one - two).max() > 0.01
-    np.testing.assert_array_equal(saved(brought).predict(two_waves(100))[0].values, two)  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(saved(brought).predict(two_waves(100))[0].forecast, two)  # type: ignore[attr-defined]
 
 
 def test_an_entry_tells_how_many_channels(backbone: Backbone) -> None:

@@ -41,8 +41,12 @@ from fmplex_backend.families.time_series.forward import CapturedSeries, Forward,
 from fmplex_backend.types import Request
 from testing.adapters import save_adapter
 
-TARGETS = {"mixer": ["fc1", "fc2"], "mixed-channels": ["fc1", "fc2", "q_proj"]}
-FORECASTERS = [kind for kind in MODELS if kind != "overlapping"]
+TARGETS = {
+    "timesfm": ["q_proj", "v_proj", "gate_proj"],
+    "mixer": ["fc1", "fc2"],
+    "mixed-channels": ["fc1", "fc2", "q_proj"],
+}
+FORECASTERS = [kind for kind in MODELS if kind not in ("overlapping", "timesfm")]
 
 
 @cache
@@ -59,16 +63,28 @@ def encoder_of(kind: str) -> dict[str, Any]:
     return {"channels": CHANNELS[kind]} if kind in CHANNELS else {}
 
 
+def given(kind: str, values: Array, known: Any) -> dict[str, Any]:
+    """The arguments of a model."""
+    if kind == "timesfm":
+        padding = torch.from_numpy(~known[:, 0]).float()[None]
+        return {
+            "past_values": torch.from_numpy(values[:, 0])[None],
+            "past_values_padding": padding,
+            "freq": torch.zeros(1, 1, dtype=torch.long),
+        }
+    mask = "observed_mask" if kind.startswith("mix") else "past_observed_mask"
+    return {"past_values": torch.from_numpy(values)[None], mask: torch.from_numpy(known).float()[None]}
+
+
 def states_of(kind: str, model: Any, item: Array) -> tuple[torch.Tensor, Array]:
     """By transformers alone: [channels, t, d], and which values were observed, [context, channels]."""
-    mask = "observed_mask" if kind.startswith("mix") else "past_observed_mask"
     parts, knowns = [], []
     channels = item.shape[1]
     for own in [list(range(channels))] if kind in CHANNELS else [[place] for place in range(channels)]:
         values, known = filled(item[:, own])
         with torch.no_grad():
-            found = model(past_values=torch.from_numpy(values)[None], **{mask: torch.from_numpy(known).float()[None]})
-        parts.append(found.last_hidden_state[0])
+            found = model(**given(kind, values, known)).last_hidden_state
+        parts.append(found if kind == "timesfm" else found[0])
         knowns.append(known)
     return torch.cat(parts), np.concatenate(knowns, axis=1)
 
@@ -145,7 +161,6 @@ def test_what_a_gap_holds_and_where_a_series_begins_change_nothing_else(tmp_path
 
 def own_forecast(kind: str, whole: Any, item: Array, horizon: int) -> Array:
     """By the whole model of transformers, whose forecast is put behind the series until it is long enough."""
-    mask = "observed_mask" if kind.startswith("mix") else "past_observed_mask"
     apart = [list(range(item.shape[1]))] if kind in CHANNELS else [[place] for place in range(item.shape[1])]
     columns = []
     for own in apart:
@@ -154,9 +169,8 @@ def own_forecast(kind: str, whole: Any, item: Array, horizon: int) -> Array:
             values, known = (np.repeat(each, 7, axis=1) for each in (values, known))
         parts: list[Array] = []
         while sum(map(len, parts)) < horizon:
-            given = {mask: torch.from_numpy(known).float()[None]}
             with torch.no_grad():
-                part = whole(past_values=torch.from_numpy(values)[None], **given).prediction_outputs[0].numpy()
+                part = whole(**given(kind, values, known)).prediction_outputs[0].numpy()
             parts.append(part)
             values = np.concatenate([values, part])[-CONTEXT:]
             known = np.concatenate([known, np.ones_like(part, dtype=np.bool_)])[-CONTEXT:]
@@ -175,6 +189,24 @@ def test_the_models_own_head_forecasts_as_transformers_does(kind: str, horizon: 
     found = finished(runtime, request)["FORECAST"][0]
     want = own_forecast(kind, whole, item, horizon or OWN_STEPS)
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-3)
+
+
+def test_timesfm_says_quantiles_too(tmp_path: Path) -> None:
+    runtime, whole = series_runtime(directory_of("timesfm")), tiny_series_model("timesfm")
+    decoder = {"kind": "own-forecast", "quantiles": [0.9, 0.1]}
+    vfm, item = serve(runtime, tmp_path / "own", decoder=decoder), series(5, 50, 2)
+    found = finished(runtime, ask(runtime, vfm, item))
+    with torch.no_grad():
+        want = whole(past_values=[torch.from_numpy(channel.copy()) for channel in item.T], freq=[0, 0])
+    np.testing.assert_allclose(found["FORECAST"][0], want.mean_predictions.T.numpy(), rtol=1e-4, atol=1e-3)
+    levels = want.full_predictions[..., [3, 1]].permute(2, 1, 0)
+    np.testing.assert_allclose(found["QUANTILES"][0], levels.numpy(), rtol=1e-4, atol=1e-3)
+    with pytest.raises(
+        TaskRefused, match=r"decoder\.quantiles: the head of a timesfm does not have 0\.2, but 0\.1, 0\.5, 0\.9"
+    ):
+        serve(runtime, tmp_path / "other", decoder={"kind": "own-forecast", "quantiles": [0.2]})
+    with pytest.raises(TaskRefused, match="is rolled, which says nothing of quantiles"):
+        serve(runtime, tmp_path / "long", decoder={**decoder, "horizon": OWN_STEPS + 1})
 
 
 def test_a_head_of_the_task_is_used_in_the_place_of_the_backbones(tmp_path: Path) -> None:
@@ -287,7 +319,7 @@ def test_a_request_of_more_channels_than_a_batch_runs_in_steps(tmp_path: Path) -
 
 
 def test_models_of_other_types_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(BackboneRefused, match=r"is of the type bert.*patchtst, patchtsmixer, tinytimemixer"):
+    with pytest.raises(BackboneRefused, match=r"is of the type bert.*patchtst, patchtsmixer, timesfm, tinytimemixer"):
         series_runtime(save_tiny(tmp_path / "text"))
 
 
