@@ -16,10 +16,11 @@ from pydantic.dataclasses import dataclass
 from fmplex_backend.decoders.decoder import Array, Encoded, LoadedDecoder, Outputs, Weighted
 from fmplex_backend.decoders.results import Result
 from fmplex_backend.errors import TaskProblem, TaskRefused
-from fmplex_backend.families.time_series.architectures import PATCHES
+from fmplex_backend.families.time_series.architectures import ARCHITECTURES, PATCHES
 from fmplex_backend.families.time_series.forecasting import Forecasting, Horizon
 from fmplex_backend.families.time_series.results import Forecast
 from fmplex_backend.families.time_series.rolling import Rolled
+from fmplex_backend.files import read_json
 from fmplex_backend.interface import TensorSpec
 from fmplex_backend.section import CHECKED, TrainingOnly
 
@@ -74,18 +75,19 @@ class OwnForecaster(Weighted, Forecasting):
         return self.horizon
 
     def brought(self) -> dict[str, Tensor]:
-        """All tensors of the checkpoint but the backbone's."""
-        if (self.head == "task") != (self.checkpoint is not None) and self.checkpoint is not None:
-            raise TaskProblem('a checkpoint is given, but the head is the backbone\'s. Say head="task"')
+        """All tensors of the checkpoint but the backbone's, which its config.json tells apart."""
         if self.checkpoint is None:
             return {}
-        from fmplex_backend.families.time_series.architectures import ARCHITECTURES
+        if self.head != "task":
+            raise TaskProblem('a checkpoint is given, but the head is the backbone\'s. Say head="task"')
         from fmplex_backend.weights import read_safetensors
 
         place = Path(self.checkpoint)
-        tensors = read_safetensors(place / "model.safetensors" if place.is_dir() else place)
-        prefixes = tuple(f"{each.backbone}." for each in ARCHITECTURES.values())
-        return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
+        file = place / "model.safetensors" if place.is_dir() else place
+        described = file.parent / "config.json"
+        kind = read_json(described).get("model_type") if described.is_file() else None
+        inner = f"{ARCHITECTURES[kind].backbone}." if kind in ARCHITECTURES else None
+        return {name: each for name, each in read_safetensors(file).items() if not inner or not name.startswith(inner)}
 
 
 @plain_dataclass(frozen=True, slots=True)
