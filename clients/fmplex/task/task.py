@@ -52,9 +52,10 @@ class Task:
         name: that of its directory in the model repository, which clients call.
         backbone: the model that it shares with other tasks.
         adapter: LoRA, DoRA, IA3, Pretrained, or none.
-        decoder: Classifier, MultiLabel, Regressor, TokenClassifier, Embedder, Similarity or Plugin.
+        decoder: Classifier, MultiLabel, Regressor, TokenClassifier, Embedder, Similarity or Plugin; of series also
+            Forecaster, OwnForecaster, AnomalyDetector or Imputer.
         encoder: of texts Text (how they become tokens), Projection (of rows of numbers) or PluginEncoder; of pictures
-            ImageFile or ImageArray.
+            ImageFile or ImageArray; of series Window.
         weight: of its fair share of the backbone. slo_ms: its latency objective. max_queue: requests that may wait.
             max_queue_bytes: bytes that they may take until they are answered. None keeps what a saved task has.
     """
@@ -169,9 +170,11 @@ class Task:
         """Fit the adapter and the decoder; the backbone's weights stay as they are.
 
         Args:
-            rows: texts or pictures (with `labels`), pairs, a table, a file or a folder (see fmplex.data.rows).
+            rows: texts, pictures or series (with `labels`), pairs, a table, a file or a folder (see fmplex.data.rows);
+                for a decoder that forecasts, series without labels.
             validation: a fraction of the rows, or rows of their own as a pair (texts, labels), a table or a file; the
-                weights of the epoch that does best on them are kept.
+                weights of the epoch that does best on them are kept. None holds nothing out, but for a decoder that
+                needs it (an AnomalyDetector: the last fifth).
             test: rows to evaluate on at the end, in the same forms; they are checked before the first step.
             text, label: names of columns, "text" (of pictures "image") and "label" by default; for an encoder that
                 takes numbers, `text` names the numbers' (every column but the label's by default).
