@@ -187,11 +187,14 @@ class OwnHeads:
 
     def _module(self, section: OwnForecaster, version: Path) -> tuple[Any, Any]:
         """The model without its backbone, with the weights of the head, and its config; raises TaskRefused."""
+        import torch
+
         from fmplex_backend.families.time_series.anatomy import class_of
         from fmplex_backend.weights import read_safetensors
 
         architecture, config = self.anatomy.architecture, copy.deepcopy(self.config)
-        whole: Any = class_of(architecture, architecture.forecaster)(config)
+        with torch.device("meta"):  # the backbone's part would take memory, and is not used
+            whole: Any = class_of(architecture, architecture.forecaster)(config)
         inner = f"{architecture.backbone}."
         wanted = {name: each for name, each in whole.state_dict().items() if not name.startswith(inner)}
         if section.head == "task":
@@ -201,7 +204,7 @@ class OwnHeads:
             file = version / "task.json"
             given = {name: each for name, each in self.tensors.items() if name in wanted}
         _check(given, wanted, file, section.head)
-        whole.load_state_dict(given, strict=False)
+        whole.load_state_dict(given, strict=False, assign=True)
         delattr(whole, architecture.backbone)
         return whole.float().eval().requires_grad_(False), config
 
