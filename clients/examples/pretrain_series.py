@@ -56,9 +56,9 @@ def batch(rng: np.random.Generator, rates: list[Array], rows: int) -> torch.Tens
 def main(
     data: Annotated[Path, typer.Option(help="Directory with the folder servegen.")],
     out: Annotated[Path, typer.Option(help="Where the model is saved.")] = Path("model_repository/patchtst/1"),
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 1500,
-    rows: Annotated[int, typer.Option(help="Series of a step.")] = 64,
-    threads: Annotated[int, typer.Option(min=1, help="Cores to use.")] = 2,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 700,
+    rows: Annotated[int, typer.Option(help="Series of a step.")] = 32,
+    threads: Annotated[int, typer.Option(min=1, help="Cores to use.")] = 1,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
     """Pretrain and save."""
