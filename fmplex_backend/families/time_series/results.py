@@ -41,7 +41,13 @@ class Forecast(Result):
                     range(horizon), band.min(axis=0), band.max(axis=0), color=line.get_color(), alpha=0.15
                 )
             if after is not None and place < after.channels:
-                axes.plot(range(after.steps), after.values[:, place], color=line.get_color(), alpha=0.5)
+                axes.plot(
+                    range(after.steps),
+                    after.values[:, place],
+                    color=line.get_color(),
+                    alpha=0.5,
+                    label=f"{name}, what came",
+                )
         axes.axvline(-0.5, color="grey", linewidth=0.5)
         return True
 
