@@ -30,7 +30,7 @@ from testing.adapters import lora
 from testing.clients import Outputs
 from testing.repositories import Task as Recipe
 
-CONTEXT, PATCH, HIDDEN, LAYERS = 128, 8, 64, 4  # a pass takes many times as long as preparing its series
+CONTEXT, PATCH, HIDDEN, LAYERS = 128, 8, 128, 6  # a pass takes many times as long as preparing its series
 PATCHES = CONTEXT // PATCH
 OWN_STEPS, HORIZON = 12, 6
 MODULES = ("q_proj", "v_proj")
@@ -255,13 +255,14 @@ class SeriesCase(FamilyCase):
             num_hidden_layers=LAYERS,
             ffn_dim=2 * HIDDEN,
             prediction_length=OWN_STEPS,
+            norm_type="layernorm",
             pooling_type=None,
         )
         model = PatchTSTForPrediction(config)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() == 2:
-                    parameter.normal_(std=0.07)
+                    parameter.normal_(std=0.05)
         return model.eval()
 
     def write_backbone(self, repository: Path, name: str, max_batch_size: int) -> None:
@@ -289,7 +290,7 @@ class SeriesCase(FamilyCase):
 
     def _bounds(self, version: Path, variant: str) -> Path:
         if self.recipes[variant].decoder == "anomaly":
-            save_file({"bounds": torch.linspace(0.5, 2, HORIZON)}, version / "confidence.safetensors")
+            save_file({"bounds": torch.linspace(4, 16, HORIZON)}, version / "confidence.safetensors")
         return version
 
     def _recipe(self, variant: str, **changes: Any) -> Recipe:
