@@ -19,7 +19,6 @@ from fmplex_backend.errors import TaskProblem, TaskRefused
 from fmplex_backend.families.time_series.architectures import ARCHITECTURES, PATCHES
 from fmplex_backend.families.time_series.forecasting import Forecasting, Horizon
 from fmplex_backend.families.time_series.results import Forecast
-from fmplex_backend.families.time_series.rolling import Rolled
 from fmplex_backend.files import read_json
 from fmplex_backend.interface import TensorSpec
 from fmplex_backend.section import CHECKED, TrainingOnly
@@ -88,6 +87,13 @@ class OwnForecaster(Weighted, Forecasting):
         kind = read_json(described).get("model_type") if described.is_file() else None
         inner = f"{ARCHITECTURES[kind].backbone}." if kind in ARCHITECTURES else None
         return {name: each for name, each in read_safetensors(file).items() if not inner or not name.startswith(inner)}
+
+
+@plain_dataclass(frozen=True, slots=True)
+class Rolled(Encoded):
+    """The states of the last run, and the forecasts of those before: [n, steps, channels] each."""
+
+    before: Sequence[Array] = ()
 
 
 @plain_dataclass(frozen=True, slots=True)

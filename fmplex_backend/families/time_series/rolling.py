@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from fmplex_backend.decoders.decoder import Encoded
 from fmplex_backend.families.payload import Payload
 from fmplex_backend.families.time_series.preprocessing import Context
 from fmplex_backend.families.time_series.series import Array
 from fmplex_backend.types import Outcome, Running
-
-
-@dataclass(frozen=True, slots=True)
-class Rolled(Encoded):
-    """The states of the last pass, and the forecasts of those before: [n, steps, channels] each."""
-
-    before: Sequence[Array] = ()
 
 
 @dataclass(slots=True)

@@ -19,10 +19,10 @@ from fmplex_backend.families.payload import Payload, row_key
 from fmplex_backend.families.time_series.architectures import PATCHES
 from fmplex_backend.families.time_series.forward import Forward
 from fmplex_backend.families.time_series.huggingface import load_backbone
-from fmplex_backend.families.time_series.own_head import LoadedHead, OwnForecaster, OwnHeads
+from fmplex_backend.families.time_series.own_head import LoadedHead, OwnForecaster, OwnHeads, Rolled
 from fmplex_backend.families.time_series.parameters import TimeSeriesConfig
 from fmplex_backend.families.time_series.preprocessing import Context, Preprocessor, SeriesReader
-from fmplex_backend.families.time_series.rolling import Rolled, RollingPayload
+from fmplex_backend.families.time_series.rolling import RollingPayload
 from fmplex_backend.families.time_series.series import Array
 from fmplex_backend.repository.config import TaskConfig
 from fmplex_backend.types import Predict
