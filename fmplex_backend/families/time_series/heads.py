@@ -74,7 +74,8 @@ class PatchLayers(Layers):
 
 def tokens_of(x: Tensor, width: int) -> Tensor:
     """[n, c, t * d + 2] -> [n, c, t, d]."""
-    return x[..., :-2].unflatten(-1, (-1, width))
+    found: Tensor = x[..., :-2].unflatten(-1, (-1, width))
+    return found
 
 
 def imputing(width: int, hidden: Sequence[int], cut: Patching, activation: str, dropout: float) -> TrainableHead:
