@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fmplex_backend.adapters.peft import Adapter
+from fmplex_backend.adapters.saved_modules import modules_by_row
 from fmplex_backend.decoders.decoder import Encoded, LoadedDecoder
 from fmplex_backend.errors import TaskRefused
 from fmplex_backend.families.adaptable import check_adaptable, not_adaptable
@@ -65,6 +66,7 @@ class TimeSeriesRuntime(EncoderRuntime[Context]):
             self.model, partial(_observed, anatomy, self.model), (anatomy.context, anatomy.channels)
         )
         self.forward = Forward(self.model, self.bank, anatomy, max_items)
+        self.by_row = modules_by_row(self.model, self.run_rows)
 
     def width_of(self, reads: str) -> int:
         return self.anatomy.width_of(reads)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from fmplex_backend.adapters.kinds import PeftAdapter
 from fmplex_backend.decoders import KINDS, Decoder
 from fmplex_backend.errors import TaskProblem
+from fmplex_backend.families.heads import CarriedOver
 from fmplex_backend.families.model_files import find_model, fingerprint_of, hidden_width
 from fmplex_backend.families.spec import Family, FittingInputs
 from fmplex_backend.families.time_series.anomaly import AnomalyDetector
 from fmplex_backend.families.time_series.architectures import ARCHITECTURES
+from fmplex_backend.families.time_series.carried import carried_over
 from fmplex_backend.families.time_series.forecasting import Forecaster
 from fmplex_backend.families.time_series.imputation import Imputer
 from fmplex_backend.families.time_series.inputs import SERIES
@@ -66,6 +68,9 @@ class TimeSeriesModels(Family):
 
     def fingerprint(self, config: BackboneConfig, file: Path) -> str | None:
         return fingerprint_of(config.model, file)
+
+    def carried_over(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CarriedOver:
+        return carried_over(config, tensors)
 
     def completed(self, decoder: Decoder, runtime: Any) -> Decoder:
         return decoder.completed(runtime.anatomy) if isinstance(decoder, Imputer) else decoder
