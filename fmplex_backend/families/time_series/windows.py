@@ -72,6 +72,6 @@ def later_part(labels: Sequence[Any], part: float, horizon: int) -> tuple[list[i
 
 
 def _starts(series: TimeSeries, horizon: int, context: int) -> range:
-    """Where futures begin: the first with a whole context before it, where the series is long enough."""
+    """Where futures begin: the first with a whole context before it, of a short series in its middle."""
     last = series.steps - horizon
-    return range(max(LEAST_BEFORE, min(context, last)), last + 1)
+    return range(max(LEAST_BEFORE, min(context, last // 2)), last + 1)

@@ -103,8 +103,9 @@ def test_folders_of_files_are_labelled_series(wide: Path, tmp_path: Path) -> Non
     ("text", "says"),
     [
         ("series,value,label\na,1,up\na,2,down\n", "the series 'a' has the labels 'up' and 'down'"),
-        ("day,name\nx,y\n", "none of the columns day, name holds numbers alone"),
-        ("value,label\n", "none of the columns value"),
+        ("day,name\nx,y\n", "has no column 'label', but day, name"),
+        ("day,label\nx,y\n", "none of the columns day, label holds numbers alone"),
+        ("value,label\n", "has no rows"),
     ],
 )
 def test_tables_that_are_none_are_named(text: str, says: str, tmp_path: Path) -> None:
