@@ -43,6 +43,9 @@ NOT_RUN = {
     ("serve.md", "fmplex install-backend /opt/tritonserver"): "needs NVIDIA's container; see test_requests.py",
     ("serve.md", "--concurrency-range 1:64:4"): "minutes of load; test_demo.py runs perf_analyzer",
     ("serve.md", "--string-data"): "minutes of load; test_demo.py runs perf_analyzer",
+    ("series.md", "ibm-granite/granite-timeseries-patchtst"): "fetches a model from the hub",
+    ("series.md", "pip install --no-deps granite-tsfm"): "installs a package, and fetches a model from the hub",
+    ("series.md", "--data power.csv"): "tests/unit/cli/test_series.py has the commands",
     ("vision.md", "facebook/dinov2"): "fetches a model from the hub; the block with dino-model does the same",
     ("serve.md", "with Server(ServerOptions("): "starts a second server, on the ports 8000 to 8002",
 }
