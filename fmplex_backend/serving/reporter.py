@@ -18,7 +18,7 @@ from fmplex_backend.interface import STATUS, TASK
 from fmplex_backend.printable import printable
 from fmplex_backend.repository.parameters import BackboneConfig
 from fmplex_backend.scheduling.cost import CostModel
-from fmplex_backend.serving.accounts import Closed
+from fmplex_backend.serving.accounts import Closed, account_of
 from fmplex_backend.serving.candidates import NOTHING, Beside, Candidate, Since
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.serving.intake import Call, Intake
@@ -104,7 +104,7 @@ class Reporter:
             running=self.engine.running,
             failures=dict(self.intake.counts.failures),
             tasks=tuple(self._task(each) for each in standings if name in ("", printable(each.name))),
-            closed=() if name else tuple(map(_closed, self.engine.closed)),
+            closed=() if name else self._closed(),
         )
 
     def _task(self, standing: Standing) -> TaskStatus:
@@ -124,6 +124,11 @@ class Reporter:
             candidates=() if vfm is None else tuple(_candidate(each, vfm) for each in beside.every),
             **(self._failures_of_refused(standing) if vfm is None else _account(vfm, beside)),
         )
+
+    def _closed(self) -> tuple[ClosedAccount, ...]:
+        """With those of candidates that have just ended, on whose accounts nothing new comes."""
+        ending = [account_of(vfm) for vfm in self.loader.candidates.ending]
+        return tuple(map(_closed, (*ending, *self.engine.closed)))
 
     def _queued(self, standing: Standing) -> int:
         """Requests of a task that wait; a shadow's copies may wait for ever, and nobody waits for them."""

@@ -237,7 +237,7 @@ def test_a_repository_that_goes_away_costs_nothing(root: Path, rows: Path, monke
     assert (done.exit_code, (root / "spam" / "1" / "task.json").is_file()) == (0, True), done.output
 
 
-def _refuse(self: Task, repository: Path) -> Path:
+def _refuse(self: Task, repository: Path, held: bool) -> Path:
     raise TaskProblem("the disk is full")
 
 
@@ -340,6 +340,6 @@ def test_a_score_head_without_labels_is_said(root: Path, tmp_path: Path, monkeyp
     assert invoke(root, rows).exit_code == 0
     monkeypatch.setattr(Task, "_take_imported", imported)
     add = ["task", "add", "more", "--backbone", "base", "-r", root, "--adapter", root / "spam" / "1" / "adapter"]
-    monkeypatch.setattr(Task, "save", lambda self, repository: root)
+    monkeypatch.setattr(Task, "save", lambda self, repository, held: root)
     done = runner.invoke(cli.app, [str(each) for each in add])
     assert "note: the adapter's score head (3 outputs) is left out" in done.stdout, done.output
