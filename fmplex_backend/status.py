@@ -76,9 +76,12 @@ class TaskStatus(Report):
     tokens: float = 0.0  # of these rows; those of a row that ran once for several tasks are divided among them
     failures: dict[str, int] = {}  # by reason
     misses: int = 0  # requests that finished after their latency objective
+    cache_hits: int = 0  # requests that had a kept answer: no part of `requests`, and charged nothing
+    cache_misses: int = 0  # requests of a task with `cache` that had none
     queue_s: float = 0.0  # seconds that its requests waited, summed
     service_s: float = 0.0  # seconds of the backbone's time charged to it
     preparation_s: float = 0.0  # seconds of preparing its requests, charged beside that
+    ahead_s: float = 0.0  # seconds of the backbone's time by which it has had more than its share, where others wait
     account: int | None = None  # what these counts belong to: another number in this process is another account
     error: str = ""
     members: tuple[str, ...] = ()  # of a group: its tasks
@@ -142,5 +145,7 @@ class BackboneStatus(Report):
     queued: int  # requests of all tasks that wait
     running: int  # requests of the batch at hand
     failures: dict[str, int]  # by reason, of requests that name no task
+    kept_answers: int = 0  # of tasks with `cache`; also of former versions, until others need their room
+    kept_bytes: int = 0  # that these take
     tasks: tuple[TaskStatus, ...]
     closed: tuple[ClosedAccount, ...] = ()  # the latest ones

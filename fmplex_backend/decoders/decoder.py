@@ -49,6 +49,7 @@ class Encoded:
     tokens: list[Array]  # n arrays [t_i, h], special tokens left out; empty unless the decoder reads TOKENS
     offsets: list[npt.NDArray[np.int32]]  # n arrays [t_i, 2], characters [start, end) in the text as sent
     truncated: npt.NDArray[np.bool_]  # [n, 1]
+    rows: Sequence[Any] = ()  # as the backbone took them, of families whose decoders compare with what was sent
 
     @property
     def vectors(self) -> Array:
@@ -80,6 +81,8 @@ class Decoder:
     stratified: ClassVar[bool] = False  # whether validation rows are held out label by label
     needs_weights: ClassVar[bool] = True  # whether it must be fitted before it can be served
     has_figures: ClassVar[bool] = True
+    labels_itself: ClassVar[bool] = False  # whether it makes rows and labels of items without any, by `rows_from`
+    holds_out: ClassVar[float | None] = None  # the part of the rows that is held out where `fit` is told of none
     # outputs that tell one version's answers from another's; none: those of floating-point numbers, or else all
     telling: ClassVar[tuple[TensorSpec, ...]] = ()
 
@@ -138,6 +141,18 @@ class Decoder:
         return agreed
 
     # -- fitting
+
+    def brought(self) -> dict[str, Tensor]:
+        """Tensors that it comes with, so that it need not be fitted; raises TaskProblem."""
+        return {}
+
+    def rows_from(self, items: Sequence[Any], source: str) -> Rows:
+        """Rows, with the labels that they are to have, of items without any; raises TaskProblem."""
+        raise NotImplementedError
+
+    def split(self, rows: Rows, part: float) -> tuple[list[int], list[int]] | None:
+        """Indices of the rows to train on and of the fraction to hold out, where it is not to be a random one."""
+        return None
 
     def with_labels_of(self, rows: Rows) -> Self:
         """A copy with the labels that occur in the rows, where it has none yet."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ class TaskSpec:
     inputs: tuple[str, ...]  # the backbone's tensors that the entry fills
     outputs: Mapping[str, tuple[int, ...]]  # the backbone's tensor -> dims the entry declares for it
     max_queue_bytes: int | None = None
+    cache: bool = False  # whether its answers are kept
     candidates: tuple[CandidateSpec, ...] = ()  # that are tried beside the version
+    ahead_s: float = field(default=0.0, compare=False)  # that its account begins with, see `terms.ahead_s`
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +218,8 @@ def _entry(name: str, file: Path, proto: Any, steps: list[Any]) -> Entry:
             slo=terms.slo(file, parameters),
             max_queue=terms.whole(file, parameters, "max_queue"),
             max_queue_bytes=terms.whole(file, parameters, "max_queue_bytes"),
+            cache=terms.flag(file, parameters, "cache"),
+            ahead_s=terms.ahead_s(file, parameters, time.time()),
             version=version,
             inputs=tuple(steps[0].input_map),
             outputs=_declared_dims(proto, steps[0]),

@@ -129,7 +129,9 @@ class ModelRepository(RepositoryReader):
         """Change a task's terms, in effect with the backbone's next batch."""
         terms.check()
         with self._locked():
-            self.task(name)
+            _, spec = self.task(name)
+            if terms.cache:
+                _check_cache(name, load_task_config(spec.version.path / "task.json"))
             proto = self._proto(name)
             put_terms(proto, terms)
             self._replace_config(name, proto)
@@ -276,6 +278,7 @@ class ModelRepository(RepositoryReader):
             slo_ms=terms.slo_ms,
             max_queue=terms.max_queue,
             max_queue_bytes=terms.max_queue_bytes,
+            cache=bool(terms.cache),
             sizes=tuple(sizes.items()),
             labels=tuple(decoder.label_names),
             gives=tuple(pipeline.outputs),
@@ -351,6 +354,15 @@ def _check_name(name: str) -> None:
         raise TaskProblem(
             f"{name!r} cannot name a task or a backbone. Use letters, digits, '-', '_' and '.', but no '.' at its "
             "beginning"
+        )
+
+
+def _check_cache(name: str, config: TaskConfig) -> None:
+    """Raise TaskProblem where answers of a task's family cannot be kept."""
+    if family(config.family).streams:
+        raise TaskProblem(
+            f"{name!r} is of the family {config.family!r}, whose answers are sampled and come in parts: they cannot be "
+            "kept. Leave cache out"
         )
 
 

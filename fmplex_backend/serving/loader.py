@@ -17,6 +17,7 @@ from fmplex_backend.errors import ExecutionFailed, FmplexError, TaskRefused
 from fmplex_backend.repository.check import load_checked
 from fmplex_backend.repository.groups import GroupSpec
 from fmplex_backend.repository.tasks import BrokenTask, Entry, Repository, TaskSpec
+from fmplex_backend.serving.answer_cache import AnswerCache
 from fmplex_backend.serving.candidates import Candidates
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.serving.groups import Groups
@@ -62,6 +63,7 @@ class Loader:
         grace: seconds that a task which was removed or moved is still served, where no other task claims its tag.
         confinement: what a version may have read.
         models: the server's.
+        answers: where the answers of tasks are kept whose entry says `cache`.
     """
 
     def __init__(
@@ -76,12 +78,14 @@ class Loader:
         grace: float = REMOVAL_GRACE_S,
         confinement: Confinement = ALONE,
         models: Models | None = None,
+        answers: AnswerCache | None = None,
     ) -> None:
         self.repository, self.runtime, self.engine = repository, runtime, engine
         self.max_queue, self.max_queue_bytes = max_queue, max_queue_bytes
         self.slots, self.grace = slots, grace
         self.confinement = confinement
         self.models: Models = models or Unasked()
+        self.answers = answers or AnswerCache(0)
         self.tags = Tags(
             engine.clock,
             is_loaded=self.models.is_loaded,
@@ -223,7 +227,7 @@ class Loader:
         if group is not None:
             return group.spec.vfm != tag and group.counts.requests > 0
         served = self._served.get(name)
-        return served is not None and served.spec.vfm != tag and served.vfm.engine.requests > 0
+        return served is not None and served.spec.vfm != tag and served.vfm.intake.requests > 0
 
     def _contested(self, tag: int, rivals: Sequence[str]) -> Refusal:
         keeper, newcomers = self.tags.last_keepers[tag], self.tags.newcomers.get(tag, ())
@@ -263,7 +267,7 @@ class Loader:
         if former is None:
             vfm.extensions = loaded  # so that requests can be prepared before the engine has attached them
         self._attach_soon(vfm, loaded)
-        self._serve(spec, vfm)
+        self._serve(spec, vfm, spec.ahead_s if former is None else 0.0)
 
     def _load(self, spec: TaskSpec) -> Extensions | TaskRefused:
         before, until = self._raised.get(spec.name, (None, 0.0))
@@ -293,16 +297,21 @@ class Loader:
         self.engine.post(partial(self._attach_on_engine, vfm, extensions))
 
     def _retire_soon(self, vfm: Vfm) -> None:
-        self.engine.post(partial(self.engine.retire, vfm))
+        self.engine.post(partial(self._retire_on_engine, vfm))
 
     def _attach_on_engine(self, vfm: Vfm, extensions: Extensions) -> None:
+        self.answers.close(vfm.extensions)
         try:
             self.engine.attach(vfm, extensions)
         except Exception as error:  # no memory for one task's adapter is no reason to stop the others
             log.exception("attaching task %s", vfm.name)
             self.engine.refuse(vfm, ExecutionFailed(f"the extensions of {vfm.name!r} cannot be attached: {error}"))
 
-    def _serve(self, spec: TaskSpec, vfm: Vfm) -> None:
+    def _retire_on_engine(self, vfm: Vfm) -> None:
+        self.answers.close(vfm.extensions)
+        self.engine.retire(vfm)
+
+    def _serve(self, spec: TaskSpec, vfm: Vfm, ahead_s: float = 0.0) -> None:
         weights = self.candidates.settle(spec, vfm)
         for each in weights:
             each.max_queue = spec.max_queue or self.max_queue
@@ -312,6 +321,11 @@ class Loader:
             for each, weight in weights.items():
                 each.set_weight(weight)
                 each.slo = spec.slo
+                if spec.cache and each.refused is None:
+                    self.answers.open(each.extensions)
+                else:
+                    self.answers.close(each.extensions)
+            self.engine.scheduler.begin_ahead(vfm, ahead_s)
 
         self.engine.post(set_terms)
         self._served[spec.name] = Served(spec, vfm)

@@ -47,6 +47,8 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "fmplex_service_seconds_total": ("counter", "Backbone time charged to a vFM"),
     "fmplex_preparation_seconds_total": ("counter", "Time of preparing its requests charged to a vFM"),
     "fmplex_deadline_misses_total": ("counter", "Requests finished after their deadline"),
+    "fmplex_cache_hits_total": ("counter", "Requests of a vFM that had a kept answer, and did not go through"),
+    "fmplex_cache_misses_total": ("counter", "Requests of a vFM whose task says cache that had none"),
     "fmplex_weight": ("gauge", "The weight of a vFM"),
     "fmplex_shadow_rows_total": ("counter", "Rows of a shadow's copies by outcome: agreed or disagreed"),
     "fmplex_shadow_copies_total": ("counter", "Requests of a shadowed task by outcome: compared, failed or dropped"),
@@ -59,6 +61,8 @@ FAMILIES: dict[str, tuple[str, str]] = {
         "counter",
         "Passes that raised; their requests ran again, one by one",
     ),
+    "fmplex_backbone_kept_answers": ("gauge", "Answers that are kept of tasks that say cache, also of former versions"),
+    "fmplex_backbone_kept_bytes": ("gauge", "Bytes that they take"),
     "fmplex_backbone_vfms": ("gauge", "vFMs on a backbone"),
     "fmplex_backbone_adapters": ("gauge", "vFMs with an adapter"),
 }
@@ -76,6 +80,8 @@ def samples(service: Service) -> Iterator[Sample]:
     yield Sample("fmplex_backbone_rows_saved_total", backbone, counts.rows_saved)
     yield Sample("fmplex_backbone_busy_seconds_total", backbone, counts.busy_s)
     yield Sample("fmplex_backbone_broken_passes_total", backbone, counts.broken_passes)
+    yield Sample("fmplex_backbone_kept_answers", backbone, service.answers.answers)
+    yield Sample("fmplex_backbone_kept_bytes", backbone, service.answers.bytes)
     yield Sample("fmplex_backbone_vfms", backbone, len(vfms))
     yield Sample("fmplex_backbone_adapters", backbone, sum(vfm.adapted for vfm in vfms))
     for reason, count in list(service.intake.counts.failures.items()):
@@ -124,6 +130,8 @@ def _of_vfm(labels: Labels, vfm: Vfm) -> Iterator[Sample]:
     yield Sample("fmplex_service_seconds_total", labels, vfm.service)
     yield Sample("fmplex_preparation_seconds_total", labels, vfm.preparation_s)
     yield Sample("fmplex_deadline_misses_total", labels, counts.misses)
+    yield Sample("fmplex_cache_hits_total", labels, vfm.intake.cache_hits)
+    yield Sample("fmplex_cache_misses_total", labels, vfm.intake.cache_misses)
     yield Sample("fmplex_weight", labels, vfm.weight)
     yield from _failures(labels, vfm.failures())
 

@@ -23,15 +23,14 @@ from fmplex_backend.serving.candidates import NOTHING, Beside, Candidate, Since
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.serving.intake import Call, Intake
 from fmplex_backend.serving.loader import Loader
+from fmplex_backend.serving.replies import NO_USAGE
 from fmplex_backend.serving.standing import Standing
 from fmplex_backend.serving.table import Group, Refusal, vfm_of
 from fmplex_backend.serving.watch import Watch
 from fmplex_backend.status import BackboneStatus, CandidateStatus, ClosedAccount, Cost, TaskStatus
-from fmplex_backend.types import Answer, Failed, Usage, Vfm
+from fmplex_backend.types import Answer, Failed, Vfm
 
 log = logging.getLogger("fmplex")
-
-NO_USAGE = Usage(0, 0, 0)
 
 
 def asks_for_status(call: Call) -> bool:
@@ -103,6 +102,8 @@ class Reporter:
             queued=sum(map(self._queued, standings)),
             running=self.engine.running,
             failures=dict(self.intake.counts.failures),
+            kept_answers=self.intake.answers.answers,
+            kept_bytes=self.intake.answers.bytes,
             tasks=tuple(self._task(each) for each in standings if name in ("", printable(each.name))),
             closed=() if name else self._closed(),
         )
@@ -122,13 +123,16 @@ class Reporter:
             version=standing.version,
             error=printable(str(refused) if refused else standing.error),
             candidates=() if vfm is None else tuple(_candidate(each, vfm) for each in beside.every),
-            **(self._failures_of_refused(standing) if vfm is None else _account(vfm, beside)),
+            **(self._failures_of_refused(standing) if vfm is None else self._account(vfm, beside)),
         )
 
     def _closed(self) -> tuple[ClosedAccount, ...]:
         """With those of candidates that have just ended, on whose accounts nothing new comes."""
         ending = [account_of(vfm) for vfm in self.loader.candidates.ending]
         return tuple(map(_closed, (*ending, *self.engine.closed)))
+
+    def _account(self, vfm: Vfm, beside: Beside) -> dict[str, Any]:
+        return _counts(vfm, beside) | {"ahead_s": self.engine.scheduler.ahead_s(vfm)}
 
     def _queued(self, standing: Standing) -> int:
         """Requests of a task that wait; a shadow's copies may wait for ever, and nobody waits for them."""
@@ -174,7 +178,7 @@ def _cost(cost: CostModel) -> Cost:
     )
 
 
-def _account(vfm: Vfm, beside: Beside) -> dict[str, Any]:
+def _counts(vfm: Vfm, beside: Beside) -> dict[str, Any]:
     canary = beside.canary
     own = vfm.weight + (canary.vfm.weight if canary is not None and canary.vfm is not None else 0.0)
     return {
@@ -189,6 +193,8 @@ def _account(vfm: Vfm, beside: Beside) -> dict[str, Any]:
         "tokens": vfm.engine.tokens,
         "failures": vfm.failures(),
         "misses": vfm.engine.misses,
+        "cache_hits": vfm.intake.cache_hits,
+        "cache_misses": vfm.intake.cache_misses,
         "queue_s": vfm.engine.queue_s,
         "service_s": vfm.service,
         "preparation_s": vfm.preparation_s,

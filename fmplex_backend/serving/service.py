@@ -26,6 +26,7 @@ from fmplex_backend.profiles import find_profile
 from fmplex_backend.repository.parameters import BackboneConfig
 from fmplex_backend.repository.tasks import Repository
 from fmplex_backend.scheduling import POLICIES, CostModel
+from fmplex_backend.serving.answer_cache import AnswerCache
 from fmplex_backend.serving.cancellation import Cancellation
 from fmplex_backend.serving.collecting import Collecting
 from fmplex_backend.serving.engine import Engine
@@ -79,7 +80,8 @@ class Service:
             efficiency=config.batch_efficiency,
             has_room=self.runtime.has_room,
         )
-        self.replies = Replies(self.runtime)
+        self.answers = AnswerCache(config.cache_bytes)
+        self.replies = Replies(self.runtime, self.answers)
         self.engine = Engine(self.runtime, scheduler, self.cost, self._hand_over)
         self.shadowing = Shadowing(self.runtime, self.engine)
         self.preparation = Preparation(self.runtime, self.engine)
@@ -92,9 +94,12 @@ class Service:
             slots=config.vfm_slots,
             confinement=Confinement.of(os.environ, config.max_version_bytes),
             models=models,
+            answers=self.answers,
         )
         self.watch = Watch(self.loader)
-        self.intake = Intake(name, self.preparation, self.loader, self.watch, self.engine.clock, self.shadowing)
+        self.intake = Intake(
+            name, self.preparation, self.loader, self.watch, self.replies, self.engine.clock, self.shadowing
+        )
         self.reporter = Reporter(name, config, self.engine, self.loader, self.watch, self.intake)
         self.cancellation = Cancellation(self.preparation, self.engine, self.replies)
         self.collecting = Collecting(self.engine, self.replies)

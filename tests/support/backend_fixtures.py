@@ -136,8 +136,8 @@ def text_task(decoder: Mapping[str, Any], **rest: Any) -> dict[str, Any]:
 class TextStandIn(FakeRuntime):
     """The fake runtime in the place of a text encoder's: TEXT in, EMBEDDING and TRUNCATED out.
 
-    A task.json may hold `mark` (a number that comes back in the answer) and `adapter` (any name), and lack all else;
-    one that the text encoders' family reads, too, has the mark among its `metrics`.
+    A task.json may hold `mark` (a number that comes back in the answer), `adapter` (any name) and `repeats`, and lack
+    all else; one that the text encoders' family reads, too, has the mark among its `metrics`.
     """
 
     def load(self, version: Path) -> TextExtensions:
@@ -147,7 +147,8 @@ class TextStandIn(FakeRuntime):
         except (OSError, ValueError) as error:
             raise TaskRefused(file, "(whole file)", f"not readable as JSON: {error}", "Write it again") from None
         mark = document.get("mark", document.get("metrics", {}).get("mark", 0))
-        return TextExtensions(float(mark), document.get("adapter"), takes="TEXT")
+        repeats = document.get("repeats", True)
+        return TextExtensions(float(mark), document.get("adapter"), takes="TEXT", repeats=repeats)
 
     def tensors(self, rows: Sequence[Sequence[str]], extensions: FakeExtensions) -> dict[str, npt.NDArray[Any]]:
         """EMBEDDING [n, 2]: how many words a row has, and the mark. TRUNCATED [n, 1]: no."""

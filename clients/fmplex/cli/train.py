@@ -28,7 +28,7 @@ from fmplex.cli.options import (
     split,
 )
 from fmplex.cli.shown import errors_shown, print_result
-from fmplex.data.rows import rows_of
+from fmplex.data.rows import rows_for
 from fmplex.training.checks import check_rows
 from fmplex.training.progress import Progress, shown
 from fmplex_backend.adapters.kinds import KINDS as ADAPTERS
@@ -117,6 +117,7 @@ def train(
     confidence: Annotated[
         Confidence | None, typer.Option(help="What tells it: the highest score, or features; default: see the guide.")
     ] = None,
+    horizon: Annotated[int | None, typer.Option(help="Steps to forecast, of a series.")] = None,
     weight: Weight = None,
     slo_ms: SloMs = None,
     max_queue: MaxQueue = None,
@@ -124,7 +125,7 @@ def train(
     server: Server = "",
     as_json: AsJson = False,
 ) -> None:
-    """Train a task on labelled texts, pictures or rows of numbers, and save it as a new task or a new version.
+    """Train a task on labelled texts, pictures, series or rows of numbers, and save it as a new task or a new version.
 
     Name, rows, test rows, repository and server are checked before the first step. What was trained is saved whatever
     happens afterwards. After Ctrl-C the same command goes on from the checkpoint.
@@ -141,10 +142,17 @@ def train(
         encoder = _family(repository, backbone).encoder_for(columns, reading)
         told = confidence.value if confidence else None
         chosen = _decoder(
-            decoder, labels=split(labels), reject_below=reject_below, reject_label=reject_label, confidence=told
+            decoder,
+            labels=split(labels),
+            reject_below=reject_below,
+            reject_label=reject_label,
+            confidence=told,
+            horizon=horizon,
         )
         rows, tested = (
-            None if file is None else rows_of(file, None, encoder.reads(), columns=columns or text or None, label=label)
+            None
+            if file is None
+            else rows_for(chosen, file, None, encoder.reads(), columns=columns or text or None, label=label)
             for file in (data, test)
         )
         assert rows is not None

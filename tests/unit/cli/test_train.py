@@ -237,7 +237,7 @@ def test_a_repository_that_goes_away_costs_nothing(root: Path, rows: Path, monke
     assert (done.exit_code, (root / "spam" / "1" / "task.json").is_file()) == (0, True), done.output
 
 
-def _refuse(self: Task, repository: Path, held: bool) -> Path:
+def _refuse(self: Task, repository: Path, *, held: bool) -> Path:
     raise TaskProblem("the disk is full")
 
 

@@ -143,6 +143,8 @@ def test_a_backbones_samples(service: Service, caller: Caller) -> None:
         "items_total": 3,
         "rows_saved_total": 0,
         "broken_passes_total": 0,
+        "kept_answers": 0,
+        "kept_bytes": 0,
         "vfms": 2,
         "adapters": 1,
     }
