@@ -5,6 +5,7 @@ embeddings API over HTTP, vectors in base64; FMplex is asked over HTTP too, and 
 its own with what its newest release takes, pinned in `benchmarks/peers`, and is tuned first: setting by setting (dtype,
 threads, rows of a batch, how long one waits, workers, threads of the tokenizer) the one that serves more texts of 16
 and of 64 tokens is kept. Of FMplex dtype, threads and `batch_efficiency` are tuned alike. The bests then take turns.
+Each of LitServe's workers has a copy of the model.
 
 Before that, each must answer a few texts with FMplex's vectors, up to their length and the rounding of bfloat16.
 """
