@@ -57,7 +57,7 @@ SERVED = (
     recipe("lora4", 4, "multi-label", adapter=lora(4, "ff.0", "out_proj"), labels=6),
     recipe("lora8", 5, "embedding", adapter=lora(8, *MODULES), seed=7, options={"normalize": False}),
     recipe("dora", 6, adapter=lora(8, *MODULES, use_dora=True)),
-    recipe("ia3", 7, "regression", adapter=ia3("k_proj", "v_proj", feedforward=["ff.3"]), labels=5),
+    recipe("ia3", 7, "regression", adapter=ia3("k_proj", "q_proj"), labels=5),
     forecast("forecast", 8),
     forecast("forecast-lora", 9, adapter=lora(16, *MODULES), seed=3),
     forecast("anomaly", 10, "anomaly"),
