@@ -19,6 +19,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 from typing_extensions import Self
 
+from fmplex_backend.decoders.agreement import Agreed, equal, near
 from fmplex_backend.decoders.results import Raw, Result
 from fmplex_backend.decoders.rows import Rows
 from fmplex_backend.errors import TaskProblem
@@ -122,6 +123,22 @@ class Decoder:
     def result(cls, labels: Sequence[str], item: Any, outputs: Outputs, truncated: bool) -> Result:
         """One item's output tensors as a Python object."""
         return Raw(outputs, truncated)
+
+    # -- what tells versions apart
+
+    @classmethod
+    def agreed(cls, one: Outputs, other: Outputs, tolerance: float) -> Agreed:
+        """Of each of n items, [n], whether two versions of a task answer the same; see `decoders/agreement.py`.
+
+        Args:
+            one, other: their output tensors for the same items, batch first, by the names of `gives`.
+            tolerance: of numbers. Here numbers with fractions tell, and where there are none, everything.
+        """
+        numbers = [name for name in one if name in other and np.issubdtype(one[name].dtype, np.floating)]
+        found = [near(one[name], other[name], tolerance) for name in numbers]
+        found = found or [equal(one[name], other[name]) for name in one if name in other]
+        agreed: Agreed = np.all(found, axis=0)
+        return agreed
 
     # -- fitting
 

@@ -58,6 +58,10 @@ class Extensions:
         return self.adapter is not None
 
     @property
+    def repeats(self) -> bool:
+        return True
+
+    @property
     def outputs(self) -> Mapping[str, int | None]:
         return {**self.decoder.sizes, **self.common_outputs}
 

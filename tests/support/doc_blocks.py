@@ -37,6 +37,7 @@ NOT_RUN = {
     ("serve.md", "fmplex serve --allow-links"): "serves until Ctrl-C; tests/unit/server/test_options.py has the option",
     ("serve.md", "tritonserver ..."): "is a pattern; tests/triton/test_closed.py has what it does",
     ("sidecar.md", "--server triton:8001"): "runs until Ctrl-C; tests/triton/test_sidecar.py has what it does",
+    ("sidecar.md", "--elastic"): "serves until Ctrl-C; tests/triton/test_rebind.py has what it does",
     ("sidecar.md", "docker run"): "needs Docker",
     ("serve.md", "docker compose"): "needs Docker",
     ("serve.md", "fmplex install-backend /opt/tritonserver"): "needs NVIDIA's container; see test_requests.py",

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from fmplex.cli.options import (
     DEFAULT,
     AsJson,
+    Hold,
     Labels,
     MaxQueue,
     MaxQueueBytes,
@@ -106,6 +107,7 @@ def train(
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew where there is a checkpoint.")] = False,
     new_version: NewVersion = False,
+    hold: Hold = False,
     reject_below: Annotated[
         float | None, typer.Option(help="Answer no label where the confidence is lower (0 to 1).")
     ] = None,
@@ -133,7 +135,8 @@ def train(
 
         progress.phase("checking")
         terms = Terms(weight, slo_ms, max_queue, max_queue_bytes)
-        check_destination(name, backbone, repository, terms, server, new_version=new_version)
+        asked = "" if hold else server
+        check_destination(name, backbone, repository, terms, asked, new_version=new_version, held=hold)
         columns = _columns(numbers, data, label)
         reading = {name: value for name, value in {"prefix": prefix, "max_length": max_length}.items() if value}
         encoder = _family(repository, backbone).encoder_for(columns, reading)
@@ -171,7 +174,7 @@ def train(
         folder = checkpoint or default_checkpoint(repository, name)
         if restart and (folder / NUMBERS).is_file():  # a directory of something else is left alone
             shutil.rmtree(folder)
-        finisher = Finisher(task, remarks, repository, server, folder, progress, quiet=as_json)
+        finisher = Finisher(task, remarks, repository, asked, folder, progress, held=hold, quiet=as_json)
         finisher.fit(
             rows,
             validation=validation or None,

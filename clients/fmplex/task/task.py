@@ -57,7 +57,8 @@ class Task:
         encoder: of texts Text (how they become tokens), Projection (of rows of numbers) or PluginEncoder; of pictures
             ImageFile or ImageArray; of series Window.
         weight: of its fair share of the backbone. slo_ms: its latency objective. max_queue: requests that may wait.
-            max_queue_bytes: bytes that they may take until they are answered. None keeps what a saved task has.
+            max_queue_bytes: bytes that they may take until they are answered. cache: keep its answers, for requests
+            that are equal in every byte. None keeps what a saved task has.
     """
 
     def __init__(
@@ -72,13 +73,14 @@ class Task:
         slo_ms: float | None = None,
         max_queue: int | None = None,
         max_queue_bytes: int | None = None,
+        cache: bool | None = None,
         description: str = "",
     ) -> None:
         self.name, self.backbone, self.description = name, backbone, description
         self.encoder: Any = encoder or self._default_encoder()
         self.adapter: Adapter | None = None
         self.decoder: Decoder = decoder
-        self.terms = Terms(weight, slo_ms, max_queue, max_queue_bytes)
+        self.terms = Terms(weight, slo_ms, max_queue, max_queue_bytes, cache=cache)
         self.terms.check()
         self.metrics: dict[str, float | int | str] = {}
         self.history: History | None = None
@@ -344,15 +346,19 @@ class Task:
             draw(self.history, path / CURVE)
         write_config(path, self.config())
 
-    def save(self, repository: str | Path | None = None) -> Path:
-        """Save as a new task with a free tag, or as the next version of a task that exists; returns its directory."""
-        return self._save(repository).path
+    def save(self, repository: str | Path | None = None, *, held: bool = False) -> Path:
+        """Save as a new task with a free tag, or as the next version of a task that exists; returns its directory.
 
-    def _save(self, repository: str | Path | None) -> Saved:
+        Args:
+            held: whether the version that serves goes on, until this one is tried or promoted; see docs/canary.md.
+        """
+        return self._save(repository, held=held).path
+
+    def _save(self, repository: str | Path | None, *, held: bool = False) -> Saved:
         extensions = self._extensions()  # what the server would refuse is refused here
         pipeline = Pipeline(self.config(), extensions.takes, self.encoder.size(), extensions.outputs, self.write)
         return ModelRepository(repository or self.backbone.repository).save(
-            self.name, self.backbone.name, pipeline, self.terms
+            self.name, self.backbone.name, pipeline, self.terms, held=held
         )
 
     def deploy(
@@ -412,7 +418,10 @@ class Task:
             bound, spec = ModelRepository(path.parent).task(path.name)
             backbone = backbone or Backbone(bound, repository=path.parent)
             slo_ms = None if spec.slo is None else spec.slo * 1000
-            path, terms = spec.version.path, Terms(spec.weight, slo_ms, spec.max_queue, spec.max_queue_bytes)
+            path, terms = (
+                spec.version.path,
+                Terms(spec.weight, slo_ms, spec.max_queue, spec.max_queue_bytes, cache=spec.cache or None),
+            )
         elif path.name.isdigit():
             name = path.parent.name
         config = load_task_config(path / "task.json")
