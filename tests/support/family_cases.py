@@ -40,6 +40,7 @@ class FamilyCase(ABC):
     rivals: ClassVar[tuple[str, str]]  # two of `served`, one of them with an adapter
     versions: ClassVar[tuple[str, ...]]  # variants whose outputs have the same dims, so that one may follow another
     items: ClassVar[Sequence[Any]]  # some twenty or more, all different, of all sizes
+    rows: ClassVar[int] = 1  # of the backbone, that each of `items` is
     # Of about one size each, and all different: equal ones would share rows.
     short: ClassVar[Sequence[Any]]  # 32
     long: ClassVar[Sequence[Any]]  # 256 that cost more than `short`, so that clients keep up with the backbone

@@ -30,9 +30,10 @@ from testing.adapters import lora
 from testing.clients import Outputs
 from testing.repositories import Task as Recipe
 
-CONTEXT, PATCH, HIDDEN, LAYERS = 128, 8, 128, 6  # a pass takes many times as long as preparing its series
+CONTEXT, PATCH, HIDDEN, LAYERS = 128, 8, 128, 10  # a pass takes many times as long as preparing its series
 PATCHES = CONTEXT // PATCH
 OWN_STEPS, HORIZON = 12, 6
+CHANNELS = 4  # of most items
 MODULES = ("q_proj", "v_proj")
 
 
@@ -57,10 +58,10 @@ SERVED = (
     recipe("lora4", 4, "multi-label", adapter=lora(4, "ff.0", "out_proj"), labels=6),
     recipe("lora8", 5, "embedding", adapter=lora(8, *MODULES), seed=7, options={"normalize": False}),
     recipe("dora", 6, adapter=lora(8, *MODULES, use_dora=True)),
-    recipe("ia3", 7, "regression", adapter=ia3("k_proj", "v_proj", feedforward=["ff.3"]), labels=5),
+    recipe("ia3", 7, "regression", adapter=ia3("k_proj", "q_proj"), labels=5, options={"normalize": True}),
     forecast("forecast", 8),
     forecast("forecast-lora", 9, adapter=lora(16, *MODULES), seed=3),
-    forecast("anomaly", 10, "anomaly"),
+    forecast("anomaly", 10, "anomaly", adapter=lora(4, *MODULES)),  # it shows the backbone fewer steps than others
     recipe("own", 11, "own-forecast"),
     recipe("own-rolled", 12, "own-forecast", adapter=lora(4, *MODULES), options={"horizon": 2 * OWN_STEPS + 1}),
 )
@@ -122,8 +123,8 @@ def near_zero(seed: int, steps: int, channels: int, missing: float = 0.0) -> Arr
 
 
 def unfitted(name: str, backbone: Backbone) -> Task:
-    """An embedder has nothing to fit; it takes series of two channels alone."""
-    return Task(name, backbone, decoder=Embedder(pooling="max"), encoder=Window(steps=60, channels=2))
+    """An embedder has nothing to fit; it takes series of so many channels alone."""
+    return Task(name, backbone, decoder=Embedder(pooling="max"), encoder=Window(steps=60, channels=CHANNELS))
 
 
 class SeriesReference(HeadReference):
@@ -224,10 +225,11 @@ class SeriesCase(FamilyCase):
     adapted = frozenset(each.name for each in SERVED if each.adapter is not None)
     rivals = ("lora8", "none")
     versions = tuple(each.name for each in VERSIONS)
-    items = tuple(near_zero(seed, 12 + 9 * seed, 2, 0.1 * (seed % 3)) for seed in range(22))
+    items = tuple(near_zero(seed, 12 + 9 * seed, CHANNELS, 0.1 * (seed % 3)) for seed in range(22))
+    rows = CHANNELS
     short = tuple(near_zero(200 + seed, CONTEXT, 1) for seed in range(32))
-    long = tuple(near_zero(300 + seed, CONTEXT, 2) for seed in range(256))
-    longest = tuple(near_zero(600 + seed, CONTEXT, 8) for seed in range(32))
+    long = tuple(near_zero(300 + seed, CONTEXT, 8) for seed in range(256))
+    longest = tuple(near_zero(600 + seed, CONTEXT, 10) for seed in range(32))
     broken: ClassVar = {case.name: Broken(BROKEN[case.name].name, case.spoil, case.says) for case in CASES} | {
         name: Broken(made.name, spoil, says) for name, (made, spoil, says) in PROBLEMS.items()
     }

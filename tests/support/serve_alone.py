@@ -15,7 +15,7 @@ from fmplex_backend.repository.config import load_backbone_config
 from fmplex_backend.repository.configs import backbone_parameters
 from fmplex_backend.repository.tasks import Repository, TaskSpec
 from fmplex_backend.scheduling import CostModel
-from fmplex_backend.types import Request, Vfm
+from fmplex_backend.types import Request, Running, Vfm
 
 
 def main(root: Path, backbone: str) -> None:
@@ -34,9 +34,11 @@ def main(root: Path, backbone: str) -> None:
         request = Request(vfm, {extensions.takes: reads.array([reads.probe(None)])}, (), 0.0, lambda reply, final: None)
         request.extensions = vfm.extensions = extensions
         runtime.prepare(request)
-        for done in runtime.run([request]):
-            for _, outcome in done.outcomes:
-                assert runtime.decode(request, outcome.value)
+        running = True
+        while running:
+            ((_, outcome),) = [each for done in runtime.run([request]) for each in done.outcomes]
+            running = isinstance(outcome, Running)  # e.g. a forecast that is rolled
+        assert runtime.decode(request, outcome.value)
     print(json.dumps(sorted(sys.modules)))
 
 
