@@ -14,6 +14,7 @@ from fmplex.cli.options import (
     Labels,
     MaxQueue,
     MaxQueueBytes,
+    MaxSeconds,
     Name,
     NewVersion,
     Repo,
@@ -54,6 +55,7 @@ def add(
     slo_ms: SloMs = None,
     max_queue: MaxQueue = None,
     max_queue_bytes: MaxQueueBytes = None,
+    max_seconds: MaxSeconds = None,
     server: Server = "",
     as_json: AsJson = False,
 ) -> None:
@@ -61,7 +63,7 @@ def add(
     with errors_shown(as_json):
         from fmplex.task.destination import check_destination
 
-        terms = Terms(weight, slo_ms, max_queue, max_queue_bytes)
+        terms = Terms(weight, slo_ms, max_queue, max_queue_bytes, max_seconds)
         check_destination(name, backbone, repository, terms, server, new_version=new_version)
         from fmplex.task.backbone import Backbone
         from fmplex.task.task import Task

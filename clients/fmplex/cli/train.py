@@ -18,6 +18,7 @@ from fmplex.cli.options import (
     Labels,
     MaxQueue,
     MaxQueueBytes,
+    MaxSeconds,
     Name,
     NewVersion,
     Repo,
@@ -119,6 +120,7 @@ def train(
     slo_ms: SloMs = None,
     max_queue: MaxQueue = None,
     max_queue_bytes: MaxQueueBytes = None,
+    max_seconds: MaxSeconds = None,
     server: Server = "",
     as_json: AsJson = False,
 ) -> None:
@@ -131,7 +133,7 @@ def train(
         from fmplex.task.destination import check_destination
 
         progress.phase("checking")
-        terms = Terms(weight, slo_ms, max_queue, max_queue_bytes)
+        terms = Terms(weight, slo_ms, max_queue, max_queue_bytes, max_seconds)
         check_destination(name, backbone, repository, terms, server, new_version=new_version)
         columns = _columns(numbers, data, label)
         reading = {name: value for name, value in {"prefix": prefix, "max_length": max_length}.items() if value}

@@ -46,6 +46,18 @@ def test_a_client_that_went_away_is_not_served(tmp_path: Path, gate: Gate, monke
     rig.stop()
 
 
+def test_a_sequence_that_runs_alone_is_asked_about_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever this thread looks, it is in a batch."""
+    monkeypatch.setattr(cancellation, "PERIOD_S", 0.02)
+    write_task(tmp_path, "one", 0)
+    rig = ServiceRig(tmp_path)
+    rig.service.start()
+    rig.submit(0, text="steps=1000000", is_cancelled=lambda: True)
+    rig.caller.wait()
+    assert rig.codes() == ["CANCELLED"]
+    rig.stop()
+
+
 def test_so_is_not_a_client_whose_request_waits_to_be_prepared(
     tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
