@@ -40,6 +40,7 @@ EXPERIMENTS = (
     "capacity",
     "overhead",
     "ceiling",
+    "prefixes",
     "churn",
     "rebind",
     "planner",

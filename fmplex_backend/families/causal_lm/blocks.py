@@ -69,18 +69,20 @@ class Blocks:
                 found.append(block)
         return found
 
-    def hold(self, blocks: Iterable[FullBlock]) -> None:
-        """One more holds these."""
+    def hold(self, blocks: Sequence[FullBlock]) -> int:
+        """One more holds these; returns how many nobody has held before."""
         for block in blocks:
             block.holders += 1
             self._unheld.pop(block, None)
+        return sum(block.holders == 1 for block in blocks)
 
-    def let_go(self, blocks: Sequence[FullBlock]) -> None:
-        """One fewer holds these, which follow each other."""
+    def let_go(self, blocks: Sequence[FullBlock]) -> int:
+        """One fewer holds these, which follow each other; returns how many nobody holds any more."""
         for block in reversed(blocks):
             block.holders -= 1
             if not block.holders:
                 self._unheld[block] = None
+        return sum(not block.holders for block in blocks)
 
     def keep(self, version: Any, before: Sequence[FullBlock], number: int, tokens: Tokens) -> FullBlock:
         """Let a block be found whose tokens are computed; held by who has computed them.

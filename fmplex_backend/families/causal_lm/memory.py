@@ -51,6 +51,8 @@ class Memory:
         self.tokens_of, self.moved, self.keeps = tokens_of, moved, keeps
         self.of: dict[Request, list[int]] = {}  # in the order in which they began
         self.running: Counter[Vfm] = Counter()  # how many requests of each vFM have blocks
+        # How many blocks they have, those that several hold counted once: they are of one version, and so of one vFM.
+        self.held: Counter[Vfm] = Counter()
         self.preempted = 0
         self._full: dict[Request, list[FullBlock]] = {}  # of these blocks the first ones, that others may find
         self._placed: set[Request] = set()  # in the step that is being put together
@@ -80,23 +82,22 @@ class Memory:
             start = len(full) * self.size
             tokens = tuple(self.tokens_of(request)[start : start + self.size])
             block = self.blocks.keep(request.extensions, full, own[len(full)], tokens)
-            own[len(full)] = block.number
+            if block.number != own[len(full)]:  # another's in the place of its own
+                self.held[request.vfm] -= block.holders > 1
+                own[len(full)] = block.number
             full.append(block)
 
     def release(self, request: Request) -> None:
         """Free a request's blocks, if it has any."""
         if request in self.of:
-            full = self._full.pop(request)
-            self.blocks.give_back(self.of.pop(request)[len(full) :])
-            self.blocks.let_go(full)
-            self.running[request.vfm] -= 1
-            if not self.running[request.vfm]:
-                del self.running[request.vfm]  # it may be gone for good
+            vfm, full = request.vfm, self._full.pop(request)
+            own = self.of.pop(request)[len(full) :]
+            self.blocks.give_back(own)
+            self.held[vfm] -= len(own) + self.blocks.let_go(full)
+            self.running[vfm] -= 1
+            if not self.running[vfm]:
+                del self.running[vfm], self.held[vfm]  # it may be gone for good
         self._placed.discard(request)
-
-    def held_by(self, vfm: Vfm) -> int:
-        """Blocks of a vFM's requests, those that several hold counted once."""
-        return len({number for request, blocks in self.of.items() if request.vfm is vfm for number in blocks})
 
     def _grows(self, request: Request) -> bool:
         lacking = self._blocks_for(request) - len(self.of[request])
@@ -110,6 +111,7 @@ class Memory:
                 request.vfm.held_back = within
                 return False
         self.of[request] += self.blocks.take(lacking)
+        self.held[request.vfm] += lacking
         return True
 
     def _is_over_share(self, request: Request, lacking: int) -> bool:
@@ -117,7 +119,7 @@ class Memory:
         vfm = request.vfm
         if vfm.max_kv_share is None or self.running[vfm] == (request in self.of):
             return False
-        return self.held_by(vfm) + lacking > vfm.max_kv_share * self.blocks.count
+        return self.held[vfm] + lacking > vfm.max_kv_share * self.blocks.count
 
     def _begins(self, request: Request) -> bool:
         tokens, vfm = self.tokens_of(request), request.vfm
@@ -135,7 +137,7 @@ class Memory:
             return False
         for loser in losers:
             self._preempt(loser)
-        self.blocks.hold(found)
+        self.held[vfm] += self.blocks.hold(found) + new
         self.of[request] = [block.number for block in found] + self.blocks.take(new)
         self._full[request] = found
         self.running[vfm] += 1
@@ -148,8 +150,8 @@ class Memory:
         free = self.blocks.free
         if free >= lacking:
             return []
-        held = {vfm: self.held_by(vfm) for vfm in {each.vfm for each in self.of}}
-        wanted = (held.get(request.vfm, 0) + lacking) / request.vfm.weight
+        held = Counter(self.held)
+        wanted = (held[request.vfm] + lacking) / request.vfm.weight
         losers: list[Request] = []
         for loser in sorted(self._unplaced(), key=_last_to_keep, reverse=True):
             vfm, freed = loser.vfm, self._freed_by(loser)

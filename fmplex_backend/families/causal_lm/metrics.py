@@ -71,8 +71,7 @@ class TaskCounts:
         self.generated_tokens = 0
         self.prefix_tokens = 0
         self.preemptions = 0
-        self.waiting = 0
-        self.blocks = 0
+        self.waiting = 0  # when a step began
         self.first_token = Histogram(FIRST, FIRST_BOUNDS)
         self.next_token = Histogram(NEXT, NEXT_BOUNDS)
 
@@ -81,14 +80,14 @@ class TaskCounts:
         self.generated_tokens += 1
         (self.first_token if first else self.next_token).observe(at - since)
 
-    def readings(self, running: int, depth: int) -> Iterator[Reading]:
-        """Of a task with so many running sequences and queued requests; what is noted at a step is old without one."""
+    def readings(self, running: int, blocks: int, depth: int) -> Iterator[Reading]:
+        """Of a task with so many running sequences, their blocks, and queued requests."""
         yield Reading("fmplex_prompt_tokens_total", self.prompt_tokens)
         yield Reading("fmplex_generated_tokens_total", self.generated_tokens)
         yield Reading("fmplex_prefix_tokens_total", self.prefix_tokens)
         yield Reading("fmplex_preemptions_total", self.preemptions)
         yield Reading("fmplex_sequences_running", running)
-        yield Reading("fmplex_sequences_waiting", min(self.waiting, depth))
-        yield Reading("fmplex_kv_blocks", self.blocks if running else 0)
+        yield Reading("fmplex_sequences_waiting", min(self.waiting, depth))  # the last step may be long ago
+        yield Reading("fmplex_kv_blocks", blocks)
         yield from self.first_token.readings()
         yield from self.next_token.readings()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +50,6 @@ from fmplex_backend.types import (
 GIB = 1 << 30
 CHUNKS = {"cpu": 64, "cuda": 512}  # tokens of a prompt in a step: about as long as that many sequences' next tokens
 TOKEN_BYTES = 128  # about what a token of a sequence takes, in lists and until it is sent
-NOTED_EVERY_S = 0.5
 PROFILE = ((1, 1, 32), (8, 1, 32), (8, 1, 256), (1, 32, 32), (1, 64, 256))  # sequences, new tokens, context
 
 
@@ -85,7 +83,6 @@ class CausalLmRuntime:
     def __init__(self, config: CausalLmConfig, file: Path, device: str, clock: Callable[[], float] = monotonic) -> None:
         self.device, self.clock = torch.device(device), clock
         self.counts: WeakKeyDictionary[Vfm, TaskCounts] = WeakKeyDictionary()
-        self._noted_at = -math.inf
         loaded = load_model(config, file, self.device)
         self.model, self.tokenizer, self.ends = loaded.model, loaded.tokenizer, loaded.ends
         self.dtype, self.fingerprint = dtype_name(self.model.dtype), fingerprint(loaded.directory)
@@ -197,7 +194,7 @@ class CausalLmRuntime:
             (request, Work(1, len(step), len(step) * step.stop)) for request, step in zip(requests, steps, strict=True)
         ]
         groups = len({id(adapter) for adapter in adapters if adapter is not None})
-        self._note(requests, now)
+        self._note(requests)
         yield Pass(_shape(spans, groups), portions, outcomes, thread_time() - begun)
 
     def is_fatal(self, error: Exception) -> bool:
@@ -223,7 +220,7 @@ class CausalLmRuntime:
         """Of a task; of the backbone the memory's."""
         if vfm is not None:
             counts = self.counts.get(vfm)
-            return () if counts is None else counts.readings(self.memory.running[vfm], vfm.depth)
+            return () if counts is None else counts.readings(self.memory.running[vfm], self.memory.held[vfm], vfm.depth)
         blocks = self.memory.blocks
         return (
             Reading("fmplex_backbone_kv_blocks", blocks.count),
@@ -270,16 +267,10 @@ class CausalLmRuntime:
             self.counts[vfm] = TaskCounts()
         return self.counts[vfm]
 
-    def _note(self, batch: Sequence[Request], now: float) -> None:
-        """What is published once a second and takes long to count."""
-        if now - self._noted_at < NOTED_EVERY_S:
-            return
-        self._noted_at = now
-        in_batch = Counter(request.vfm for request in batch)
-        for vfm, counts in self.counts.items():
-            begun_in_queue = self.memory.running[vfm] - in_batch[vfm]
-            counts.waiting = max(0, len(vfm.queue) - begun_in_queue)
-            counts.blocks = self.memory.held_by(vfm)
+    def _note(self, batch: Sequence[Request]) -> None:
+        """How many wait, of the tasks in a batch: what is queued and has not begun."""
+        for vfm, count in Counter(request.vfm for request in batch).items():
+            self._counts(vfm).waiting = len(vfm.queue) - (self.memory.running[vfm] - count)
 
     def _spell(self, token: int) -> str:
         return str(self._decode([token]))

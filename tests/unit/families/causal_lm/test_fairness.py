@@ -99,7 +99,7 @@ class World:
     def send(self, vfm: Vfm) -> None:
         words = self.scenario.words
         prompt = [self.random.randrange(words) for _ in range(self.random.randint(1, self.scenario.longest))]
-        request = Request(vfm, {}, (), 0.0, lambda *_: None)
+        request = Request(vfm, {}, (), 0.0, lambda *_: None, extensions=vfm)
         self.state[request] = State(prompt, len(prompt) + self.random.randint(0, self.scenario.longest))
         request.work = self.state[request].works[0]
         self.scheduler.admit(request)

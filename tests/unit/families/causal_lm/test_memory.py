@@ -225,9 +225,10 @@ def test_versions_find_nothing_of_each_other(dropped: bool) -> None:
 
 def test_who_computes_the_same_at_a_time_has_it_once() -> None:
     rig = Rig(8)
-    one, two = rig.request("a", 9), rig.request("b", 9)
+    one, two = rig.request("a", 9), rig.request("a", 9)
     rig.texts |= dict.fromkeys((one, two), 1)
     rig.compute(one, two)
+    assert rig.memory.held == {one.vfm: 4}
     assert rig.memory.of[one][:2] == rig.memory.of[two][:2]
     assert rig.memory.blocks.free == 8 - 2 - 2
     rig.memory.release(one)
@@ -291,7 +292,7 @@ class Written:
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_what_is_found_is_what_was_computed(data: st.DataObject) -> None:
-    """Sequences of two words in two vFMs and three versions: they grow, end, lose their blocks, and versions go."""
+    """Sequences of two words in two vFMs of two versions each: they grow, end, lose their blocks, and versions go."""
     count = data.draw(st.integers(4, 10))
     computed: dict[Request, int] = {}
     texts: dict[Request, list[int]] = {}
@@ -300,10 +301,10 @@ def test_what_is_found_is_what_was_computed(data: st.DataObject) -> None:
     vfms = [Vfm(0, "a"), Vfm(1, "b", weight=3.0)]
     vfms[0].max_running = data.draw(st.sampled_from([None, 2]))
     vfms[1].max_kv_share = data.draw(st.sampled_from([None, 0.5]))
-    versions = [object(), object(), object()]
+    versions = {vfm: [object(), object()] for vfm in vfms}
     for number in range(data.draw(st.integers(1, 25))):
         request = Request(data.draw(st.sampled_from(vfms)), {}, (), 0.0, lambda *_: None)
-        request.admission_number, request.extensions = number, data.draw(st.sampled_from(versions))
+        request.admission_number, request.extensions = number, data.draw(st.sampled_from(versions[request.vfm]))
         texts[request] = data.draw(st.lists(st.sampled_from([7, 7, 7, 8]), min_size=1, max_size=3 * SIZE))
         computed[request] = 0
         memory.begin()
@@ -325,10 +326,13 @@ def test_what_is_found_is_what_was_computed(data: st.DataObject) -> None:
             else:
                 texts[each] = [*texts[each], data.draw(st.sampled_from([7, 8]))]
         if data.draw(st.integers(0, 9)) == 0:
-            memory.blocks.drop(data.draw(st.sampled_from(versions)))
+            memory.blocks.drop(data.draw(st.sampled_from([each for own in versions.values() for each in own])))
         used = {number for blocks in memory.of.values() for number in blocks}
         assert memory.blocks.free == count - len(used)
+        for vfm in vfms:
+            own = {number for each, blocks in memory.of.items() if each.vfm is vfm for number in blocks}
+            assert memory.held[vfm] == len(own)
         assert 0 not in used
     for each in list(texts):
         memory.release(each)
-    assert (memory.blocks.free, memory.of, memory.running) == (count, {}, {})
+    assert (memory.blocks.free, memory.of, memory.running, memory.held) == (count, {}, {}, {})

@@ -356,7 +356,7 @@ def test_limits_of_a_task(model: Path, versions: list[Path], generate: Any) -> N
     most = [0, 0]
     while rig.engine.step(wait=False):
         memory = rig.runtime.memory
-        most = [max(most[0], memory.running[limited]), max(most[1], memory.held_by(shared))]
+        most = [max(most[0], memory.running[limited]), max(most[1], memory.held[shared])]
     assert most[0] == 2
     assert 3 < most[1] <= 6
     for task, request in asked[::3] + asked[2::3]:
