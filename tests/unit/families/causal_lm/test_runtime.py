@@ -351,14 +351,14 @@ def test_an_answer_is_a_prefix_too(rig: Rig) -> None:
 def test_limits_of_a_task(model: Path, versions: list[Path], generate: Any) -> None:
     rig = Rig(backbone(model, kv_cache_bytes=24 * 16 * 3 * 2 * 32 * 4), versions, sequences=8)
     limited, shared, _, _ = rig.vfms
-    limited.max_running, shared.max_kv_share = 2, 0.25
+    limited.max_running, shared.max_kv_share = 2, 0.4
     asked = [(task, rig.ask(task, text, temperature=0, max_tokens=40)) for text in TEXTS[:6] for task in (0, 1, 2)]
     most = [0, 0]
     while rig.engine.step(wait=False):
         memory = rig.runtime.memory
         most = [max(most[0], memory.running[limited]), max(most[1], memory.held[shared])]
     assert most[0] == 2
-    assert 3 < most[1] <= 6
+    assert 5 < most[1] <= 9
     for task, request in asked[::3] + asked[2::3]:
         assert same(rig.answer(request), *generate(task, request.prepared.asked.prompt, 40))
 
