@@ -36,13 +36,15 @@ def test_a_client_that_went_away_is_not_served(tmp_path: Path, gate: Gate, monke
     until(lambda: rig.service.engine.clock() > sent + 2 * cancellation.PERIOD_S)  # those that wait for less are spared
     gate.step()
     gate.wait()
-    until(lambda: posted["_find_waiting"] == 1)
+    until(lambda: posted["_find_waiting"] >= 1)
     gate.step()
     gate.wait()
-    until(lambda: posted["cancel"] == 3)
+    until(lambda: posted["cancel"] >= 3)
     gate.free()
     rig.caller.wait()
-    assert rig.codes() == ["", "", "", "CANCELLED", "", "", "CANCELLED"]  # the third was in a pass by then
+    codes = rig.codes()
+    assert codes.pop(2) in ("", "CANCELLED")  # it may be in a pass by then
+    assert codes == ["", "", "CANCELLED", "", "", "CANCELLED"]
     rig.stop()
 
 
