@@ -95,7 +95,7 @@ class Prompts:
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
     """One row."""
-    rounds, requests = (2, 5) if quick else (5, 20)
+    rounds, requests = (2, 4) if quick else (5, 8)
     with tempfile.TemporaryDirectory() as folder:
         prompts = Prompts(Path(folder))
         ways = {"found": True, "computed": False}

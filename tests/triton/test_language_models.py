@@ -301,7 +301,7 @@ def test_an_answer_ends_at_its_tasks_time_limit(house: House, client: Client) ->
         return task.max_seconds, task.max_running
 
     with ThreadPoolExecutor(24) as pool:
-        others = [pool.submit(client.predict, "plain", f"fox {number}", parameters=wishes) for number in range(12)]
+        others = [pool.submit(client.predict, "plain", f"fox {number}", parameters=wishes) for number in range(4)]
         repository.set("small", Terms(max_seconds=0.5, max_running=3))
         eventually(lambda: limits() == (0.5, 3), "limits are read")
         own = [pool.submit(client.predict, "small", f"dog {number}", parameters=wishes) for number in range(6)]
