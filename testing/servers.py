@@ -93,7 +93,7 @@ class Serving:
         found: dict[tuple[str, str, str], float] = {}
         for sample in filter(None, map(SAMPLE.match, lines)):
             labels = dict(re.findall(r'(\w+)="([^"]*)"', sample["labels"]))
-            key = (sample["name"], labels.get("task", ""), labels.get("reason", labels.get("le", "")))
+            key = (sample["name"], labels.get("task", ""), labels.get("reason") or labels.get("le", ""))
             assert key not in found, f"{key} is on /metrics twice"
             found[key] = float(sample["value"])
         return found

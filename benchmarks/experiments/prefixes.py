@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import statistics
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +103,14 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
         for found in (*ways.values(), *ways.values()):
             prompts.seconds(found=found)  # what is allocated on first use
 
-        def median(found: bool) -> float:
-            prompts.seconds(found=True)  # it leaves what the next ones find
-            return statistics.median(prompts.seconds(found=found) for _ in range(requests))
+        def measure(name: str) -> Callable[[int], float]:
+            def median(number: int) -> float:
+                prompts.seconds(found=True)  # it leaves what the next ones find
+                return statistics.median(prompts.seconds(found=ways[name]) for _ in range(requests))
 
-        seen = interleave({name: lambda _, found=found: median(found) for name, found in ways.items()}, rounds)
+            return median
+
+        seen = interleave({name: measure(name) for name in ways}, rounds)
         return [
             {
                 "target": TARGET,
