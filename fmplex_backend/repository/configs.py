@@ -22,9 +22,10 @@ CONFIG = "config.pbtxt"
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """A task's weight, latency objective and limits. None keeps what is there, or is the default of a new task.
+    """A task's weight, latency objective, limits, and whether its answers are kept.
 
-    `cleared` names those that an existing task loses: it then has no objective, or its backbone's limit.
+    None keeps what is there, or is the default of a new task. `cleared` names those that an existing task loses: it
+    then has no objective, or its backbone's limit.
     """
 
     weight: float | None = None
@@ -35,10 +36,11 @@ class Terms:
     max_running: int | None = None
     max_kv_share: float | None = None
     cleared: frozenset[str] = frozenset()  # of all but the weight
+    cache: bool | None = None
 
     def given(self) -> dict[str, Any]:
         """Those that are not None, by name: arguments of `Task`."""
-        values = {name: getattr(self, name) for name in TERMS}
+        values = {name: getattr(self, name) for name in (*TERMS, "cache")}
         return {name: value for name, value in values.items() if value is not None}
 
     def check(self) -> None:
@@ -46,7 +48,7 @@ class Terms:
         if self.weight is not None and (problem := weight_problem(self.weight)):
             raise TaskProblem(f"weight is {self.weight}, {problem}. Give one that is")
         for name, value in self.given().items():
-            if not (0 < value < float("inf")):
+            if name != "cache" and not (0 < value < float("inf")):
                 raise TaskProblem(f"{name} is {value:g}. It must be a number above 0")
         if (self.max_kv_share or 0) > 1:
             raise TaskProblem(f"max_kv_share is {self.max_kv_share:g}. It is a part: give one of 1 at most")
@@ -122,9 +124,16 @@ def merged(old: Any, entry: TaskEntry, terms: Terms) -> Any:
 def put_terms(proto: Any, terms: Terms) -> None:
     """Write those terms that are not None into a ModelConfig message, and take out those that are cleared."""
     for key, value in terms.given().items():
-        proto.parameters[key].string_value = f"{value:g}" if value < 1e6 else str(value)
+        proto.parameters[key].string_value = term_text(value)
     for key in terms.cleared:
         proto.parameters.pop(key, None)
+
+
+def term_text(value: Any) -> str:
+    """A term's value as an entry has it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if value < 1e6 else str(value)
 
 
 def backbone_stepped_into(proto: Any) -> str:

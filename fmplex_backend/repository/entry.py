@@ -34,6 +34,7 @@ class TaskEntry:
     max_seconds: float | None = None
     max_running: int | None = None
     max_kv_share: float | None = None
+    cache: bool = False
     sizes: tuple[tuple[str, int], ...] = ()
     labels: tuple[str, ...] = ()  # of SCORES, in their order: for clients
     gives: tuple[str, ...] = ()  # its outputs, where the decoder kind leaves them open; all of the kind's by default
@@ -82,6 +83,8 @@ class TaskEntry:
         for key in TERMS:
             if (value := getattr(self, key)) is not None:
                 config.parameters[key].string_value = _number_text(value)
+        if self.cache:
+            config.parameters["cache"].string_value = "true"
         return config
 
     def _dims(self, spec: TensorSpec) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from fmplex.cli.options import DEFAULT, SERVER, AsJson, Asked, Name, Repo, Serve
 from fmplex.cli.shown import after, errors_shown, print_result
 from fmplex.client.sync import Client
 from fmplex_backend.errors import TaskProblem
-from fmplex_backend.repository.configs import Terms
+from fmplex_backend.repository.configs import Terms, term_text
 from fmplex_backend.repository.directory import UNLOADED, set_unloaded
 from fmplex_backend.repository.grouping import GroupRepository
 from fmplex_backend.repository.writer import ModelRepository
@@ -75,17 +76,24 @@ def set_(
     max_seconds: Seconds = "",
     max_running: Running = "",
     max_kv_share: Part = "",
+    cache: Annotated[
+        bool | None,
+        typer.Option(
+            "--cache/--no-cache",
+            help="Keep its answers, for requests that are equal in every byte; --no-cache forgets them.",
+        ),
+    ] = None,
     new_tag: Annotated[
         bool, typer.Option("--new-tag", help="Give it a tag that no other task has; load the task afterwards.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Change a task's weight, latency objective or limits, in effect with the next batch; or its tag."""
+    """Change a task's weight, latency objective, limits or cache, in effect with the next batch; or its tag."""
     with errors_shown(as_json):
         texts = (slo_ms, max_queue, max_queue_bytes, max_seconds, max_running, max_kv_share)
-        terms = _terms(weight, dict(zip(KINDS, texts, strict=True)))
+        terms = replace(_terms(weight, dict(zip(KINDS, texts, strict=True))), cache=cache)
         if terms == Terms() and not new_tag:
-            options = ", ".join(map(_option, ("weight", *KINDS)))
+            options = ", ".join(map(_option, ("weight", *KINDS, "cache")))
             raise TaskProblem(f"nothing to set. Give {options} or --new-tag")
         models = GroupRepository(repository)
         terms.check()
@@ -98,7 +106,10 @@ def set_(
         if terms != Terms():
             models.set(name, terms)
         cleared = terms.cleared
-        words = [*(f"{key} {value:g}" for key, value in changed.items()), *(f"no {key}" for key in sorted(cleared))]
+        words = [
+            *(f"{key} {term_text(value)}" for key, value in changed.items()),
+            *(f"no {key}" for key in sorted(cleared)),
+        ]
         words += [f"written anew, to be loaded too: {', '.join(groups)}"] if groups else []
         document = {"task": name} | changed | dict.fromkeys(cleared) | ({"groups": groups} if groups else {})
         print_result(document, f"{name}: {', '.join(words)}", as_json)
@@ -182,7 +193,10 @@ def rollback(
     server: Server = "",
     as_json: AsJson = False,
 ) -> None:
-    """Serve another of a task's versions: the one before, or any with --to, forward too."""
+    """Serve another of a task's versions: the one before, or any with --to, forward too.
+
+    While one is tried as a canary or a shadow, that ends, and without --to the version that serves goes on.
+    """
     with errors_shown(as_json):
         saved = ModelRepository(repository).rollback(name, to)
         if server:

@@ -47,6 +47,7 @@ def test_a_task_that_is_served(tmp_path: Path) -> None:
         "max_seconds": None,
         "max_running": None,
         "max_kv_share": None,
+        "cache": False,
         "version": 1,
         "adapter": None,
         "decoder": "classification",

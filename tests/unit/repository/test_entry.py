@@ -30,6 +30,7 @@ ENTRIES = st.builds(
     max_queue=st.none() | st.integers(1, 10**9),
     max_queue_bytes=st.none() | st.integers(1, 10**12),
     max_seconds=st.none() | POSITIVE,
+    cache=st.booleans(),
     sizes=st.sampled_from([(), (("SCORES", 7),), (("EMBEDDING", 384),), (("SCORES", 3), ("LABEL", 3))]),
 )
 
@@ -44,6 +45,7 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, entry
     assert isinstance(spec, TaskSpec)
     assert (spec.name, spec.vfm, spec.weight, spec.max_queue) == ("task", entry.vfm, entry.weight, entry.max_queue)
     assert (spec.max_queue_bytes, spec.max_seconds) == (entry.max_queue_bytes, entry.max_seconds)
+    assert (spec.max_queue_bytes, spec.cache) == (entry.max_queue_bytes, entry.cache)
     assert spec.slo == (None if entry.slo_ms is None else pytest.approx(entry.slo_ms / 1000))
     assert spec.outputs.keys() == {output.name for output in entry.outputs()}
     sizes = dict(entry.sizes)
