@@ -31,7 +31,7 @@ from fmplex_backend.families.shared_rows import SharedRow, divide, unite
 from fmplex_backend.fingerprint import fingerprint
 from fmplex_backend.repository.config import TaskConfig, load_task_config
 from fmplex_backend.repository.parameters import BackboneConfig
-from fmplex_backend.types import Outcome, Pass, PassShape, Predict, Request
+from fmplex_backend.types import KeepsNothing, Outcome, Pass, PassShape, Predict, Request
 
 
 class LoadedEncoder(Protocol):
@@ -66,7 +66,7 @@ class Extensions:
         return {**self.decoder.sizes, **self.common_outputs}
 
 
-class EncoderRuntime(ABC, Generic[RowT]):
+class EncoderRuntime(KeepsNothing, ABC, Generic[RowT]):
     """One encoder in memory, for all tasks; implements `fmplex_backend.types.Runtime`.
 
     Args:
@@ -201,13 +201,6 @@ class EncoderRuntime(ABC, Generic[RowT]):
         return {**decoder.decode(encoded), **self.common_tensors(encoded)}
 
     # -- the engine thread
-
-    def has_room(self, request: Request) -> bool:
-        """Nothing stays in memory between two passes."""
-        return True
-
-    def forget(self, request: Request) -> None:
-        """Nothing to free."""
 
     def attach(self, extensions: Extensions) -> None:
         """Put a version's adapter into the bank."""

@@ -169,6 +169,7 @@ class Family:
     streams: ClassVar[bool] = False  # whether a reply may come in several parts
     # Whether tensors have a batch dimension; without one a request is one item, and max_batch_size is 0.
     batched: ClassVar[bool] = True
+    limits: ClassVar[tuple[str, ...]] = ()  # terms of a task's entry that mean something to this family only
     optional_inputs: ClassVar[tuple[TensorSpec, ...]] = ()  # that clients may send beside a task's input
     probe_parameters: ClassVar[Mapping[str, str]] = {}  # of requests that try a task: quick, and the same each time
 

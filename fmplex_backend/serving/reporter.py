@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -186,6 +187,9 @@ def _counts(vfm: Vfm, beside: Beside) -> dict[str, Any]:
         "slo_ms": None if vfm.slo is None else vfm.slo * 1000,
         "max_queue": vfm.max_queue,
         "max_queue_bytes": vfm.max_queue_bytes,
+        "max_seconds": None if math.isinf(vfm.max_seconds) else vfm.max_seconds,
+        "max_running": vfm.max_running,
+        "max_kv_share": vfm.max_kv_share,
         "queued": vfm.depth,
         "queue_bytes": vfm.queue_bytes,
         "requests": vfm.engine.requests,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from fmplex import AsyncClient, Backbone, Client, Generator, LoRA, Pretrained, Prompt, ServerProblem, Task, TaskProblem
+from fmplex_backend.repository.configs import Terms
+from fmplex_backend.repository.writer import ModelRepository
 from testing.adapters import lora, save_adapter
 from testing.language_models import save_tiny, tiny_tokenizer
 from testing.repositories import write_backbone
@@ -268,7 +271,77 @@ def test_status_and_metrics(house: House, client: Client) -> None:
     status = client.status(BACKBONE)
     assert {task.name for task in status.tasks} >= {"plain", "brief", "small", "large"}
     assert status.dtype == "float32"
-    eventually(lambda: house.serving.metric("backbone_adapters") == len(ADAPTERS), "adapters are counted")
+    long = "be brief and say it in three words " * 3
+    for text in (long, long, long + "fox"):
+        client.predict("plain", text, parameters={"max_tokens": 3, "ignore_eos": True})
+    metric = house.serving.metric
+    eventually(lambda: metric("backbone_adapters") == len(ADAPTERS), "adapters are counted")
+    eventually(lambda: metric("prefix_tokens_total", "plain") >= 32, "what was found is counted")
+    for name, least in (("prompt_tokens_total", 100), ("generated_tokens_total", 9)):
+        eventually(lambda name=name, least=least: metric(name, "plain") >= least, f"{name} is counted")
+    first = "time_to_first_token_seconds"
+    eventually(
+        lambda: metric(f"{first}_bucket", "plain", "+Inf") == metric(f"{first}_count", "plain") >= 3, "it is timed"
+    )
+    memory = house.serving.metrics()
+    free, blocks = (memory[f"fmplex_backbone_kv_blocks{end}", "", ""] for end in ("_free", ""))
+    assert free == blocks == 48
+
+
+# -- limits
+
+
+def test_an_answer_ends_at_its_tasks_time_limit(house: House, client: Client) -> None:
+    """With what it has; the limit holds for what runs already, and goes again."""
+    repository = ModelRepository(house.serving.repository)
+    wishes = {"max_tokens": 480, "ignore_eos": True, "temperature": 0}
+
+    def limits() -> tuple[float | None, int | None]:
+        (task,) = [each for each in client.status(BACKBONE).tasks if each.name == "small"]
+        return task.max_seconds, task.max_running
+
+    with ThreadPoolExecutor(24) as pool:
+        others = [pool.submit(client.predict, "plain", f"fox {number}", parameters=wishes) for number in range(4)]
+        repository.set("small", Terms(max_seconds=0.5, max_running=3))
+        eventually(lambda: limits() == (0.5, 3), "limits are read")
+        own = [pool.submit(client.predict, "small", f"dog {number}", parameters=wishes) for number in range(6)]
+        ended = [each.exception() or each.result()[0] for each in own]
+        assert all(each.result()[0].output_tokens == 480 for each in others)
+    repository.set("small", Terms(cleared=frozenset({"max_seconds", "max_running"})))
+    eventually(lambda: limits() == (None, None), "they are gone")
+    for each in ended:
+        if isinstance(each, ServerProblem):  # it did not begin in time
+            assert "0.5 s (its max_seconds)" in str(each)
+        else:
+            assert (each.finish_reason, each.output_tokens < 480) == ("length", True)
+    assert client.predict("small", "dog", parameters={**wishes, "max_tokens": 60})[0].output_tokens == 60
+
+
+def test_a_client_that_reads_nothing_holds_up_nobody(house: House, client: Client) -> None:
+    """Four of them, with answers of a megabyte each; they find all of it when they read at last."""
+    wishes = {"max_tokens": 300, "ignore_eos": True, "temperature": 0, "logprobs": 20}
+    document = json.dumps({"text_input": "fox", "stream": True, "sampling_parameters": json.dumps(wishes)}).encode()
+    host, port = house.serving.http_url.split(":")
+    lazy = []
+    for _ in range(4):
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((host, int(port)))
+        head = f"POST /v2/models/plain/generate_stream HTTP/1.1\r\nHost: x\r\nContent-Length: {len(document)}\r\n\r\n"
+        connection.sendall(head.encode() + document)
+        lazy.append(connection)
+    (answer,) = client.predict("small", "fox", parameters={"max_tokens": 200, "ignore_eos": True})
+    assert answer.output_tokens == 200
+    for connection in lazy:
+        connection.settimeout(60)
+        received = b""
+        while not received.endswith(b"0\r\n\r\n"):
+            received += (part := connection.recv(1 << 16))
+            assert part, "the server has hung up"
+        connection.close()
+        events = [line for line in received.split(b"\n") if line.startswith(b"data: ")]
+        assert b'"finish_reason":"length"' in events[-1]
+        assert len(received) > 1 << 19
 
 
 def test_fitting_says_that_it_cannot(house: House) -> None:

@@ -15,6 +15,7 @@ from fmplex.cli.options import (
     Labels,
     MaxQueue,
     MaxQueueBytes,
+    MaxSeconds,
     Name,
     NewVersion,
     Repo,
@@ -59,6 +60,7 @@ def add(
     slo_ms: SloMs = None,
     max_queue: MaxQueue = None,
     max_queue_bytes: MaxQueueBytes = None,
+    max_seconds: MaxSeconds = None,
     server: Server = "",
     as_json: AsJson = False,
 ) -> None:
@@ -66,7 +68,7 @@ def add(
     with errors_shown(as_json):
         from fmplex.task.destination import check_destination
 
-        terms = Terms(weight, slo_ms, max_queue, max_queue_bytes)
+        terms = Terms(weight, slo_ms, max_queue, max_queue_bytes, max_seconds)
         asked = "" if hold else server
         check_destination(name, backbone, repository, terms, asked, new_version=new_version, held=hold)
         from fmplex.task.backbone import Backbone

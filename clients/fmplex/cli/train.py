@@ -19,6 +19,7 @@ from fmplex.cli.options import (
     Labels,
     MaxQueue,
     MaxQueueBytes,
+    MaxSeconds,
     Name,
     NewVersion,
     Repo,
@@ -122,6 +123,7 @@ def train(
     slo_ms: SloMs = None,
     max_queue: MaxQueue = None,
     max_queue_bytes: MaxQueueBytes = None,
+    max_seconds: MaxSeconds = None,
     server: Server = "",
     as_json: AsJson = False,
 ) -> None:
@@ -134,7 +136,7 @@ def train(
         from fmplex.task.destination import check_destination
 
         progress.phase("checking")
-        terms = Terms(weight, slo_ms, max_queue, max_queue_bytes)
+        terms = Terms(weight, slo_ms, max_queue, max_queue_bytes, max_seconds)
         asked = "" if hold else server
         check_destination(name, backbone, repository, terms, asked, new_version=new_version, held=hold)
         columns = _columns(numbers, data, label)

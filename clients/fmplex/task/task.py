@@ -37,6 +37,7 @@ from fmplex_backend.decoders.rows import IGNORED, Rows
 from fmplex_backend.errors import ServerProblem, TaskProblem
 from fmplex_backend.repository.config import TaskConfig, config_of, load_task_config
 from fmplex_backend.repository.configs import Terms
+from fmplex_backend.repository.terms import TERMS
 from fmplex_backend.repository.writer import ModelRepository, Pipeline, Saved, write_config
 from fmplex_backend.types import Extensions
 from fmplex_backend.weights import read_safetensors
@@ -57,8 +58,10 @@ class Task:
         encoder: of texts Text (how they become tokens), Projection (of rows of numbers) or PluginEncoder; of pictures
             ImageFile or ImageArray; of series Window.
         weight: of its fair share of the backbone. slo_ms: its latency objective. max_queue: requests that may wait.
-            max_queue_bytes: bytes that they may take until they are answered. cache: keep its answers, for requests
-            that are equal in every byte. None keeps what a saved task has.
+            max_queue_bytes: bytes that they may take until they are answered. max_seconds: from a request's arrival to
+            its last reply. max_running and max_kv_share (language models): sequences that run at a time, and the part
+            of the memory for keys and values that they may have. cache: keep its answers, for requests that are equal
+            in every byte. None keeps what a saved task has.
     """
 
     def __init__(
@@ -73,6 +76,9 @@ class Task:
         slo_ms: float | None = None,
         max_queue: int | None = None,
         max_queue_bytes: int | None = None,
+        max_seconds: float | None = None,
+        max_running: int | None = None,
+        max_kv_share: float | None = None,
         cache: bool | None = None,
         description: str = "",
     ) -> None:
@@ -80,7 +86,9 @@ class Task:
         self.encoder: Any = encoder or self._default_encoder()
         self.adapter: Adapter | None = None
         self.decoder: Decoder = decoder
-        self.terms = Terms(weight, slo_ms, max_queue, max_queue_bytes, cache=cache)
+        self.terms = Terms(
+            weight, slo_ms, max_queue, max_queue_bytes, max_seconds, max_running, max_kv_share, cache=cache
+        )
         self.terms.check()
         self.metrics: dict[str, float | int | str] = {}
         self.history: History | None = None
@@ -417,11 +425,8 @@ class Task:
         if not (path / "task.json").is_file():
             bound, spec = ModelRepository(path.parent).task(path.name)
             backbone = backbone or Backbone(bound, repository=path.parent)
-            slo_ms = None if spec.slo is None else spec.slo * 1000
-            path, terms = (
-                spec.version.path,
-                Terms(spec.weight, slo_ms, spec.max_queue, spec.max_queue_bytes, cache=spec.cache or None),
-            )
+            values = {name: getattr(spec, name) for name in TERMS}
+            path, terms = spec.version.path, Terms(**values, cache=spec.cache or None)
         elif path.name.isdigit():
             name = path.parent.name
         config = load_task_config(path / "task.json")

@@ -53,6 +53,7 @@ class Sequence:
     detokenizer: Detokenizer
     tokens: list[int] = field(default_factory=list)
     computed: int = 0
+    token_at: float = 0.0  # when its last token was made
     random: Any = None  # a torch.Generator, made when it is first needed
     _stops: StopStrings = field(init=False)
     _text: str = ""  # not sent yet
@@ -90,9 +91,9 @@ class Sequence:
         """Whether the next token must not end the answer."""
         return self.generated < self.asked.sampling.min_tokens
 
-    def restart(self) -> None:
-        """Its keys and values are gone: they are computed again, those of the answer so far included."""
-        self.computed = 0
+    def move(self, computed: int) -> None:
+        """So many tokens have keys and values in memory: none where these are lost, more where some were found."""
+        self.computed = computed
 
     def advance(self, chosen: Chosen | None) -> str:
         """Note what a step has done; returns why the answer ends with it, or ""."""
@@ -104,7 +105,7 @@ class Sequence:
         if chosen.logprobs is not None:
             self._logprobs.append(chosen.logprobs)
         if chosen.token in self.ends and not self.closed_to_end:
-            self._text += self._stops.add(self.detokenizer.rest()) + self._stops.rest()
+            self._let_go()
             return "stop"
         last = self.generated >= self.asked.sampling.max_tokens
         self._text += self._stops.add(self.detokenizer.add(chosen.token, last=last))
@@ -113,6 +114,15 @@ class Sequence:
         if last:
             self._text += self._stops.rest()
         return "length" if last else ""
+
+    def cut_short(self) -> Delta | None:
+        """Its end, where no step follows though none was the last."""
+        self._let_go()
+        return self.take("length")
+
+    def _let_go(self) -> None:
+        """No token follows: nothing is held back any more."""
+        self._text += self._stops.add(self.detokenizer.rest()) + self._stops.rest()
 
     def take(self, finish_reason: str = "") -> Delta | None:
         """What there is to be sent now; None for nothing, of an answer that goes on."""

@@ -26,6 +26,7 @@ class CausalLms(Family):
     adapters = (PeftAdapter,)
     decoders = (Generator,)
     parameters = CausalLmConfig
+    limits = ("max_running", "max_kv_share")
     streams = True
     batched = False
     probe_parameters: ClassVar[Mapping[str, str]] = {"max_tokens": "1", "temperature": "0"}
