@@ -145,7 +145,7 @@ class CausalLmRuntime:
     def run(self, batch: Sequence[Request]) -> Iterator[Pass]:
         """One step of every sequence of a batch, in one pass."""
         self.memory.begin()
-        requests = sorted(batch, key=lambda request: self.bank.order(request.extensions.adapter))
+        requests = sorted(batch, key=self._place)
         answers: list[Answer] = [request.prepared for request in requests]
         steps = [answer.step for answer in answers]
         begun = thread_time()
@@ -198,6 +198,10 @@ class CausalLmRuntime:
         keep = torch.tensor(rows or [0], device=self.device)
         with self.bank.applied(adapters, packed=True):
             return forward(self.model, ids.to(self.device), plan, self.cache, keep)
+
+    def _place(self, request: Request) -> tuple[bool, int, int]:
+        """In a pass: sequences of one token before chunks, so that the former's adapters lie side by side."""
+        return (len(request.prepared.step) > 1, *self.bank.order(request.extensions.adapter))
 
     def _spell(self, token: int) -> str:
         return str(self._decode([token]))
