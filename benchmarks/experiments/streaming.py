@@ -2,8 +2,8 @@
 
 SmolLM2-135M-Instruct on one core, 16 sequences a step; Triton and the client on the other core.
 
-* adapters: 32 streams over eight tasks with a LoRA of rank 8 on all of attention's projections each, in turn with 32
-  over eight tasks without; prompts of 64 tokens, answers of 48.
+* adapters: 32 streams over eight tasks with a LoRA of rank 8 on queries and values each, in turn with 32 over eight
+  tasks without; prompts of 64 tokens, answers of 48.
 * light: the time to the first token of a task that asks once at a time for 4 tokens to a prompt of 32, alone and beside
   a task with 32 streams of prompts of 128 tokens and answers of 64. Allowed is twice its p99 alone and one step of the
   backbone, which is the mean of those beside.

@@ -30,7 +30,8 @@ from testing.servers import Serving
 
 MODEL = f"package:{SMOL}"
 BACKBONE = "smollm2"
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+TARGETS = ("q_proj", "v_proj")  # PEFT's default for Llama
+WIDE = ("q_proj", "k_proj", "v_proj", "o_proj")
 RANK = 8
 SEQUENCES = 16  # of a step, ours and the baselines' batches
 
@@ -77,15 +78,15 @@ def prompts(length: int, tokens: int, count: int, seed: int) -> list[Prompt]:
     return [Prompt(each, tokens) for each in texts([length] * count, seed)]
 
 
-def write_adapters(folder: Path, count: int, *, rank: int = RANK, scale: float = 0.02) -> list[Path]:
-    """PEFT directories with random weights for all of attention's projections."""
+def write_adapters(folder: Path, count: int, *, targets: Sequence[str] = TARGETS) -> list[Path]:
+    """PEFT directories with random LoRA weights of rank 8."""
     shape = AutoConfig.from_pretrained(model_directory())
     adapters = []
     for number in range(count):
         with torch.device("meta"):  # only the names and shapes of the model's weights matter
             model = AutoModelForCausalLM.from_config(shape)
         name = folder / f"adapter{number}"
-        adapters.append(save_adapter(name, model, lora(rank, *TARGETS), seed=number, scale=scale))
+        adapters.append(save_adapter(name, model, lora(RANK, *targets), seed=number))
     return adapters
 
 

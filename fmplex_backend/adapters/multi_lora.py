@@ -48,17 +48,19 @@ class _LoraPart:
     slots: Tensor  # [end - start]
     captured: bool = False  # into a CUDA graph, whose rows have other slots at each replay
     packed: bool = False  # a row is one token
-    # What rows of several runs must not see of the joined adapters: made once for all modules with equal ranks.
-    foreign: dict[tuple[int, int, tuple[int, ...]], Tensor] = field(default_factory=dict)
+    products: dict[tuple[int, ...], list[_Product]] = field(default_factory=dict)  # of packed rows, see _Pairs
 
-    def foreign_to(self, runs: Sequence[tuple[int, int, int]], ranks: tuple[int, ...]) -> Tensor:
-        """[rows of the runs, sum of their ranks]: False where a row's own adapter has its ranks."""
-        first, last = runs[0][1], runs[-1][2]
-        key = (first, last, ranks)
-        if key not in self.foreign:
-            of_column = torch.repeat_interleave(torch.tensor([slot for slot, _, _ in runs]), torch.tensor(ranks))
-            self.foreign[key] = self.slots[first - self.start : last - self.start, None] != of_column
-        return self.foreign[key]
+
+@dataclass(frozen=True, slots=True)
+class _Product:
+    """Rows of a part, one token each, that are multiplied with one adapter, or with several joined along their ranks.
+
+    `foreign`, [rows, sum of ranks], is True where a column is not of the row's own adapter; None for one adapter.
+    """
+
+    rows: slice
+    slots: tuple[int, ...]
+    foreign: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,24 +154,17 @@ class _Pairs:
 
     def _add_tokens(self, part: _LoraPart, x: Tensor, y: Tensor) -> None:
         """x: [n, in], y: [n, out]."""
-        for short, group in itertools.groupby(part.runs, key=self._is_short):
-            runs = list(group)
-            ranks = tuple(self._rank(run) for run in runs)
-            rows = runs[-1][2] - runs[0][1]
-            products = rows * sum(ranks) * (x.shape[-1] + y.shape[-1])
-            if short and len(runs) > 1 and products <= MOST_JOINED[x.element_size()] * len(runs):
-                own = slice(runs[0][1] - part.start, runs[-1][2] - part.start)
-                joined = self._join(tuple(slot for slot, _, _ in runs))
-                low = nn.functional.linear(x[own], joined.a).masked_fill_(part.foreign_to(runs, ranks), 0.0)
-                y[own].addmm_(low, joined.b)
-                continue
-            for slot, start, end in runs:
-                if weights := self.filled.get(slot):
-                    own = slice(start - part.start, end - part.start)
-                    y[own].addmm_(nn.functional.linear(x[own], weights.a), weights.b)
-
-    def _is_short(self, run: tuple[int, int, int]) -> bool:
-        return run[0] in self.filled and run[2] - run[1] <= FEW_TOKENS
+        ranks = tuple([self._rank(run) for run in part.runs])
+        if ranks not in part.products:  # the first module of the pass with these
+            part.products[ranks] = list(_products(part, ranks, x.shape[-1] + y.shape[-1], x.element_size()))
+        for product in part.products[ranks]:
+            if product.foreign is None:
+                weights = self.filled[product.slots[0]]
+                low = nn.functional.linear(x[product.rows], weights.a)
+            else:
+                weights = self._join(product.slots)
+                low = nn.functional.linear(x[product.rows], weights.a).masked_fill_(product.foreign, 0.0)
+            y[product.rows].addmm_(low, weights.b)
 
     def _join(self, slots: tuple[int, ...]) -> LoraWeights:
         if slots not in self._joined:
@@ -393,6 +388,34 @@ class AdapterBank:
             self._wrapped[path] = AdaptedLinear(base, path, self)
             self.backbone.set_submodule(path, self._wrapped[path])
         return self._wrapped[path]
+
+
+def _products(part: _LoraPart, ranks: Sequence[int], width: int, element: int) -> Iterator[_Product]:
+    """How a part's rows of one token each are multiplied: short runs that lie side by side together, where that gains.
+
+    Args:
+        ranks: of each run's adapter in a module; 0: it has no weights there.
+        width: of the module's inputs and outputs together.
+        element: bytes.
+    """
+
+    def is_short(numbered: tuple[tuple[int, int, int], int]) -> bool:
+        (_, start, end), rank = numbered
+        return rank > 0 and end - start <= FEW_TOKENS
+
+    for short, group in itertools.groupby(zip(part.runs, ranks, strict=True), key=is_short):
+        runs = [(run, rank) for run, rank in group if rank]
+        if not runs:
+            continue
+        (_, first, _), (_, _, last) = runs[0][0], runs[-1][0]
+        columns = [slot for (slot, _, _), rank in runs for _ in range(rank)]
+        if short and len(runs) > 1 and (last - first) * len(columns) * width <= MOST_JOINED[element] * len(runs):
+            rows = slice(first - part.start, last - part.start)
+            foreign = part.slots[rows, None] != torch.tensor(columns, device=part.slots.device)
+            yield _Product(rows, tuple(slot for (slot, _, _), _ in runs), foreign)
+        else:
+            for (slot, start, end), _ in runs:
+                yield _Product(slice(start - part.start, end - part.start), (slot,))
 
 
 def _runs(slots: Sequence[int], start: int) -> tuple[tuple[int, int, int], ...]:
