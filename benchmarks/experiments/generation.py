@@ -4,7 +4,7 @@ SmolLM2-135M-Instruct, one core, 16 sequences a step; every prompt is a new one;
 that take turns: **bare** and **lora**, the backend's engine and runtime with eight tasks without adapters, and with a
 LoRA of rank 8 each on queries and values (PEFT's default for this model), **wide** with one on all four of attention's
 projections; **static**, transformers' `generate` on batches of 16 in order of arrival, padded, until the longest answer
-is done; **continuous**, transformers' continuous batching with as many sequences and tokens a step.
+is done; **continuous**, transformers' continuous batching with as many sequences a step, and up to 144 tokens.
 
 * equal: 16 prompts of 48 tokens, 32 tokens generated for each;
 * mixed: 24 prompts of 8 to 128 tokens, 8 to 64 tokens generated.

@@ -3,7 +3,7 @@
 * ours: the engine, the scheduler and the runtime of the backend, with tasks of a repository;
 * static: transformers' `generate` on batches in the order of arrival, padded to the longest prompt, until the longest
   answer is done; `static, oneDNN` with the backend's Linears under it;
-* continuous: transformers' continuous batching, with as many sequences and tokens a step as ours.
+* continuous: transformers' continuous batching, with as many sequences a step as ours and more tokens.
 
 Prompts are tokenised before the time is taken. All run in inference mode with one thread. Time is the process's CPU
 time: what this takes on a core that does nothing else.
@@ -39,7 +39,7 @@ from fmplex_backend.serving.engine import Engine
 from fmplex_backend.types import Failed, Outcome, Request, Running, Vfm
 from fmplex_controller.server.installation import ALLOCATOR
 
-STEP_TOKENS = 2 * 64 + SEQUENCES  # of a step, ours on a CPU by default
+STEP_TOKENS = 2 * 64 + SEQUENCES  # of a step
 PAGE, PAGES = 16, 1024
 Generate = Callable[[Sequence[Ask]], float]  # seconds of CPU time
 

@@ -34,6 +34,9 @@ from fmplex_backend.types import Failed, Finished, Outcome, Pass, PassShape, Req
 
 GIB = 1 << 30
 CHUNKS = {"cpu": 64, "cuda": 512}  # tokens of a prompt in a step: about as long as that many sequences' next tokens
+# At most: on a CPU a chunk takes about as long as a token of every sequence, and whoever comes during a step waits for
+# its end. Prompts beside which nobody waits would go through faster with more.
+CHUNKS_OF_STEP = {"cpu": 1, "cuda": 2}
 TOKEN_BYTES = 128  # about what a token of a sequence takes, in lists and until it is sent
 PROFILE = ((1, 1, 32), (8, 1, 32), (8, 1, 256), (1, 32, 32), (1, 64, 256))  # sequences, new tokens, context
 
@@ -70,7 +73,8 @@ class CausalLmRuntime:
         self.dtype, self.fingerprint = dtype_name(self.model.dtype), fingerprint(loaded.directory)
         self.bank = AdapterBank(self.model, self.device, stacked=False)
         self.chunk = config.prefill_chunk or CHUNKS.get(self.device.type, CHUNKS["cuda"])
-        self.max_batch_tokens = config.max_batch_tokens or 2 * self.chunk + config.max_sequences
+        chunks = CHUNKS_OF_STEP.get(self.device.type, CHUNKS_OF_STEP["cuda"])
+        self.max_batch_tokens = config.max_batch_tokens or chunks * self.chunk + config.max_sequences
         self.chunk = min(self.chunk, self.max_batch_tokens)
         blocks = (config.kv_cache_bytes or self._cache_bytes()) // (BLOCK * loaded.token_bytes)
         self.memory = Memory(blocks, BLOCK, _tokens_of, _restart)
