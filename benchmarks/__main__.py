@@ -25,6 +25,7 @@ EXPERIMENTS = (
     "scheduling",
     "throughput",
     "groups",
+    "canary",
     "dtypes",
     "mixture",
     "memory",
@@ -40,11 +41,16 @@ EXPERIMENTS = (
     "capacity",
     "overhead",
     "ceiling",
+<<<<<<< HEAD
     "generation",
     "streaming",
     "shares",
+=======
+    "peers",
+>>>>>>> main
     "churn",
     "rebind",
+    "elastic",
     "planner",
     "recovery",
     "simulator",

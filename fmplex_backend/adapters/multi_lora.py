@@ -433,11 +433,14 @@ def _products(part: _LoraPart, ranks: Sequence[int], width: int, element: int) -
         if not runs:
             continue
         (_, first, _), (_, _, last) = runs[0][0], runs[-1][0]
-        columns = [slot for (slot, _, _), rank in runs for _ in range(rank)]
-        if short and len(runs) > 1 and (last - first) * len(columns) * width <= MOST_JOINED[element] * len(runs):
+        total = sum(rank for _, rank in runs)
+        if short and len(runs) > 1 and (last - first) * total * width <= MOST_JOINED[element] * len(runs):
+            # By run and not by slot: an adapter whose rows lie in two places is there twice.
+            of_rows = [number for number, ((_, start, end), _) in enumerate(runs) for _ in range(end - start)]
+            of_columns = [number for number, (_, rank) in enumerate(runs) for _ in range(rank)]
+            foreign = torch.tensor(of_rows)[:, None] != torch.tensor(of_columns)
             rows = slice(first - part.start, last - part.start)
-            foreign = part.slots[rows, None] != torch.tensor(columns, device=part.slots.device)
-            yield _Product(rows, tuple(slot for (slot, _, _), _ in runs), foreign)
+            yield _Product(rows, tuple(slot for (slot, _, _), _ in runs), foreign.to(part.slots.device))
         else:
             for (slot, start, end), _ in runs:
                 yield _Product(slice(start - part.start, end - part.start), (slot,))

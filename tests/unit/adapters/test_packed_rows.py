@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fmplex_backend.adapters import multi_lora
-from fmplex_backend.adapters.multi_lora import FEW_TOKENS, KEPT_MIXES, AdapterBank, _Pairs
+from fmplex_backend.adapters.multi_lora import FEW_TOKENS, KEPT_MIXES, AdaptedLinear, AdapterBank, _Pairs
 from fmplex_backend.adapters.peft import Adapter, LoraWeights
 
 SIZES = {"first": (12, 20), "second": (20, 12)}
@@ -107,6 +107,8 @@ def test_few_mixes_are_kept() -> None:
     own = [rig.adapter(4) for _ in range(6)]
     for first in range(5):
         rig.check(own[first : first + 2])
-    (pairs,) = rig.model.get_submodule("first").stacks.values()
+    linear = rig.model.get_submodule("first")
+    assert isinstance(linear, AdaptedLinear)
+    (pairs,) = linear.stacks.values()
     assert isinstance(pairs, _Pairs)
     assert len(pairs._joined) == KEPT_MIXES
