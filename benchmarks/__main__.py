@@ -41,13 +41,10 @@ EXPERIMENTS = (
     "capacity",
     "overhead",
     "ceiling",
-<<<<<<< HEAD
     "generation",
     "streaming",
     "shares",
-=======
     "peers",
->>>>>>> main
     "churn",
     "rebind",
     "elastic",
