@@ -19,7 +19,7 @@ FAST_VENDOR = "GenuineIntel"  # for MKL
 
 
 class OneDnnLinear(nn.Linear):
-    """A Linear with the weights of another one."""
+    """A Linear with the weights of another one. Where gradients are wanted it multiplies as any Linear."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__(base.in_features, base.out_features, bias=False, device="meta")
@@ -28,6 +28,8 @@ class OneDnnLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in] -> [..., out]."""
+        if torch.is_grad_enabled():  # the operation has no derivative
+            return super().forward(x)
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return y
 
