@@ -17,7 +17,7 @@ import itertools
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,10 +34,6 @@ except ImportError:  # torch has no Triton on this platform: batched products do
 MIN_BUCKET = 4
 FEWEST_STACKED = 3  # runs: so few are no slower one by one
 MOST_COPIED = 1 << 17  # bytes a run: to copy more takes longer than the products that it saves
-FEW_TOKENS = 16  # of a run: more are multiplied alone
-# By an element's bytes, multiplications a run: more take longer than a run alone, 10 us in float32 and 40 in bfloat16.
-MOST_JOINED = {4: 300_000, 2: 3_000_000}
-KEPT_MIXES = 2  # of a module: a batch's, and that of the batch before
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +46,6 @@ class _LoraPart:
     runs: tuple[tuple[int, int, int], ...]  # (slot, first row, row after the last), in order; none while captured
     slots: Tensor  # [end - start]
     captured: bool = False  # into a CUDA graph, whose rows have other slots at each replay
-    packed: bool = False  # a row is one token
-    products: dict[tuple[int, ...], list[_Product]] = field(default_factory=dict)  # of packed rows, see _Pairs
-
-
-@dataclass(frozen=True, slots=True)
-class _Product:
-    """Rows of a part, one token each, that are multiplied with one adapter, or with several joined along their ranks.
-
-    `foreign`, [rows, sum of ranks], is True where a column is not of the row's own adapter; None for one adapter.
-    """
-
-    rows: slice
-    slots: tuple[int, ...]
-    foreign: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +100,10 @@ class _Pairs:
 
     A run, the rows of one slot, is multiplied alone, which costs some 40 us in bfloat16 before the first number. Where
     runs are many and short, a copy of the weights for each row costs less: two batched products then take all runs.
-    Rows of one token, as a language model's, are fewer than what they are multiplied with: the adapters of many short
-    runs are joined along their ranks, each row keeps what its own adapter makes, and the next step finds them joined.
     """
 
     def __init__(self) -> None:
         self.filled: dict[int, LoraWeights] = {}
-        self._joined: dict[tuple[int, ...], LoraWeights] = {}  # by slots
 
     def grow(self, slots: int) -> None:
         """There is always room."""
@@ -134,16 +113,12 @@ class _Pairs:
 
     def clear(self, slot: int) -> None:
         self.filled.pop(slot, None)
-        self._joined.clear()
 
     def serves(self, part: _LoraPart) -> bool:
         return any(slot in self.filled for slot, _, _ in part.runs)
 
     def add(self, part: _LoraPart, x: Tensor, y: Tensor) -> None:
         """x: [n, t, in], y: [n, t, out] of the part's rows; y changes."""
-        if part.packed:
-            self._add_tokens(part, x[:, 0], y[:, 0])
-            return
         for rank, group in itertools.groupby(part.runs, key=self._rank):
             runs = list(group)
             first, last = runs[0][1] - part.start, runs[-1][2] - part.start
@@ -154,28 +129,6 @@ class _Pairs:
                 for slot, start, end in runs:
                     rows = slice(start - part.start, end - part.start)
                     self._add_alone(self.filled[slot], x[rows], y[rows])
-
-    def _add_tokens(self, part: _LoraPart, x: Tensor, y: Tensor) -> None:
-        """x: [n, in], y: [n, out]."""
-        ranks = tuple([self._rank(run) for run in part.runs])
-        if ranks not in part.products:  # the first module of the pass with these
-            part.products[ranks] = list(_products(part, ranks, x.shape[-1] + y.shape[-1], x.element_size()))
-        for product in part.products[ranks]:
-            if product.foreign is None:
-                weights = self.filled[product.slots[0]]
-                low = nn.functional.linear(x[product.rows], weights.a)
-            else:
-                weights = self._join(product.slots)
-                low = nn.functional.linear(x[product.rows], weights.a).masked_fill_(product.foreign, 0.0)
-            y[product.rows].addmm_(low, weights.b)
-
-    def _join(self, slots: tuple[int, ...]) -> LoraWeights:
-        if slots not in self._joined:
-            own = [self.filled[slot] for slot in slots]
-            while len(self._joined) >= KEPT_MIXES:
-                del self._joined[next(iter(self._joined))]
-            self._joined[slots] = LoraWeights(torch.cat([each.a for each in own]), torch.cat([each.b for each in own]))
-        return self._joined[slots]
 
     def _rank(self, run: tuple[int, int, int]) -> int:
         """0 where the adapter has no weights for this module."""
@@ -352,7 +305,7 @@ class AdapterBank:
         Args:
             packed: rows are tokens of many sequences: the model sees [1, rows], and so each of its modules.
         """
-        with self._in_pass(len(adapters), self._parts(adapters, packed=packed), packed=packed):
+        with self._in_pass(len(adapters), self._parts(adapters), packed=packed):
             yield
 
     @contextmanager
@@ -373,7 +326,7 @@ class AdapterBank:
         finally:
             self.current.parts = ()
 
-    def _parts(self, adapters: Sequence[Adapter | None], *, packed: bool) -> Iterator[_LoraPart | _SoloPart]:
+    def _parts(self, adapters: Sequence[Adapter | None]) -> Iterator[_LoraPart | _SoloPart]:
         start = 0
         while start < len(adapters):
             first, end = adapters[start], start + 1
@@ -385,8 +338,7 @@ class AdapterBank:
                 end += 1
             if shared:
                 slots = [adapter.slot for adapter in adapters[start:end] if adapter is not None]
-                of_rows = torch.tensor(slots, device=self.device)
-                yield _LoraPart(start, end, first.bucket, _runs(slots, start), of_rows, packed=packed)
+                yield _LoraPart(start, end, first.bucket, _runs(slots, start), torch.tensor(slots, device=self.device))
             else:
                 yield _SoloPart(start, end, first)
             start = end
@@ -413,37 +365,6 @@ class AdapterBank:
             self._wrapped[path] = AdaptedLinear(base, path, self)
             self.backbone.set_submodule(path, self._wrapped[path])
         return self._wrapped[path]
-
-
-def _products(part: _LoraPart, ranks: Sequence[int], width: int, element: int) -> Iterator[_Product]:
-    """How a part's rows of one token each are multiplied: short runs that lie side by side together, where that gains.
-
-    Args:
-        ranks: of each run's adapter in a module; 0: it has no weights there.
-        width: of the module's inputs and outputs together.
-        element: bytes.
-    """
-
-    def is_short(numbered: tuple[tuple[int, int, int], int]) -> bool:
-        (_, start, end), rank = numbered
-        return rank > 0 and end - start <= FEW_TOKENS
-
-    for short, group in itertools.groupby(zip(part.runs, ranks, strict=True), key=is_short):
-        runs = [(run, rank) for run, rank in group if rank]
-        if not runs:
-            continue
-        (_, first, _), (_, _, last) = runs[0][0], runs[-1][0]
-        total = sum(rank for _, rank in runs)
-        if short and len(runs) > 1 and (last - first) * total * width <= MOST_JOINED[element] * len(runs):
-            # By run and not by slot: an adapter whose rows lie in two places is there twice.
-            of_rows = [number for number, ((_, start, end), _) in enumerate(runs) for _ in range(end - start)]
-            of_columns = [number for number, (_, rank) in enumerate(runs) for _ in range(rank)]
-            foreign = torch.tensor(of_rows)[:, None] != torch.tensor(of_columns)
-            rows = slice(first - part.start, last - part.start)
-            yield _Product(rows, tuple(slot for (slot, _, _), _ in runs), foreign.to(part.slots.device))
-        else:
-            for (slot, start, end), _ in runs:
-                yield _Product(slice(start - part.start, end - part.start), (slot,))
 
 
 def _runs(slots: Sequence[int], start: int) -> tuple[tuple[int, int, int], ...]:

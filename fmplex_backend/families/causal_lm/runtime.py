@@ -34,9 +34,6 @@ from fmplex_backend.types import Failed, Finished, Outcome, Pass, PassShape, Req
 
 GIB = 1 << 30
 CHUNKS = {"cpu": 64, "cuda": 512}  # tokens of a prompt in a step: about as long as that many sequences' next tokens
-# At most: on a CPU a chunk takes about as long as a token of every sequence, and whoever comes during a step waits for
-# its end. Prompts beside which nobody waits would go through faster with more.
-CHUNKS_OF_STEP = {"cpu": 1, "cuda": 2}
 TOKEN_BYTES = 128  # about what a token of a sequence takes, in lists and until it is sent
 PROFILE = ((1, 1, 32), (8, 1, 32), (8, 1, 256), (1, 32, 32), (1, 64, 256))  # sequences, new tokens, context
 
@@ -77,8 +74,7 @@ class CausalLmRuntime:
         self.dtype, self.fingerprint = dtype_name(self.model.dtype), fingerprint(loaded.directory)
         self.bank = AdapterBank(self.model, self.device, stacked=False)
         self.chunk = config.prefill_chunk or CHUNKS.get(self.device.type, CHUNKS["cuda"])
-        chunks = CHUNKS_OF_STEP.get(self.device.type, CHUNKS_OF_STEP["cuda"])
-        self.max_batch_tokens = config.max_batch_tokens or chunks * self.chunk + config.max_sequences
+        self.max_batch_tokens = config.max_batch_tokens or 2 * self.chunk + config.max_sequences
         self.chunk = min(self.chunk, self.max_batch_tokens)
         blocks = (config.kv_cache_bytes or self._cache_bytes()) // (BLOCK * loaded.token_bytes)
         self.memory = Memory(blocks, BLOCK, _tokens_of, _restart)
@@ -153,7 +149,7 @@ class CausalLmRuntime:
     def run(self, batch: Sequence[Request]) -> Iterator[Pass]:
         """One step of every sequence of a batch, in one pass."""
         self.memory.begin()
-        requests = sorted(batch, key=self._place)
+        requests = sorted(batch, key=lambda request: self.bank.order(request.extensions.adapter))
         answers: list[Answer] = [request.prepared for request in requests]
         steps = [answer.step for answer in answers]
         begun = thread_time()
@@ -206,10 +202,6 @@ class CausalLmRuntime:
         keep = torch.tensor(rows or [0], device=self.device)
         with self.bank.applied(adapters, packed=True):
             return forward(self.model, ids.to(self.device), plan, self.cache, keep)
-
-    def _place(self, request: Request) -> tuple[bool, int, int]:
-        """In a pass: sequences of one token before chunks, so that the former's adapters lie side by side."""
-        return (len(request.prepared.step) > 1, *self.bank.order(request.extensions.adapter))
 
     def _spell(self, token: int) -> str:
         return str(self._decode([token]))
