@@ -15,7 +15,7 @@ from fmplex.client.results import result
 from fmplex.client.sync import Client
 from fmplex.data.rows import Columns, items_of, rows_of
 from fmplex.task.adapters import AdapterState, Imported, import_adapter
-from fmplex.task.backbone import Backbone
+from fmplex.task.backbone import BATCH, Backbone
 from fmplex.task.destination import check_destination
 from fmplex.task.serving import load_and_wait, not_served
 from fmplex.training.checks import check_rows
@@ -24,6 +24,7 @@ from fmplex.training.examples import PORTION
 from fmplex.training.options import FitOptions
 from fmplex.training.prepare import TaskParts, check_fittable, prepare
 from fmplex.training.progress import Progress, told
+from fmplex.training.sequences import mean_loss
 from fmplex.training.state import History
 from fmplex.training.trained import TrainedWeights, Training
 from fmplex_backend.adapters.kinds import Adapter, PeftAdapter, Pretrained
@@ -52,7 +53,8 @@ class Task:
         name: that of its directory in the model repository, which clients call.
         backbone: the model that it shares with other tasks.
         adapter: LoRA, DoRA, IA3, Pretrained, or none.
-        decoder: Classifier, MultiLabel, Regressor, TokenClassifier, Embedder, Similarity or Plugin.
+        decoder: Classifier, MultiLabel, Regressor, TokenClassifier, Embedder, Similarity or Plugin; of language models
+            Generator.
         encoder: of texts Text (how they become tokens), Projection (of rows of numbers) or PluginEncoder; of pictures
             ImageFile or ImageArray.
         weight: of its fair share of the backbone. slo_ms: its latency objective. max_queue: requests that may wait.
@@ -162,19 +164,21 @@ class Task:
         validation: Any = None,
         test: Any = None,
         text: Columns = None,
-        label: str = "label",
+        label: str = "",
         checkpoint: str | Path | None = None,
         **options: Any,
     ) -> History:
         """Fit the adapter and the decoder; the backbone's weights stay as they are.
 
         Args:
-            rows: texts or pictures (with `labels`), pairs, a table, a file or a folder (see fmplex.data.rows).
+            rows: texts or pictures (with `labels`), pairs, a table, a file or a folder (see fmplex.data.rows); for
+                language models also conversations, lists of messages that end with the assistant's.
             validation: a fraction of the rows, or rows of their own as a pair (texts, labels), a table or a file; the
                 weights of the epoch that does best on them are kept.
             test: rows to evaluate on at the end, in the same forms; they are checked before the first step.
-            text, label: names of columns, "text" (of pictures "image") and "label" by default; for an encoder that
-                takes numbers, `text` names the numbers' (every column but the label's by default).
+            text, label: names of columns, "text" (of pictures "image") and "label" by default, of language models
+                "prompt" and "completion"; for an encoder that takes numbers, `text` names the numbers' (every column
+                but the label's by default).
             checkpoint: a directory for checkpoints; an interrupted fitting resumes from it.
             options: see fmplex.training.options.FitOptions.
         """
@@ -195,7 +199,8 @@ class Task:
         return training.history
 
     def _train(self, training: Training, tested: Rows | None, progress: Progress) -> None:
-        compared = 0 if tested is None else len(tested) * (1 + training.compares)
+        times = 1 + training.compares + (self.decoder.learns == "sequences")
+        compared = 0 if tested is None else len(tested) * times
         progress.expect(training.work + compared)
         self.fitted = training.run()
         self.decoder, self.history, self.metrics = training.decoder, training.history, training.notes()
@@ -215,9 +220,9 @@ class Task:
             alone._changed()
             self.metrics |= {f"head_only_{name}": value for name, value in found.figures.items()}
 
-    def rows(self, rows: Any, labels: Any = None, *, text: Columns = None, label: str = "label") -> Rows:
+    def rows(self, rows: Any, labels: Any = None, *, text: Columns = None, label: str = "") -> Rows:
         """Labelled rows in any form that `fit` takes, read once: `fit` and `evaluate` take them as they are."""
-        return rows_of(rows, labels, self.encoder.reads(), columns=text, label=label)
+        return rows_of(rows, labels, self.encoder.reads(), columns=text, label=label, decoder=self.decoder)
 
     def _held_out(self, given: Any, text: Columns, label: str) -> Rows:
         own = isinstance(given, tuple) and len(given) == 2
@@ -250,7 +255,7 @@ class Task:
         kind, labels = self.decoder.kind, self.decoder.label_names
         return [result(kind, labels, *each) for each in zip(items, self._outputs(items, parameters), strict=True)]
 
-    def evaluate(self, rows: Any, labels: Any = None, *, text: Columns = None, label: str = "label") -> Evaluation:
+    def evaluate(self, rows: Any, labels: Any = None, *, text: Columns = None, label: str = "") -> Evaluation:
         """Figures on rows that were held out; they are stored with the task."""
         found = self.rows(rows, labels, text=text, label=label)
         self.decoder.check_labels(found)
@@ -259,13 +264,32 @@ class Task:
     def _evaluate(self, found: Rows, progress: Progress) -> Evaluation:
         if not self.decoder.has_figures:
             raise TaskProblem(f"a {self.decoder.kind} decoder cannot be evaluated. Compare its outputs yourself")
-        outputs = []
-        for start in range(0, len(found), PORTION):
-            outputs += self._outputs(found.items[start : start + PORTION])
-            progress.advance(min(PORTION, len(found) - start))
-        self.evaluation = self.decoder.figures(found, outputs)
+        if self.decoder.learns == "sequences":
+            self.evaluation = self._evaluate_sequences(found, progress)
+        else:
+            self.evaluation = self.decoder.figures(found, self._outputs_in_portions(found, progress))
         self.metrics |= {"test_rows": len(found), **self.evaluation.figures}
         return self.evaluation
+
+    def _outputs_in_portions(
+        self, found: Rows, progress: Progress, parameters: Mapping[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        outputs, portion = [], PORTION if self.backbone.family.batched else BATCH
+        for start in range(0, len(found), portion):
+            outputs += self._outputs(found.items[start : start + portion], parameters)
+            progress.advance(min(portion, len(found) - start))
+        return outputs
+
+    def _evaluate_sequences(self, found: Rows, progress: Progress) -> Evaluation:
+        """The figures that follow from the loss, and those of the answers to rows that can be asked."""
+        inputs = self.backbone.sequence_inputs(self.encoder, self.decoder)
+        examples, bare = inputs.examples(found), self.backbone.for_training()
+        model = self.fitted.adapter.around(bare).eval() if self.fitted.adapter else bare
+        figures = self.decoder.figures_of_loss(mean_loss(inputs.losses(model, 0), examples, progress))
+        if asked := found.pick(inputs.compared(found)):
+            outputs = self._outputs_in_portions(asked, progress, inputs.compared_by(examples))
+            figures |= self.decoder.figures(asked, outputs).figures
+        return Evaluation(figures, len(found))
 
     def check(self) -> None:
         """Load it and run it once, as a server does; raises TaskRefused or TaskProblem where that fails."""

@@ -100,12 +100,26 @@ class Reader:
         text = self.prompt.template.replace("{text}", text)
         if not self.chat:
             return list(self.tokenizer(text)["input_ids"])
-        turns = [{"role": "user", "content": text}]
-        if self.generator.system:
-            turns.insert(0, {"role": "system", "content": self.generator.system})
-        rendered = self.tokenizer.apply_chat_template(
-            turns, chat_template=self.generator.chat_template or None, add_generation_prompt=True, tokenize=False
+        return self.encoded(self.rendered([{"role": "user", "content": text}]))
+
+    def rendered(self, messages: list[dict[str, str]], *, answered: bool = False) -> str:
+        """A conversation in the chat template, after the task's system prompt unless it has its own.
+
+        Args:
+            answered: whether its last message is an answer; else one is to follow.
+        """
+        if self.generator.system and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self.generator.system}, *messages]
+        found: str = self.tokenizer.apply_chat_template(
+            messages,
+            chat_template=self.generator.chat_template or None,
+            add_generation_prompt=not answered,
+            tokenize=False,
         )
+        return found
+
+    def encoded(self, rendered: str) -> list[int]:
+        """The tokens of text that a template has made."""
         return list(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
 
