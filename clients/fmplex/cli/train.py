@@ -150,7 +150,7 @@ def train(
         terms = Terms(weight, slo_ms, max_queue, max_queue_bytes)
         check_destination(name, backbone, repository, terms, server, new_version=new_version)
         of_family = _family(repository, backbone)
-        kind = decoder or _default_kind(of_family)
+        kind = _kind(of_family, decoder)
         columns = _columns(numbers, data, label or decoders()[kind].label_column)
         reading = {name: value for name, value in {"prefix": prefix, "max_length": max_length}.items() if value}
         encoder = of_family.encoder_for(columns, reading)
@@ -223,12 +223,14 @@ def _family(repository: Path, backbone: str) -> Family:
     return family(load_backbone_config(repository / backbone / CONFIG, parameters).family)
 
 
-def _default_kind(of_family: Family) -> str:
-    """The first kind of decoder that needs nothing but labelled rows; raises TaskProblem."""
-    found = next((kind for kind in map(kind_of, of_family.decoders) if kind in DECODER_KINDS), "")
-    if not found:
+def _kind(of_family: Family, given: str | None) -> str:
+    """A kind of decoder that needs nothing but labelled rows, the family's first by default; raises TaskProblem."""
+    kinds = [kind for kind in map(kind_of, of_family.decoders) if kind in DECODER_KINDS]
+    if not kinds:
         raise TaskProblem(f"tasks on a {of_family.name} have nothing to fit. Save one with the Task-API")
-    return found
+    if given is not None and given not in kinds:
+        raise TaskProblem(f"the backbone is a {of_family.name}, which has {', '.join(kinds)}. Leave --decoder out")
+    return given or kinds[0]
 
 
 def _columns(numbers: str, data: Path, label: str) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from fmplex_backend.families.strings import StringInput
 from fmplex_backend.interface import TensorSpec
 
-ROLES = ("system", "user", "assistant", "tool")
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}  # as templates know them
 Message = Mapping[str, Any]  # {"role": ..., "content": ...}, as chat templates take it
 
 
@@ -47,11 +47,11 @@ def _turn(number: int, message: Message) -> tuple[str, str]:
     role, content = message.get("role"), message.get("content")
     if isinstance(content, (list, tuple)) and all(isinstance(each, Mapping) and "text" in each for each in content):
         content = "".join(str(each["text"]) for each in content)  # the parts that OpenAI's format allows
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"message {number} has the role {role!r}, which is none of {', '.join(ROLES)}. Correct it")
     if not isinstance(content, str):
         raise ValueError(f"message {number} has no text, but {content!r}. Give its content as a string")
-    return role, content
+    return ROLES[role], content
 
 
 class PromptInput(StringInput):

@@ -102,13 +102,12 @@ def test_what_is_said_before_the_last_answer_is_the_item() -> None:
         ([[{"role": "user", "content": None}, TALKS[0][1]]], "row 0: message 0 has no text"),
         ([{"messages": TALKS[0]}, {"messages": "hello"}], "row 1: 'hello' is none of the messages"),
         ([{"body": "x"}], "no column 'prompt', but body"),
-        ([TALKS[0], ("a", "b")], r"row 0: .* is not a text|labels are missing|none of the messages|no answer"),
+        ([TALKS[0], ("a", "b")], "row 0: .* is not a text"),
     ],
 )
 def test_what_is_wrong_is_named(data: Any, match: str) -> None:
     with pytest.raises(TaskProblem, match=match):
-        rows = read(data)
-        Generator().check_labels(rows)
+        read(data)
 
 
 def test_rows_without_answers_are_read_by_the_same_column(tmp_path: Path) -> None:

@@ -49,7 +49,10 @@ def backbone(root: Path) -> Backbone:
 
 
 def support(backbone: Backbone, **options: Any) -> Task:
-    given: dict[str, Any] = {"adapter": LoRA(r=4, targets="all-linear"), "decoder": Generator(system="be brief", temperature=0)}
+    given: dict[str, Any] = {
+        "adapter": LoRA(r=4, targets="all-linear"),
+        "decoder": Generator(system="be brief", temperature=0),
+    }
     return Task("support", backbone, **{**given, **options})
 
 
@@ -203,6 +206,9 @@ def test_the_command_line(root: Path, tmp_path: Path) -> None:
     shown = CliRunner().invoke(cli.app, ["task", "list", "-r", str(root), "--json"])
     figures = {row["task"]: row["figure"] for row in json.loads(shown.stdout)}
     assert str(figures["desk"]).startswith("perplexity ")
-    for more, match in ((["--prefix", "x"], "reads prompts: prefix"), (["--decoder", "classification"], "label")):
-        refused = CliRunner().invoke(cli.app, [*line.split(), *more])
+    for more, match in (
+        (["--prefix", "x"], "reads prompts: prefix"),
+        (["--decoder", "classification"], "has generator"),
+    ):
+        refused = CliRunner().invoke(cli.app, [*line.split(), "--new-version", *more])
         assert (refused.exit_code, match in refused.output) == (1, True), refused.output

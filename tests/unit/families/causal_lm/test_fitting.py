@@ -113,12 +113,11 @@ class TestConversations:
         assert whole == inputs.reader.rendered(TALK.messages) + "over the lazy dog<|im_end|>"
         assert whole.startswith("<|im_start|>system\nbe brief<|im_end|>")
 
-    def test_their_own_system_prompt_goes_first(self, runtime: CausalLmRuntime) -> None:
+    def test_their_own_system_prompt_follows_the_tasks(self, runtime: CausalLmRuntime) -> None:
         own = Conversation((("system", "be long"), *TALK.turns))
         (example,) = answers_of(runtime).examples(Rows([own], ["x"], []))
         whole = runtime.tokenizer.decode(example.tokens)
-        assert "be long" in whole
-        assert "be brief" not in whole
+        assert whole.startswith("<|im_start|>system\nbe brief\n\nbe long<|im_end|>")
 
     def test_a_template_that_changes_what_was_said_leaves_the_last_answer(self, runtime: CausalLmRuntime) -> None:
         shouted = (
