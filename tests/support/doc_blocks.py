@@ -33,7 +33,7 @@ FILE = re.compile(r"# (\S+\.py)\n")  # the first line of a block that is a file 
 NOT_RUN = {
     ("README.md", "make demo"): "sets up an environment of 2 GB, and serves until Ctrl-C; CI runs both commands",
     ("first-hour.md", "make demo"): "sets up an environment of 2 GB, and serves until Ctrl-C",
-    ("serve.md", 'pip install ".[server,demo]"'): "installs 2 GB, and serves until Ctrl-C",
+    ("serve.md", 'pip install ".[server,demo,gguf]"'): "installs 2 GB, and serves until Ctrl-C",
     ("serve.md", "fmplex serve --allow-links"): "serves until Ctrl-C; tests/unit/server/test_options.py has the option",
     ("serve.md", "tritonserver ..."): "is a pattern; tests/triton/test_closed.py has what it does",
     ("sidecar.md", "--server triton:8001"): "runs until Ctrl-C; tests/triton/test_sidecar.py has what it does",

@@ -36,6 +36,10 @@ class FamilyCase(ABC):
     family: ClassVar[str]  # in the registry
     # Requests of the test in which tasks share batches, over gRPC; one that streams answers in parts, which are joined.
     parameters: ClassVar[Mapping[str, str]] = {}
+    bmax: ClassVar[int] = 32  # items of a batch
+    # Answers to the lighter of two rivals that are waited for, at least: what a batch holds too many is much less than
+    # a fiftieth of them.
+    counted: ClassVar[int] = 150
     shares_rows: ClassVar[bool] = True  # equal rows of a batch run once
     variables: ClassVar[Mapping[str, str]] = {}  # of the server's environment; PYTHONPATH for a family in tests
     served: ClassVar[tuple[str, ...]]  # variants to be compared with the reference: every kind of decoder and adapter

@@ -34,11 +34,9 @@ from testing.clients import Answer, Question
 from testing.device import torch_device
 from testing.servers import Serving, eventually, serving
 
-BMAX = 32
 FIRST_BROKEN_TAG, NEW_TAG, CHANGING_TAG, SPOILT_TAG, TWIN_TAG = 100, 200, 220, 221, 222
 WEIGHTS = (3.0, 1.0)
 FAIR = 0.98
-COUNTED = 150  # requests of the lighter of two rivals, at least: what a batch holds too many is much less than 1 - FAIR
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def house(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp(case.family)
     repository = folder / "repository"
     repository.mkdir()
-    case.write_backbone(repository, BACKBONE, BMAX)
+    case.write_backbone(repository, BACKBONE, case.bmax)
     references = {
         variant: case.reference(case.write_task(repository, variant, tag, variant) / "1")
         for tag, variant in enumerate(case.served)
@@ -123,7 +121,7 @@ def ask(client: TaskClient, task: str, *items: Any) -> Answer:
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-@pytest.mark.parametrize("items", [1, 7, BMAX])
+@pytest.mark.parametrize("items", [1, 7, 32])
 def test_equal_to_the_model_alone(house: House, protocol: str, items: int) -> None:
     """Each task by itself: the other rows of a request, and what they make it be padded to, change nothing."""
     asked = [house.case.items[n % len(house.case.items)] for n in range(items)]
@@ -278,11 +276,11 @@ def test_backlogged_tasks_share_by_weight(house: House) -> None:
     case = house.case
     weights = dict(zip(case.rivals, WEIGHTS, strict=True))
     light = case.rivals[1]
-    clients = dict(zip(case.rivals, (8 * BMAX, 3 * BMAX), strict=True))
+    clients = dict(zip(case.rivals, (8 * case.bmax, 3 * case.bmax), strict=True))
 
     def measure(backlog: Backlog) -> None:
         looks = [house.published()]
-        enough = backlog.answered[light] + COUNTED
+        enough = backlog.answered[light] + case.counted
 
         def counted() -> bool:
             backlog.check()

@@ -23,7 +23,7 @@ from fmplex.training.curve import draw
 from fmplex.training.examples import PORTION
 from fmplex.training.options import FitOptions
 from fmplex.training.prepare import TaskParts, check_fittable, prepare
-from fmplex.training.progress import Progress, told
+from fmplex.training.progress import Progress, Wanted, told
 from fmplex.training.sequences import mean_loss
 from fmplex.training.state import History
 from fmplex.training.trained import TrainedWeights, Training
@@ -255,11 +255,16 @@ class Task:
         kind, labels = self.decoder.kind, self.decoder.label_names
         return [result(kind, labels, *each) for each in zip(items, self._outputs(items, parameters), strict=True)]
 
-    def evaluate(self, rows: Any, labels: Any = None, *, text: Columns = None, label: str = "") -> Evaluation:
-        """Figures on rows that were held out; they are stored with the task."""
+    def evaluate(
+        self, rows: Any, labels: Any = None, *, text: Columns = None, label: str = "", progress: Wanted = False
+    ) -> Evaluation:
+        """Figures on rows that were held out; they are stored with the task. Arguments are those of `fit`."""
         found = self.rows(rows, labels, text=text, label=label)
         self.decoder.check_labels(found)
-        return self._evaluate(found, Progress())
+        with told(progress, self.name) as shown:
+            shown.phase("evaluation")
+            shown.expect(len(found) * (1 + (self.decoder.learns == "sequences")))
+            return self._evaluate(found, shown)
 
     def _evaluate(self, found: Rows, progress: Progress) -> Evaluation:
         if not self.decoder.has_figures:

@@ -206,6 +206,9 @@ def test_the_command_line(root: Path, tmp_path: Path) -> None:
     shown = CliRunner().invoke(cli.app, ["task", "list", "-r", str(root), "--json"])
     figures = {row["task"]: row["figure"] for row in json.loads(shown.stdout)}
     assert str(figures["desk"]).startswith("perplexity ")
+    again = CliRunner().invoke(cli.app, f"task evaluate desk -r {root} --data {file} --json".split())
+    evaluated = {name: document["metrics"][name] for name in ("perplexity", "exact_match")}
+    assert json.loads(again.stdout) == {"task": "desk", "rows": len(ROWS), "figures": evaluated}
     for more, match in (
         (["--prefix", "x"], "reads prompts: prefix"),
         (["--decoder", "classification"], "has generator"),
