@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import random
 import re
 import subprocess
@@ -17,13 +19,14 @@ from asking import ask_grpc, ask_http, ask_items
 from google.protobuf import text_format
 from language_model_case import GenerateReference
 from reference import Reference, difference
+from rich.console import Console
 from sentences import mixture, sentence
 from tolerances import BFLOAT16
 from tritonclient.grpc import model_config_pb2
 from waiting import LARGE, busy
 
-from fmplex import Client
-from fmplex.cli.demo import QUESTIONS
+from fmplex import Client, Generated
+from fmplex.cli.demo import QUESTIONS, show_stream
 from fmplex_backend.families.model_files import find_model
 from fmplex_backend.families.precision import chosen_dtype, dtype_name
 from fmplex_backend.scheduling.scheduler import MAX_SHARED
@@ -196,6 +199,13 @@ def test_its_language_model_says_what_transformers_says(demo: Demo) -> None:
     for question, answer in zip(questions, ask_items(demo.serving.grpc_url, questions), strict=True):
         reference = GenerateReference(model, repository / question.task / "1", max_tokens=12)
         assert not difference(answer.good(), 0, reference(question.texts[0])), question.task
+    with Client(demo.serving.grpc_url) as client:
+        interface = client.interface("headline")
+        (whole,) = client.predict("headline", QUESTIONS["headline"])
+    shown = io.StringIO()
+    asyncio.run(show_stream(demo.serving.server, interface, Console(file=shown)))
+    assert isinstance(whole, Generated)
+    assert whole.text in shown.getvalue()
 
 
 def ensemble_outputs(demo: Demo, task: str) -> list[str]:

@@ -7,6 +7,7 @@ of the answer's tokens alone; of a conversation's earlier answers too, where the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -54,7 +55,7 @@ class Answered:
 class Answers:
     """A task while it is fitted: implements `SequenceInputs`."""
 
-    learning_rate = 5e-4  # half of what suits an encoder's adapter, whose head learns with it
+    learning_rate = 5e-4
 
     def __init__(self, encoder: Prompt, decoder: Generator, runtime: CausalLmRuntime) -> None:
         """Raises TaskRefused where the sections do not fit the model."""
@@ -122,7 +123,9 @@ class Answers:
         if self.reader.chat:
             asked: list[dict[str, str]] = [{"role": "user", "content": UNSAID}]
             both = [*asked, {"role": "assistant", "content": UNSAID}]
-            rest = self.reader.rendered(both, answered=True).rpartition(UNSAID)[2]
+            rest = ""
+            with suppress(Exception):  # a template may refuse what it is shown, with an error of any kind
+                rest = self.reader.rendered(both, answered=True).rpartition(UNSAID)[2]
             if found := [token for token in self.reader.encoded(rest) if token in ends]:
                 return found[0]
         own = self.runtime.tokenizer.eos_token_id

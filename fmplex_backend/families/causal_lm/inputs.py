@@ -69,6 +69,9 @@ class PromptInput(StringInput):
             raise ValueError(f"{cell!r} is not a text. Turn it into one, or leave the row out")
         return cell, []
 
+    def show(self, item: Any) -> str:
+        return super().show(item.turns[-1][1] if isinstance(item, Conversation) else item)
+
     def probe(self, size: int | None) -> str:
         return "Hello"
 

@@ -92,6 +92,7 @@ def test_what_is_said_before_the_last_answer_is_the_item() -> None:
     rows = read([LONG])
     turns = (("system", "be kind"), ("user", "hello"), ("assistant", "hi"), ("user", "and now?"))
     assert (rows.items, rows.labels) == ([Conversation(turns)], ["bye"])
+    assert PROMPT.show(rows.items[0]) == "and now?"
 
 
 @pytest.mark.parametrize(

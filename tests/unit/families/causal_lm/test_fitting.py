@@ -104,6 +104,13 @@ def test_a_sequence_begins_as_the_request_that_is_served(runtime: CausalLmRuntim
         assert spelled(runtime, example) == answer + end
 
 
+def test_a_template_that_refuses_answers_ends_them_as_the_model_does(runtime: CausalLmRuntime) -> None:
+    template = "{% if messages | length > 1 %}{{ raise_exception('no') }}{% endif %}{{ messages[0]['content'] }}>"
+    inputs = answers_of(runtime, Generator(chat_template=template))
+    assert inputs.end == runtime.tokenizer.eos_token_id
+    assert runtime.tokenizer.decode(inputs.examples(ROWS)[2].tokens) == "dog>lazy<|im_end|>"
+
+
 class TestConversations:
     def test_earlier_answers_are_learned_too(self, runtime: CausalLmRuntime) -> None:
         inputs = answers_of(runtime)
