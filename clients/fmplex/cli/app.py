@@ -18,6 +18,7 @@ from fmplex.cli import (
     doctor,
     events,
     groups,
+    importing,
     keys,
     planning,
     profiling,
@@ -43,6 +44,7 @@ app.add_typer(groups.app, name="group")
 app.add_typer(backbones.app, name="backbone")
 app.command("doctor")(doctor.doctor)
 app.command("predict")(prediction.predict)
+app.command("import")(importing.import_)
 app.command("control-key")(keys.control_key)
 app.command("plan")(planning.plan)
 app.command("profile")(profiling.profile)
