@@ -37,6 +37,7 @@ NOT_RUN = {
     ("serve.md", "fmplex serve --allow-links"): "serves until Ctrl-C; tests/unit/server/test_options.py has the option",
     ("serve.md", "tritonserver ..."): "is a pattern; tests/triton/test_closed.py has what it does",
     ("sidecar.md", "--server triton:8001"): "runs until Ctrl-C; tests/triton/test_sidecar.py has what it does",
+    ("sidecar.md", "--elastic"): "serves until Ctrl-C; tests/triton/test_rebind.py has what it does",
     ("sidecar.md", "docker run"): "needs Docker",
     ("run-an-llm.md", "backbone add qwen"): "fetches a model from the hub",
     ("run-an-llm.md", 'task.fit("answers.jsonl"'): "minutes of fitting; see tests/unit/training/test_sequences.py",
@@ -45,6 +46,9 @@ NOT_RUN = {
     ("serve.md", "fmplex install-backend /opt/tritonserver"): "needs NVIDIA's container; see test_requests.py",
     ("serve.md", "--concurrency-range 1:64:4"): "minutes of load; test_demo.py runs perf_analyzer",
     ("serve.md", "--string-data"): "minutes of load; test_demo.py runs perf_analyzer",
+    ("series.md", "ibm-granite/granite-timeseries-patchtst"): "fetches a model from the hub",
+    ("series.md", "pip install --no-deps granite-tsfm"): "installs a package, and fetches a model from the hub",
+    ("series.md", "--data power.csv"): "tests/unit/cli/test_series.py has the commands",
     ("vision.md", "facebook/dinov2"): "fetches a model from the hub; the block with dino-model does the same",
     ("serve.md", "with Server(ServerOptions("): "starts a second server, on the ports 8000 to 8002",
 }

@@ -81,6 +81,15 @@ def tasks_of(repository: Path, backbone: str = BACKBONE) -> list[str]:
     return [name for name, models in steps.items() if models == [backbone]]
 
 
+def copy_models(target: Path) -> Path:
+    """The demo's text backbone and language model, with their tasks."""
+    target.mkdir()
+    for backbone in (BACKBONE, LANGUAGE_MODEL):
+        for name in (backbone, *tasks_of(DEMO, backbone)):
+            copy_repository(DEMO / name, target / name)
+    return target
+
+
 def add_variant(repository: Path, scheduler: str, tasks: Sequence[str]) -> None:
     """The backbone and its tasks once more, under another scheduler; DEVICES_OWN: under the same, in another dtype."""
     (backbone,) = {parsed(repository / task / "config.pbtxt").ensemble_scheduling.step[0].model_name for task in tasks}
@@ -105,7 +114,7 @@ def add_variant(repository: Path, scheduler: str, tasks: Sequence[str]) -> None:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """The demo's repository, copied."""
     folder = tmp_path_factory.mktemp("demo")
-    repository = copy_repository(DEMO, folder / "repository")
+    repository = copy_models(folder / "repository")
     tasks = tasks_of(repository)
     references = {task: Reference(minilm(), repository / task / "1") for task in tasks}
     for backbone in (BACKBONE, LANGUAGE_MODEL):

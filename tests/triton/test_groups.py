@@ -24,6 +24,7 @@ from testing.repositories import copy_repository
 from testing.servers import Serving, eventually, serving
 
 DEMO = Path(__file__).parents[2] / "model_repository"
+OTHERS = ("smollm2", "assistant", "headline", "patchtst", "load-kind", "rate-anomaly", "rate-forecast")
 HEADS = ("topic", "question", "routing", "mentions")  # they share the backbone's rows
 GROUPS = {"guard": ("sentiment", "topic", "entities", "embed"), "heads": HEADS, "busy": ("question", "emotion")}
 TEXTS = mixture(14)
@@ -33,7 +34,7 @@ TEXTS = mixture(14)
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     """The demo's tasks and three groups of them; `emotion` takes one request at a time."""
     folder = tmp_path_factory.mktemp("groups")
-    repository = copy_repository(DEMO, folder / "repository", without=("smollm2", "assistant", "headline"))
+    repository = copy_repository(DEMO, folder / "repository", without=OTHERS)
     file = repository / "minilm" / "config.pbtxt"
     config = text_format.Parse(file.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
     config.parameters["dtype"].string_value = device.dtype()
@@ -234,3 +235,39 @@ def test_a_group_whose_entry_is_wrong_is_refused_by_file_and_field(server: Servi
         (found,) = client.predict("heads", "fine again")
     assert isinstance(found, Answers)
     assert not found.problems
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_kept_answers_are_those_of_the_version_that_is_served(server: Serving, protocol: str) -> None:
+    """By itself and by a group; `topic` says so, `question` does not."""
+    text = f"a text that is asked again over {protocol}"
+    models = GroupRepository(server.repository)
+    task_json = server.repository / "topic" / "1" / "task.json"
+    before, count = task_json.read_text(encoding="utf-8"), _hits(server)
+
+    def one(task: str) -> Outputs:
+        (answer,) = ask(server, protocol, [Question(task, (text,))])
+        return answer.good()
+
+    try:
+        models.set("topic", Terms(cache=True))
+        eventually(lambda: not one("topic")["usage"].any(), "its answer is kept")
+        kept, heads = one("topic"), one("heads")
+        assert not heads["topic.usage"].any()
+        assert heads["question.usage"][0, 2] > 0
+        check_same(own(heads, "topic"), kept, 0)
+        assert _hits(server) >= count + 3
+        task_json.write_text(before.replace('"description": "', '"description": "x'), encoding="utf-8")
+        assert before != task_json.read_text(encoding="utf-8")
+        eventually(lambda: one("topic")["usage"].any(), "the changed version answers for itself")
+        assert not one("topic")["usage"].any()
+        check_same(one("topic"), kept, 1e-6)
+    finally:
+        task_json.write_text(before, encoding="utf-8")
+        models.set("topic", Terms(cache=False))
+    eventually(lambda: all(one("topic")["usage"].any() for _ in range(3)), "nothing is kept any more")
+
+
+def _hits(server: Serving) -> int:
+    with Client(server.grpc_url) as client:
+        return client.status("minilm", "topic").tasks[0].cache_hits

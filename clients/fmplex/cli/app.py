@@ -30,6 +30,7 @@ from fmplex.cli import predict as prediction
 from fmplex.cli import tasks as task_commands
 from fmplex.cli.events import Records
 from fmplex.cli.shown import errors_shown
+from fmplex_backend.errors import SetupProblem
 
 PASSED_ON = "fmplex.passed_on"
 
@@ -135,6 +136,12 @@ def serve(
     api_host: controlling.ApiHost = "127.0.0.1",
     api_port: controlling.ApiPort = None,
     api_token_file: controlling.ApiTokenFile = None,
+    elastic: controlling.Elastic = False,
+    elastic_start: controlling.ElasticStart = True,
+    elastic_moves: controlling.ElasticMoves = None,
+    elastic_idle: controlling.ElasticIdle = None,
+    elastic_memory: controlling.ElasticMemory = None,
+    elastic_parallel: controlling.ElasticParallel = None,
 ) -> None:
     """Serve a model repository until SIGTERM or Ctrl-C.
 
@@ -166,10 +173,15 @@ def serve(
             print(f"fmplex: {keys.told(server)}", file=sys.stderr, flush=True)
             print("ready", flush=True)
 
+        may = controlling.elastic_options(
+            elastic, elastic_start, elastic_moves, elastic_idle, elastic_memory, elastic_parallel
+        )
         if not controller or control is not Control.explicit:
+            if may is not None:
+                raise SetupProblem("--elastic needs the controller: leave out --no-controller and --control poll")
             raise typer.Exit(foreground.serve(server, ready, companion=None))
         asked = controlling.api_options(api, api_host, api_port, api_token_file)
-        raise typer.Exit(foreground.serve(server, ready, companion=controlling.companion(server, asked, records)))
+        raise typer.Exit(foreground.serve(server, ready, companion=controlling.companion(server, asked, records, may)))
 
 
 @app.command()

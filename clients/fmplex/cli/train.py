@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from fmplex.cli.options import (
     DEFAULT,
     AsJson,
+    Hold,
     Labels,
     MaxQueue,
     MaxQueueBytes,
@@ -27,7 +28,7 @@ from fmplex.cli.options import (
     split,
 )
 from fmplex.cli.shown import errors_shown, print_result
-from fmplex.data.rows import rows_of
+from fmplex.data.rows import rows_for
 from fmplex.training.checks import check_rows
 from fmplex.training.progress import Progress, shown
 from fmplex_backend.adapters.kinds import KINDS as ADAPTERS
@@ -119,6 +120,7 @@ def train(
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew where there is a checkpoint.")] = False,
     new_version: NewVersion = False,
+    hold: Hold = False,
     reject_below: Annotated[
         float | None, typer.Option(help="Answer no label where the confidence is lower (0 to 1).")
     ] = None,
@@ -129,6 +131,7 @@ def train(
         Confidence | None, typer.Option(help="What tells it: the highest score, or features; default: see the guide.")
     ] = None,
     system: Annotated[str, typer.Option(help="What a conversation with a language model begins with.")] = "",
+    horizon: Annotated[int | None, typer.Option(help="Steps to forecast, of a series.")] = None,
     weight: Weight = None,
     slo_ms: SloMs = None,
     max_queue: MaxQueue = None,
@@ -136,7 +139,7 @@ def train(
     server: Server = "",
     as_json: AsJson = False,
 ) -> None:
-    """Train a task on labelled texts, pictures, rows of numbers or prompts with their answers, and save it.
+    """Train a task on labelled texts, pictures, series, rows of numbers or prompts with their answers, and save it.
 
     It becomes a new task, or a new version of one.
 
@@ -148,7 +151,8 @@ def train(
 
         progress.phase("checking")
         terms = Terms(weight, slo_ms, max_queue, max_queue_bytes)
-        check_destination(name, backbone, repository, terms, server, new_version=new_version)
+        asked = "" if hold else server
+        check_destination(name, backbone, repository, terms, asked, new_version=new_version, held=hold)
         of_family = _family(repository, backbone)
         kind = _kind(of_family, decoder)
         columns = _columns(numbers, data, label or decoders()[kind].label_column)
@@ -162,10 +166,11 @@ def train(
             reject_label=reject_label,
             confidence=told,
             system=system,
+            horizon=horizon,
         )
         named = columns or text or None
         rows, tested = (
-            None if file is None else rows_of(file, None, encoder.reads(), columns=named, label=label, decoder=chosen)
+            None if file is None else rows_for(chosen, file, None, encoder.reads(), columns=named, label=label)
             for file in (data, test)
         )
         assert rows is not None
@@ -187,7 +192,7 @@ def train(
         folder = checkpoint or default_checkpoint(repository, name)
         if restart and (folder / NUMBERS).is_file():  # a directory of something else is left alone
             shutil.rmtree(folder)
-        finisher = Finisher(task, remarks, repository, server, folder, progress, quiet=as_json)
+        finisher = Finisher(task, remarks, repository, asked, folder, progress, held=hold, quiet=as_json)
         finisher.fit(
             rows,
             validation=validation or None,
