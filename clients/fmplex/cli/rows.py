@@ -13,7 +13,7 @@ from fmplex_backend.repository.tasks import BrokenTask, TaskSpec
 from fmplex_backend.repository.terms import TERMS
 
 # Of a task's figures the first of these is shown.
-FIGURES_SHOWN = ("accuracy", "entity_f1", "f1", "micro_f1", "macro_f1", "spearman", "rmse", "mae")
+FIGURES_SHOWN = ("accuracy", "entity_f1", "f1", "micro_f1", "macro_f1", "spearman", "rmse", "mae", "perplexity")
 
 
 def row_of(name: str, backbone: str, entry: TaskSpec | BrokenTask, now: Live | None) -> dict[str, Any]:

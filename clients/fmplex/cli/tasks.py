@@ -8,6 +8,7 @@ import typer
 
 from fmplex.cli import changes, checks, listing, rollout
 from fmplex.cli.deploy import deploy
+from fmplex.cli.evaluating import evaluate
 from fmplex.cli.options import (
     DEFAULT,
     AsJson,
@@ -33,6 +34,7 @@ from fmplex_backend.repository.configs import Terms
 
 app = typer.Typer(help="Train, add, list, change and check the tasks of a model repository.", no_args_is_help=True)
 app.command()(train)
+app.command()(evaluate)
 app.command()(deploy)
 app.command("list")(listing.list_)
 app.command()(listing.show)

@@ -97,15 +97,35 @@ class Reader:
 
     def tokens(self, text: str) -> list[int]:
         """The prompt of a text."""
-        text = self.prompt.template.replace("{text}", text)
         if not self.chat:
-            return list(self.tokenizer(text)["input_ids"])
-        turns = [{"role": "user", "content": text}]
+            return list(self.tokenizer(self._shown(text))["input_ids"])
+        return self.encoded(self.rendered([{"role": "user", "content": text}]))
+
+    def rendered(self, messages: list[dict[str, str]], *, answered: bool = False) -> str:
+        """A conversation in the chat template, each user's turn as the task shows a text, after its system prompt.
+
+        Args:
+            answered: whether its last message is an answer; else one is to follow.
+        """
+        turns = [
+            {**each, "content": self._shown(each["content"])} if each["role"] == "user" else each for each in messages
+        ]
         if self.generator.system:
-            turns.insert(0, {"role": "system", "content": self.generator.system})
-        rendered = self.tokenizer.apply_chat_template(
-            turns, chat_template=self.generator.chat_template or None, add_generation_prompt=True, tokenize=False
+            own = [turns.pop(0)["content"]] if turns[0]["role"] == "system" else []  # templates take one
+            turns.insert(0, {"role": "system", "content": "\n\n".join([self.generator.system, *own])})
+        found: str = self.tokenizer.apply_chat_template(
+            turns,
+            chat_template=self.generator.chat_template or None,
+            add_generation_prompt=not answered,
+            tokenize=False,
         )
+        return found
+
+    def _shown(self, text: str) -> str:
+        return self.prompt.template.replace("{text}", text)
+
+    def encoded(self, rendered: str) -> list[int]:
+        """The tokens of text that a template has made."""
         return list(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
 

@@ -115,8 +115,9 @@ def test_a_plugins_outputs_are_its_own() -> None:
     assert [spec.name for spec in entry.outputs()] == ["SCORES", "TRUNCATED"]
 
 
-def test_the_demos_entries_are_such(pytestconfig: pytest.Config) -> None:
+@pytest.mark.parametrize("backbone", ["minilm", "smollm2"])
+def test_the_demos_entries_are_such(pytestconfig: pytest.Config, backbone: str) -> None:
     root = Path(pytestconfig.rootpath) / "model_repository"
-    entries = Repository(root, "minilm").read()
+    entries = Repository(root, backbone).read()
     assert entries
     assert all(isinstance(entry, TaskSpec) for entry in entries.values()), entries
