@@ -14,11 +14,13 @@ from typer.core import TyperCommand
 
 from fmplex.cli import (
     backbones,
+    chat,
     controlling,
     doctor,
     events,
     groups,
     keys,
+    openai,
     planning,
     profiling,
     rebinding,
@@ -44,6 +46,8 @@ app.add_typer(backbones.app, name="backbone")
 app.command("doctor")(doctor.doctor)
 app.command("predict")(prediction.predict)
 app.command("control-key")(keys.control_key)
+app.command("chat")(chat.chat)
+app.command("openai")(openai.openai)
 app.command("plan")(planning.plan)
 app.command("profile")(profiling.profile)
 app.command("rebind")(rebinding.rebind)
@@ -133,6 +137,9 @@ def serve(
     api_host: controlling.ApiHost = "127.0.0.1",
     api_port: controlling.ApiPort = None,
     api_token_file: controlling.ApiTokenFile = None,
+    openai_port: openai.ServePort = None,
+    openai_host: openai.ServeHost = "127.0.0.1",
+    openai_keys: openai.ServeKeys = None,
 ) -> None:
     """Serve a model repository until SIGTERM or Ctrl-C.
 
@@ -159,15 +166,18 @@ def serve(
             extra=ctx.meta[PASSED_ON],
         )
         server = Server(options)
+        beside = openai.beside(server, openai_port, openai_host, openai_keys)
 
         def ready() -> None:
             print(f"fmplex: {keys.told(server)}", file=sys.stderr, flush=True)
+            openai.tell_ready(beside)
             print("ready", flush=True)
 
-        if not controller or control is not Control.explicit:
-            raise typer.Exit(foreground.serve(server, ready, companion=None))
-        asked = controlling.api_options(api, api_host, api_port, api_token_file)
-        raise typer.Exit(foreground.serve(server, ready, companion=controlling.companion(server, asked, records)))
+        companion = None
+        if controller and control is Control.explicit:
+            asked = controlling.api_options(api, api_host, api_port, api_token_file)
+            companion = controlling.companion(server, asked, records)
+        raise typer.Exit(foreground.serve(server, ready, companion=companion, beside=beside))
 
 
 @app.command()

@@ -17,6 +17,7 @@ from typing_extensions import Self
 from fmplex_backend.decoders.decoder import Decoder, Outputs
 from fmplex_backend.decoders.results import Result, strings
 from fmplex_backend.families.causal_lm.inputs import (
+    CUMULATIVE_LOGPROB,
     FINISH_REASON,
     INPUT_TOKENS,
     LOGPROBS,
@@ -89,6 +90,7 @@ class Generator(Sampling, Decoder):
 
     kind: Literal["generator"] = field(default="generator", kw_only=True, repr=False)
     gives = (TEXT_OUTPUT, FINISH_REASON, INPUT_TOKENS, OUTPUT_TOKENS, LOGPROBS)
+    may_give = (CUMULATIVE_LOGPROB,)  # 0 unless asked for: JSON has no NaN
     telling = (INPUT_TOKENS,)  # answers may be random, and differ with the dtype
     learns = "nothing"
     needs_weights = False
@@ -106,7 +108,7 @@ class Generator(Sampling, Decoder):
         return Sampling(**{name: getattr(self, name) for name in FIELDS})
 
     def sizes(self, directory: Path, hidden: int | None) -> dict[str, int | None]:
-        return {spec.name: 1 for spec in self.gives}
+        return {spec.name: 1 for spec in (*self.gives, *self.may_give)}
 
     @classmethod
     def joined(cls, parts: Sequence[Outputs]) -> Outputs:

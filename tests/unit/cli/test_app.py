@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -31,7 +32,7 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[ServerOption
     seen: list[ServerOptions] = []
     companions.clear()
 
-    def serve(server: Server, when_ready: Callable[[], None], companion: SidecarProcess | None) -> int:
+    def serve(server: Server, when_ready: Callable[[], None], companion: SidecarProcess | None, beside: Any) -> int:
         seen.append(server.options)
         companions.append(companion)
         when_ready()
