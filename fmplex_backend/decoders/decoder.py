@@ -48,6 +48,7 @@ class Encoded:
     tokens: list[Array]  # n arrays [t_i, h], special tokens left out; empty unless the decoder reads TOKENS
     offsets: list[npt.NDArray[np.int32]]  # n arrays [t_i, 2], characters [start, end) in the text as sent
     truncated: npt.NDArray[np.bool_]  # [n, 1]
+    lengths: Sequence[int] = ()  # n, the tokens that the backbone read of each item, special tokens included
 
     @property
     def vectors(self) -> Array:

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib import metadata
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -74,24 +74,23 @@ class _Door:
 
 def _add_doors(app: FastAPI, door: _Door) -> None:
     started = int(time.time())
-    Body = Annotated[bytes, Depends(door.body)]
     allowed = [Depends(door.check)]
 
     @app.post("/v1/chat/completions")
-    async def answer_chat(request: Request, body: Body) -> Response:
-        answering = chat(body)
+    async def answer_chat(request: Request) -> Response:
+        answering = chat(await door.body(request))
         request.state.model = answering.asked.model
         return await answering.respond(request, _tasks(request))
 
     @app.post("/v1/completions")
-    async def complete(request: Request, body: Body) -> Response:
-        answering = completion(body)
+    async def complete(request: Request) -> Response:
+        answering = completion(await door.body(request))
         request.state.model = answering.asked.model
         return await answering.respond(request, _tasks(request))
 
     @app.post("/v1/embeddings")
-    async def embed(request: Request, body: Body) -> Response:
-        return await embeddings(request, body, _tasks(request))
+    async def embed(request: Request) -> Response:
+        return await embeddings(request, await door.body(request), _tasks(request))
 
     def as_model(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": started, "owned_by": "fmplex"}

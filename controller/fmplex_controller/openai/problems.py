@@ -11,8 +11,9 @@ from fmplex_backend.errors import Busy, DeadlineExceeded, FmplexError, ServerPro
 
 INVALID, SERVER = "invalid_request_error", "server_error"
 BAD = ("INVALID_ARGUMENT", "INVALID_ARG", "400")
-# Whose names the backbone's messages begin with, behind the ensemble that Triton names.
-_NAMED = re.compile(r"(?:^|\] |, )(?:sampling_parameters\.(?P<field>\w+)|(?P<input>messages|text_input)\b)")
+_BY_TRITON = re.compile(r"^in ensemble '[^']*', ")
+# Whose names the backbone's messages begin with.
+_NAMED = re.compile(r"sampling_parameters\.(?P<field>\w+)|(?P<input>messages|text_input)\b")
 
 
 class ApiProblem(Exception):
@@ -57,7 +58,7 @@ def _without_types(place: tuple[int | str, ...]) -> list[int | str]:
 
 def of_problem(error: FmplexError, model: str) -> ApiProblem:
     """What the server, or the way to it, has answered."""
-    text = str(error)
+    text = _BY_TRITON.sub("", str(error))
     if isinstance(error, Busy):
         return ApiProblem(429, text, kind="requests", code="rate_limit_exceeded")
     if isinstance(error, DeadlineExceeded):
@@ -69,6 +70,6 @@ def of_problem(error: FmplexError, model: str) -> ApiProblem:
         problem = f"The model `{model}` does not exist, or is not loaded. GET /v1/models lists those there are"
         return ApiProblem(404, problem, param="model", code="model_not_found")
     if isinstance(error, TaskProblem) or status in BAD:
-        named = _NAMED.search(text)
+        named = _NAMED.match(text)
         return ApiProblem(400, text, param=(named["field"] or named["input"]) if named else None)
     return ApiProblem(500, text, kind=SERVER)

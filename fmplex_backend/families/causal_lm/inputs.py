@@ -36,7 +36,6 @@ RETURN_OTHERS = tuple(
 
 TEXT_OUTPUT = TensorSpec("text_output", "TYPE_STRING", (1,))
 FINISH_REASON = TensorSpec("finish_reason", "TYPE_STRING", (1,))
-INPUT_TOKENS = TensorSpec("num_input_tokens", "TYPE_UINT32", (1,))
 OUTPUT_TOKENS = TensorSpec("num_output_tokens", "TYPE_UINT32", (1,))
 LOGPROBS = TensorSpec("logprobs", "TYPE_STRING", (1,))
 CUMULATIVE_LOGPROB = TensorSpec("cumulative_logprob", "TYPE_FP32", (1,))

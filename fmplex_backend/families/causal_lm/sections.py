@@ -19,7 +19,6 @@ from fmplex_backend.decoders.results import Result, strings
 from fmplex_backend.families.causal_lm.inputs import (
     CUMULATIVE_LOGPROB,
     FINISH_REASON,
-    INPUT_TOKENS,
     LOGPROBS,
     OUTPUT_TOKENS,
     PROMPT,
@@ -27,6 +26,7 @@ from fmplex_backend.families.causal_lm.inputs import (
 )
 from fmplex_backend.families.causal_lm.sampling import FIELDS, Sampling
 from fmplex_backend.families.spec import Input
+from fmplex_backend.interface import INPUT_TOKENS
 from fmplex_backend.section import CHECKED
 
 MAX_TEMPLATE = 65_536  # characters; they are tokenised with every text
