@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any, Literal, Protocol
 
@@ -112,7 +112,7 @@ class TritonTasks:
         return await self._client.ready(timeout=READY_S)
 
     @contextmanager
-    def _known_anew(self, task: str) -> Any:
+    def _known_anew(self, task: str) -> Iterator[None]:
         """After an error, the server is asked again what a task is: it may have become another one."""
         try:
             yield
