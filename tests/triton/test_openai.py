@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -135,7 +139,7 @@ def test_completions(asks: openai.OpenAI) -> None:
         streamed[part.choices[0].index] += part.choices[0].text
     assert list(streamed.values()) == texts
     del wishes["logprobs"]
-    stop = texts[0][2]
+    stop = texts[0][len(texts[0]) // 2]
     stopped = asks.completions.create(prompt="fox", stop=[stop, "never"], echo=True, **wishes)
     assert stopped.choices[0].text == f"fox{texts[0][: texts[0].index(stop)]}"
     assert stopped.choices[0].finish_reason == "stop"
@@ -203,3 +207,29 @@ def test_fmplex_chat(house: House, client: Client) -> None:
     assert found.stdout == 2 * f"{expected.text}\n"  # type: ignore[attr-defined]
     refused = CliRunner().invoke(cli.app, ["chat", "embed", "fox", "--server", house.serving.grpc_url])
     assert "does not generate text. Ask it with fmplex predict" in refused.stderr
+
+
+@pytest.mark.slow
+def test_perf_analyzer_measures_streams(house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    sampling = json.dumps({"max_tokens": 8, "ignore_eos": True})
+    data = {"data": [{"text_input": ["fox"], "stream": [True], "sampling_parameters": [sampling]}]}
+    (tmp_path / "prompts.json").write_text(json.dumps(data))
+    asked = ["-m", "plain", "-i", "grpc", "-u", house.serving.grpc_url, "--streaming", "--async"]
+    short = ["--concurrency-range", "2", "--measurement-interval", "1000", "--stability-percentage", "999"]
+    line = [
+        sys.executable,
+        "-m",
+        "fmplex",
+        "perf",
+        "--",
+        *asked,
+        "--input-data",
+        str(tmp_path / "prompts.json"),
+        *short,
+    ]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (requests,) = re.findall(r"Throughput: ([\d.]+) infer/sec", done.stdout)
+    (responses,) = re.findall(r"Response Throughput: ([\d.]+) infer/sec", done.stdout)
+    assert float(responses) > 2 * float(requests) > 0, "answers come in parts"

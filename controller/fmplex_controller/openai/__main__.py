@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 from fmplex.client.wire import Address
 from fmplex_backend.errors import FmplexError, SetupProblem
@@ -23,7 +25,13 @@ def run(server: str, options: OpenAiOptions, when_ready: Callable[[], None] = la
 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="fmplex openai: %(message)s")
     when_ready()
+    for number in (signal.SIGTERM, signal.SIGINT):  # which uvicorn raises again once it has ended for one
+        signal.signal(number, _end)
     server_of(address.url, options).run()
+
+
+def _end(_number: int, _frame: FrameType | None) -> None:
+    sys.exit(0)
 
 
 def main() -> int:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from fmplex_controller.openai.answering import Answering, Choice
 from fmplex_controller.openai.generating import Question
 from fmplex_controller.openai.logprobs import of_completion
 from fmplex_controller.openai.problems import of_field
-from fmplex_controller.openai.requests import MAX_CHOICES, Asked, parsed
+from fmplex_controller.openai.requests import MAX_CHOICES, Asked, Texts, parsed
 from fmplex_controller.openai.tasks import Part
 
 MAX_BEST = 20
@@ -20,17 +20,10 @@ MAX_BEST = 20
 class CompletionRequest(Asked):
     """The body."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES)]
+    prompt: Annotated[Texts, Field(max_length=MAX_CHOICES)]
     echo: bool | None = False
     logprobs: Annotated[int, Field(ge=0, le=MAX_BEST)] | None = None
     best_of: int | None = None
-
-    @field_validator("prompt", mode="before")
-    @classmethod
-    def _texts(cls, value: Any) -> Any:
-        if isinstance(value, list) and any(not isinstance(each, str) for each in value):
-            raise ValueError("token ids are not taken, whose tokenizer this server cannot know: send texts")
-        return value
 
     def sampling(self) -> dict[str, Any]:
         return super().sampling() | ({} if self.logprobs is None else {"logprobs": self.logprobs})
@@ -44,9 +37,8 @@ def completion(body: bytes) -> CompletionAnswering:
         raise of_field("best_of", "more answers than n are not made to choose from: leave it out")
     if asked.echo and asked.logprobs is not None:
         raise of_field("echo", "a prompt's own logprobs are not told: leave one of the two out")
-    prompts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
     parameters = {"exclude_input_in_output": not asked.echo}
-    return CompletionAnswering(asked, [Question(prompt, parameters) for prompt in prompts])
+    return CompletionAnswering(asked, [Question(prompt, parameters) for prompt in asked.prompt])
 
 
 class CompletionAnswering(Answering):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from fmplex_controller.openai.problems import ApiProblem, of_field
-from fmplex_controller.openai.requests import parsed, refuse_others
+from fmplex_controller.openai.requests import Texts, parsed, refuse_others
 from fmplex_controller.openai.tasks import Tasks
 from fmplex_controller.openai.wire import unless_gone
 
@@ -25,19 +25,9 @@ class EmbeddingRequest(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: Annotated[str, Field(min_length=1, max_length=255)]
-    input: str | Annotated[list[str], Field(min_length=1, max_length=MAX_TEXTS)]
+    input: Annotated[Texts, Field(max_length=MAX_TEXTS)]
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = None
-
-    @field_validator("input", mode="before")
-    @classmethod
-    def _texts(cls, value: Any) -> Any:
-        if isinstance(value, list) and any(not isinstance(each, str) for each in value):
-            raise ValueError(
-                "token ids are not taken, whose tokenizer this server cannot know: send texts (of LangChain's "
-                "OpenAIEmbeddings with check_embedding_ctx_length=False)"
-            )
-        return value
 
 
 async def embeddings(request: Request, body: bytes, tasks: Tasks) -> JSONResponse:
@@ -47,8 +37,7 @@ async def embeddings(request: Request, body: bytes, tasks: Tasks) -> JSONRespons
     if await tasks.kind(asked.model) != "vectors":
         problem = f"{asked.model} does not embed texts. GET /v1/models lists the tasks that do, or generate text"
         raise ApiProblem(400, problem, param="model")
-    texts = [asked.input] if isinstance(asked.input, str) else asked.input
-    vectors, tokens = await unless_gone(request, _embed(tasks, asked.model, texts))
+    vectors, tokens = await unless_gone(request, _embed(tasks, asked.model, asked.input))
     width = len(vectors[0])
     if asked.dimensions not in (None, width):
         raise of_field("dimensions", f"the task's vectors have {width}, and are not shortened: leave it out")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from fmplex_controller.openai.problems import ApiProblem, of_field, of_validation
 
@@ -46,6 +46,19 @@ REMEDIES = {
 }
 
 Body = TypeVar("Body", bound=BaseModel)
+
+
+def listed(value: Any) -> Any:
+    """One text as a list of one; raises ValueError for token ids, which OpenAI takes in their place."""
+    if isinstance(value, list) and any(not isinstance(each, str) for each in value):
+        raise ValueError(
+            "token ids are not taken, whose tokenizer this server cannot know: send texts (of LangChain's "
+            "OpenAIEmbeddings with check_embedding_ctx_length=False)"
+        )
+    return [value] if isinstance(value, str) else value
+
+
+Texts = Annotated[list[str], BeforeValidator(listed), Field(min_length=1)]
 
 
 class StreamOptions(BaseModel):

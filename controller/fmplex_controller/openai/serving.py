@@ -11,7 +11,7 @@ from fmplex_controller.openai.app import make_app
 from fmplex_controller.openai.options import OpenAiOptions
 from fmplex_controller.openai.tasks import Tasks, TritonTasks
 
-GRACE_S = 5  # for streams that go on when it is told to end
+GRACE_S = 3  # for streams that go on when it is told to end
 
 
 def server_of(triton: str, options: OpenAiOptions) -> uvicorn.Server:

@@ -75,15 +75,17 @@ def test_all_are_closed_where_one_fails_or_nobody_reads_on(ends: str) -> None:
     asyncio.run(run())
 
 
-async def hang_up(tasks: FakeTasks, after: int, **fields: Any) -> list[Any]:
-    """Ask, and go away once so many messages were answered; what was sent until then."""
+async def hang_up(tasks: FakeTasks, after: int, n: int, **fields: Any) -> list[Any]:
+    """Ask, and go away once so many messages were answered, or with 0 all answers have begun; what was sent."""
     app, sent, gone = tasks.app(), [], asyncio.Event()
-    bodies = [json.dumps(HELLO | fields).encode()]
+    bodies = [json.dumps(HELLO | {"n": n} | fields).encode()]
 
     async def receive() -> dict[str, Any]:
         if bodies:
             return {"type": "http.request", "body": bodies.pop(), "more_body": False}
-        await gone.wait()
+        while not after and tasks.opened < n:
+            await asyncio.sleep(0)
+        await (gone.wait() if after else asyncio.sleep(0))
         return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:
@@ -100,8 +102,6 @@ async def hang_up(tasks: FakeTasks, after: int, **fields: Any) -> list[Any]:
         "headers": [(b"host", b"localhost:9000")],
         "asgi": {"version": "3.0", "spec_version": "2.3"},  # uvicorn's
     }
-    if not after:
-        asyncio.get_running_loop().call_soon(asyncio.get_running_loop().call_soon, gone.set)
     async with app.router.lifespan_context(app):
         await asyncio.wait_for(app(scope, receive, send), 20)
     return sent
@@ -112,9 +112,9 @@ def test_who_hangs_up_cancels_all_that_was_asked(n: int) -> None:
     """Before the first part, and in the middle of a stream."""
     for stream in (True, False):
         waiting = FakeTasks(parts=[None])
-        asyncio.run(hang_up(waiting, 0, n=n, stream=stream))
-        assert waiting.closed == waiting.opened
+        asyncio.run(hang_up(waiting, 0, n, stream=stream))
+        assert waiting.closed == waiting.opened == n
     halfway = FakeTasks(parts=[Said("Hel"), None])
-    sent = asyncio.run(hang_up(halfway, 1 + 2 * n, n=n, stream=True))
+    sent = asyncio.run(hang_up(halfway, 1 + 2 * n, n, stream=True))
     assert b"Hel" in b"".join(message.get("body", b"") for message in sent)
     assert (halfway.opened, halfway.closed) == (n, n)
