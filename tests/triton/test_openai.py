@@ -230,6 +230,6 @@ def test_perf_analyzer_measures_streams(house: House, tmp_path: Path, monkeypatc
     ]
     done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-    (requests,) = re.findall(r"Throughput: ([\d.]+) infer/sec", done.stdout)
-    (responses,) = re.findall(r"Response Throughput: ([\d.]+) infer/sec", done.stdout)
+    (requests,) = re.findall(r"^ *Throughput: ([\d.]+) infer/sec", done.stdout, re.MULTILINE)
+    (responses,) = re.findall(r"^ *Response Throughput: ([\d.]+) infer/sec", done.stdout, re.MULTILINE)
     assert float(responses) > 2 * float(requests) > 0, "answers come in parts"
