@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from fmplex_backend.adapters.kinds import MAX_RANK
+from fmplex_backend.adapters.saved_modules import plain_copy
 from fmplex_backend.adapters.settings import SUPPORTED, Settings, by_pattern, feedforward, targeted
 from fmplex_backend.errors import TaskRefused
 from fmplex_backend.safetensors_header import Header, expect_floats, expect_shape, some
@@ -21,10 +22,19 @@ class Layout:
     """The modules that an adapter's tensors are for: those that its settings mean, each of them, with shapes that fit.
 
     Paths are the backbone's names of modules; an adapter that was trained inside of AutoModelFor... has others.
+
+    Args:
+        by_row: the backbone's modules that an adapter may bring whole, see `saved_modules.modules_by_row`.
     """
 
     def __init__(
-        self, file: Path, weights: Path, settings: Settings, backbone: nn.Module, unread: Collection[str]
+        self,
+        file: Path,
+        weights: Path,
+        settings: Settings,
+        backbone: nn.Module,
+        unread: Collection[str],
+        by_row: Collection[str],
     ) -> None:
         self.file, self.weights, self.settings, self.unread = file, weights, settings, unread
         self.prefix = getattr(backbone, "base_model_prefix", "")
@@ -35,14 +45,18 @@ class Layout:
         self.linears = {path: each for path, each in linears.items() if isinstance(each, nn.Linear)}
         self.names: dict[tuple[str, str], str] = {}  # path and part -> the tensor's name in the file
         self.trained: dict[str, str] = {}  # path -> its name in training, which patterns are matched with
+        self.by_row = by_row
+        self.saved: dict[str, dict[str, str]] = {path: {} for path in self._named_to_save()}  # -> part -> tensor's name
 
     def check(self, header: Header) -> None:
         """Place the tensors; raises TaskRefused where they do not fit, or are not those that the settings mean."""
         expect_floats(self.weights, header)
         if not header:
             raise TaskRefused(self.weights, "(whole file)", "it holds no tensors", "Save the adapter again")
+        self._check_saved()
         for name in header:
             self._place(name)
+        self._check_saved_tensors(header)
         self._check_parts()
         self._check_targets()
         if self.settings.peft_type == "IA3":
@@ -52,12 +66,14 @@ class Layout:
 
     def _place(self, name: str) -> None:
         """`base_model.model.encoder.layer.0.query.lora_A.weight`: its module's path here, and the part."""
-        trained, _, part = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
+        whole = name.removeprefix("base_model.model.")
+        if owner := next((path for path in self.saved if self._inside(whole).startswith(f"{path}.")), None):
+            self.saved[owner][self._inside(whole).removeprefix(f"{owner}.")] = name
+            return
+        trained, _, part = whole.removesuffix(".weight").rpartition(".")
         if part not in {each for parts in PARTS.values() for each in parts}:
             raise TaskRefused(self.weights, name, "a tensor that no supported adapter holds", f"Supported: {SUPPORTED}")
-        path = trained
-        if path not in self.modules and self.prefix:
-            path = path.removeprefix(f"{self.prefix}.")  # trained inside AutoModelFor...
+        path = trained if trained in self.modules else self._inside(trained)
         if path not in self.modules:
             problem = f"the backbone has no module {path!r}"
             raise TaskRefused(self.weights, name, problem, ANOTHER_BACKBONE)
@@ -66,6 +82,48 @@ class Layout:
             raise TaskRefused(self.weights, name, problem, "Save the adapter again")
         self.names[path, part] = name
         self.trained[path] = trained
+
+    def _inside(self, name: str) -> str:
+        """The name of a module or a tensor that was trained inside AutoModelFor..., as the backbone has it."""
+        return name.removeprefix(f"{self.prefix}.") if self.prefix else name
+
+    def _named_to_save(self) -> list[str]:
+        """Paths of what `modules_to_save` names; PEFT takes whatever ends so."""
+        wanted = self.settings.modules_to_save or ()
+        return [path for path in self.modules if any(f".{path}".endswith(f".{self._inside(name)}") for name in wanted)]
+
+    def _check_saved(self) -> None:
+        """Raise TaskRefused where modules that are brought whole cannot be told apart by row."""
+        for name in self.settings.modules_to_save or ():
+            if not any(f".{path}".endswith(f".{self._inside(name)}") for path in self.saved):
+                raise TaskRefused(
+                    self.file,
+                    "modules_to_save",
+                    f"the backbone has no module {name!r}",
+                    "A score head is a decoder here: take it over with Task(..., adapter=Pretrained(DIR), "
+                    "decoder=Classifier([...])), or train without it",
+                )
+        for path in self.saved:
+            outer = next((other for other in self.saved if path.startswith(f"{other}.")), None)
+            if outer is not None:
+                problem, remedy = f"{path} lies in {outer}, which is saved too", "Name the outer one alone"
+                raise TaskRefused(self.file, "modules_to_save", problem, remedy)
+            if path not in self.by_row:
+                raise TaskRefused(
+                    self.file,
+                    "modules_to_save",
+                    f"what {path} makes has no row for each row of a batch: one task's cannot replace the others'",
+                    "Save the smallest module around it that has, or train without it",
+                )
+
+    def _check_saved_tensors(self, header: Header) -> None:
+        for path, names in self.saved.items():
+            wanted = plain_copy(self.modules[path]).state_dict()
+            if set(names) != set(wanted):
+                problem = f"{path} has the tensors {some(wanted)}, the file {some(names) or 'none'}"
+                raise TaskRefused(self.weights, path, problem, "Save the adapter again, both files together")
+            for part, name in names.items():
+                expect_shape(self.weights, name, header[name], tuple(wanted[part].shape), f"the backbone's {path}")
 
     def _check_parts(self) -> None:
         wanted = {*PARTS["DORA" if self.settings.use_dora else self.settings.peft_type]}

@@ -12,16 +12,19 @@ Threads may run passes side by side, each over rows of its own; nothing is attac
 
 from __future__ import annotations
 
+import copy
 import itertools
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fmplex_backend.adapters.peft import Adapter, LoraWeights
+from fmplex_backend.adapters.saved_modules import ReplacedRows
 
 try:
     from fmplex_backend.adapters.lora_kernels import add_lora
@@ -152,6 +155,11 @@ class AdaptedLinear(nn.Module):
         self.stacks: dict[int, _Stack | _Pairs] = {}  # by bucket
         object.__setattr__(self, "bank", bank)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Linear:
+        """The shared layer alone."""
+        copied: nn.Linear = copy.deepcopy(self.base, memo)
+        return copied
+
     @property
     def weight(self) -> Tensor:
         """The shared weight: some models read its dtype."""
@@ -225,11 +233,14 @@ class AdapterBank:
         self._wrapped: dict[str, AdaptedLinear] = {}
         self._free: dict[int, list[int]] = {}  # by bucket
         self._slots: dict[int, int] = {}  # by bucket: how many there are
+        self._hooked: set[str] = set()  # paths of modules that some adapter brings whole
 
     def attach(self, adapter: Adapter) -> None:
         """Give an adapter a slot and put its weights there; one that does not fit keeps nothing on the device."""
         for path in adapter.solo:
             self._wrap(path)
+        for path in adapter.modules:
+            self._hook(path)
         try:
             if adapter.batched:
                 adapter.bucket = max(MIN_BUCKET, 1 << (adapter.rank - 1).bit_length())
@@ -331,6 +342,20 @@ class AdapterBank:
             else:
                 yield _SoloPart(start, end, first)
             start = end
+
+    def _hook(self, path: str) -> None:
+        """Let adapters replace a module's rows. The hook stays: without such adapters in a pass it costs nothing."""
+        if path not in self._hooked:
+            self._hooked.add(path)
+            self.generation += 1
+            self.backbone.get_submodule(path).register_forward_hook(
+                ReplacedRows(path, self._replaced), with_kwargs=True
+            )
+
+    def _replaced(self, path: str) -> tuple[int, list[tuple[int, int, nn.Module]]]:
+        """The rows of this thread's pass, and its parts that have a module of their own."""
+        solo = [part for part in self.current.parts if isinstance(part, _SoloPart) and path in part.adapter.modules]
+        return self.current.rows, [(part.start, part.end, part.adapter.modules[path]) for part in solo]
 
     def _wrap(self, path: str) -> AdaptedLinear:
         if path not in self._wrapped:

@@ -1,7 +1,8 @@
 """Adapters as PEFT writes them, read and checked against the backbone they are for.
 
 LoRA (any rank, rsLoRA, rank and alpha patterns) is applied batched by `multi_lora`. DoRA and IA3 cannot share a matrix
-product across tasks, so they run on their own rows after the common part. Any other kind is refused by name.
+product across tasks, so they run on their own rows after the common part; so do adapters that bring whole modules
+(`modules_to_save`), with their LoRA. Any other kind is refused by name.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fmplex_backend.adapters.layout import Layout
+from fmplex_backend.adapters.saved_modules import own_modules
 from fmplex_backend.adapters.settings import Settings, by_pattern, feedforward, read_settings
 from fmplex_backend.errors import TaskRefused
 from fmplex_backend.weights import cast, expect_finite, read_safetensors
@@ -49,13 +51,14 @@ class Adapter:
     kind: str
     lora: dict[str, LoraWeights] = field(default_factory=dict)
     solo: Mapping[str, RowTransform] = field(default_factory=dict)
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)  # in the place of the backbone's, by path
     bucket: int = 0
     slot: int = 0
 
     @property
     def batched(self) -> bool:
         """Whether it shares matrix products with others."""
-        return self.kind == "lora"
+        return self.kind == "lora" and not self.modules
 
     @property
     def rank(self) -> int:
@@ -64,17 +67,24 @@ class Adapter:
 
 
 def load_adapter(
-    directory: Path, backbone: nn.Module, dtype: torch.dtype, device: torch.device, *, unread: Collection[str] = ()
+    directory: Path,
+    backbone: nn.Module,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    unread: Collection[str] = (),
+    by_row: Collection[str] = (),
 ) -> Adapter:
     """Read a PEFT directory; raises TaskRefused.
 
     Args:
         unread: modules whose output nobody reads: an adapter may lack them, as it does where it was trained in a model
             without them.
+        by_row: the backbone's modules that it may bring whole, see `saved_modules.modules_by_row`.
     """
     file, weights = directory / "adapter_config.json", directory / WEIGHTS
     settings = read_settings(file, str(getattr(getattr(backbone, "config", None), "model_type", "")))
-    layout = Layout(file, weights, settings, backbone, unread)
+    layout = Layout(file, weights, settings, backbone, unread, by_row)
     return _Reader(file, weights, settings, layout, dtype, device).adapter()
 
 
@@ -99,10 +109,13 @@ class _Reader:
 
     def adapter(self) -> Adapter:
         paths = sorted(self.layout.trained)
+        modules = {path: each for own in self.layout.saved for path, each in self._own_modules(own).items()}
+        if modules and self.settings.peft_type == "LORA" and not self.settings.use_dora:
+            return Adapter("lora", solo={path: self._lora_module(path) for path in paths}, modules=modules)
         if self.settings.peft_type == "IA3":
-            return Adapter("ia3", solo={path: self._ia3_module(path) for path in paths})
+            return Adapter("ia3", solo={path: self._ia3_module(path) for path in paths}, modules=modules)
         if self.settings.use_dora:
-            return Adapter("dora", solo={path: self._dora_module(path) for path in paths})
+            return Adapter("dora", solo={path: self._dora_module(path) for path in paths}, modules=modules)
         return Adapter("lora", lora={path: self._pair(path) for path in paths})
 
     def _tensor(self, path: str, part: str) -> tuple[str, Tensor]:
@@ -134,6 +147,16 @@ class _Reader:
                 f"it changes the module's weights by {abs(change):.0e}, where they are {own:.0e} in all: {of}",
                 f"Correct lora_alpha in {self.file.name}, or train the adapter again",
             )
+
+    def _own_modules(self, path: str) -> dict[str, nn.Module]:
+        tensors = {}
+        for part, name in self.layout.saved[path].items():
+            tensors[part] = cast(self.weights, name, self.tensors[name], self.dtype).to(self.device)
+        return own_modules(path, self.layout.modules[path], tensors, self.layout.by_row)
+
+    def _lora_module(self, path: str) -> RowTransform:
+        pair = self._pair(path)
+        return lambda base, x, y: y + x @ pair.a.T @ pair.b
 
     def _dora_module(self, path: str) -> RowTransform:
         linear, pair = self.layout.linears[path], self._pair(path)

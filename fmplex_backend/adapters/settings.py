@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from peft import PeftConfig
 from peft.utils import constants
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from fmplex_backend.adapters import patterns
@@ -55,6 +56,7 @@ class Settings(BaseModel):
     layers_to_transform: int | list[int] | None = None
     layers_pattern: Names = None
     feedforward_modules: Names = None
+    modules_to_save: list[str] | None = None
 
 
 def read_settings(file: Path, model_type: str) -> Settings:
@@ -108,7 +110,6 @@ def _defaults(file: Path, settings: Settings, model_type: str) -> dict[str, Sequ
 def _refuse_options(file: Path, config: Any) -> None:
     init = str(getattr(config, "init_lora_weights", "")).lower()
     unsupported = {
-        "modules_to_save": getattr(config, "modules_to_save", None),
         "bias": getattr(config, "bias", "none") != "none",
         "lora_bias": getattr(config, "lora_bias", False),
         "layer_replication": getattr(config, "layer_replication", None),
@@ -146,6 +147,8 @@ def _refuse_variants(file: Path, config: Any) -> None:
 
 def targeted(file: Path, settings: Settings, names: Sequence[str]) -> set[str]:
     """The Linear modules among `names` that PEFT would put the adapter into; raises TaskRefused."""
+    if settings.target_modules == DUMMY_TARGET_MODULES:  # modules_to_save alone
+        return set()
     field = "exclude_modules"
     try:
         excluded = patterns.named(settings.exclude_modules, names)

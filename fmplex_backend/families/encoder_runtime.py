@@ -78,6 +78,7 @@ class EncoderRuntime(ABC, Generic[RowT]):
     common_outputs: ClassVar[Mapping[str, int | None]] = {}
     folds: ClassVar[bool] = False  # see `AdapterBank`
     forward: EncoderForward[RowT, Any]
+    by_row: frozenset[str]  # modules that a task's adapter may bring whole, see `modules_by_row`
 
     def __init__(
         self,
@@ -151,7 +152,9 @@ class EncoderRuntime(ABC, Generic[RowT]):
         adapter = None
         if task.adapter:
             directory = version / task.adapter.path
-            adapter = load_adapter(directory, self.model, self.model.dtype, self.device, unread=self.unread)
+            adapter = load_adapter(
+                directory, self.model, self.model.dtype, self.device, unread=self.unread, by_row=self.by_row
+            )
             self.check_adapter(adapter, directory / "adapter_config.json")
         return Extensions(encoder, adapter, task.decoder.load(version, self.hidden), self.common_outputs)
 
@@ -212,6 +215,12 @@ class EncoderRuntime(ABC, Generic[RowT]):
             launched = [self._launch(group) for group in groups]
             return map(self._collect, groups, launched)
         return (self._collect(group, self._launch(group)) for group in groups)
+
+    def run_rows(self, count: int) -> None:
+        """A pass of so many equal rows, without adapters, on this thread."""
+        _, row = next(iter(self.profiled_rows()))
+        with self.bank.applied([None] * count):
+            self.forward.pooled([row] * count, {"mean"})
 
     def is_fatal(self, error: Exception) -> bool:
         """Every CUDA error but a lack of memory leaves the process's CUDA context unusable."""

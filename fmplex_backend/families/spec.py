@@ -14,6 +14,7 @@ import numpy.typing as npt
 from fmplex_backend.decoders.decoder import Decoder
 from fmplex_backend.decoders.rows import Rows
 from fmplex_backend.families import kind_of
+from fmplex_backend.families.heads import CarriedOver
 from fmplex_backend.interface import TensorSpec
 from fmplex_backend.repository.parameters import BackboneConfig
 from fmplex_backend.types import Predict, Runtime
@@ -199,6 +200,16 @@ class Family:
     def fingerprint(self, config: BackboneConfig, file: Path) -> str | None:
         """The backbone's `fmplex_backend.fingerprint`, read without loading it; None where that cannot be told."""
         return None
+
+    def carried_over(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CarriedOver:
+        """The head of a fine-tuned model, as a decoder; raises ValueError where there is none that computes the same.
+
+        Args:
+            config: the model's config.json.
+            tensors: those of its file that are not the backbone's, and those of the backbone's modules that its runtime
+                names `unread`, by their names there.
+        """
+        raise ValueError(f"no heads are carried over for {self.name} models")
 
     def samples(self, tensor: str, length: int, count: int, seed: int) -> list[Any]:
         """So many different items of an input, each of about `length` tokens, to measure with.

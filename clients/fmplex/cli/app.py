@@ -19,6 +19,7 @@ from fmplex.cli import (
     doctor,
     events,
     groups,
+    importing,
     keys,
     openai,
     planning,
@@ -45,6 +46,7 @@ app.add_typer(groups.app, name="group")
 app.add_typer(backbones.app, name="backbone")
 app.command("doctor")(doctor.doctor)
 app.command("predict")(prediction.predict)
+app.command("import")(importing.import_)
 app.command("control-key")(keys.control_key)
 app.command("chat")(chat.chat)
 app.command("openai")(openai.openai)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -18,15 +18,15 @@ from torch import Tensor
 from fmplex.task.backbone import Backbone
 from fmplex_backend.adapters.kinds import IA3, LoRA, Pretrained
 from fmplex_backend.adapters.peft import WEIGHTS
-from fmplex_backend.decoders.head import Activation
 from fmplex_backend.errors import TaskProblem
+from fmplex_backend.families.heads import CarriedOver
 from fmplex_backend.fingerprint import fingerprint
 from fmplex_backend.weights import read_safetensors
 
 CONFIG = "adapter_config.json"
 HEADS = ("classifier", "score", "pre_classifier")  # modules of a score head that PEFT may save beside an adapter
 PREFIX = "base_model.model."
-WEIGHT_AND_BIAS = ("weight", "bias")
+SCORES, ONE_LABEL = "ForSequenceClassification", "single_label_classification"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class AdapterState:
         config = model.peft_config["default"].to_dict()
         tensors = get_peft_model_state_dict(model)
         return AdapterState(
-            {key: _listed(value) for key, value in config.items()},
+            {key: listed(value) for key, value in config.items()},
             {name: each.detach().cpu().clone().contiguous() for name, each in tensors.items()},
         )
 
@@ -101,7 +101,7 @@ def _linears(backbone: Backbone) -> list[tuple[str, torch.nn.Module]]:
     return [(name, each) for name, each in backbone.for_training().named_modules() if isinstance(each, torch.nn.Linear)]
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
     """Sets as sorted lists, enums by value, so that the same adapter gives the same file."""
     if isinstance(value, (set, frozenset)):
         return sorted(value)
@@ -110,29 +110,13 @@ def _listed(value: Any) -> Any:
 
 # -- adapters from elsewhere
 
-# The score heads of transformers' sequence classifiers, by model type: layers on the first token's vector, and the
-# activation between them. BACKBONE_POOLER is a layer of the backbone, which an adapter's files do not hold.
-BACKBONE_POOLER = "(pooler)"
-HEAD_LAYERS: dict[str, tuple[tuple[str, str], Activation]] = {
-    "albert": ((BACKBONE_POOLER, "classifier"), "tanh"),
-    "bert": ((BACKBONE_POOLER, "classifier"), "tanh"),
-    "camembert": (("classifier.dense", "classifier.out_proj"), "tanh"),
-    "distilbert": (("pre_classifier", "classifier"), "relu"),
-    "electra": (("classifier.dense", "classifier.out_proj"), "gelu"),
-    "mpnet": (("classifier.dense", "classifier.out_proj"), "tanh"),
-    "roberta": (("classifier.dense", "classifier.out_proj"), "tanh"),
-    "xlm-roberta": (("classifier.dense", "classifier.out_proj"), "tanh"),
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Imported:
     """An adapter that was trained elsewhere, with its score head if it came with one."""
 
     adapter: AdapterState
-    head: dict[str, Tensor]  # by the names of decoder.safetensors; empty without a head
-    activation: Activation = "tanh"
-    pooling: Literal["cls"] = "cls"
+    head: CarriedOver | None
 
 
 def find(source: str | Path) -> Path:
@@ -159,20 +143,14 @@ def import_adapter(adapter: Pretrained, backbone: Backbone) -> Imported:
     directory = find(adapter.source)
     state = AdapterState.read(directory)
     _check_base(directory, state.config, backbone)
-    saved = set(state.config.get("modules_to_save") or ())
-    unknown = saved - set(HEADS)
-    if unknown:
-        raise TaskProblem(
-            f"{directory / CONFIG}: modules_to_save: {', '.join(sorted(unknown))} would change what all tasks share; "
-            f"only a score head ({' or '.join(HEADS)}) can be carried over. Train without them"
-        )
+    own = sorted(set(state.config.get("modules_to_save") or ()) - set(HEADS))
     head = {name: each for name, each in state.tensors.items() if _head_part(name)}
     own_tensors = {name: each for name, each in state.tensors.items() if name not in head}
-    config = state.config | {"modules_to_save": None, "task_type": None, "auto_mapping": None}
+    config = state.config | {"modules_to_save": own or None, "task_type": None, "auto_mapping": None}
     if not head:
-        return Imported(AdapterState(config, own_tensors), {})
+        return Imported(AdapterState(config, own_tensors), None)
     tensors = {_head_part(name): each for name, each in head.items()}
-    return Imported(AdapterState(config, own_tensors), *_head(tensors, backbone, directory))
+    return Imported(AdapterState(config, own_tensors), _head(tensors, backbone, directory))
 
 
 def _head_part(name: str) -> str:
@@ -184,28 +162,20 @@ def _head_part(name: str) -> str:
     return ""
 
 
-def _head(tensors: Mapping[str, Tensor], backbone: Backbone, directory: Path) -> tuple[dict[str, Tensor], Activation]:
-    """A score head of transformers' AutoModelForSequenceClassification as layers on the vector of the first token."""
-    kind = backbone.model_type
-    unknown: tuple[tuple[str, ...], Activation] = ((), "tanh")
-    layers, activation = HEAD_LAYERS.get(kind, unknown)
-    known = dict(tensors)
-    if BACKBONE_POOLER in layers:
-        pooler = getattr(backbone.for_training(), "pooler", None)
-        dense = getattr(pooler, "dense", pooler)
-        known |= (
-            {f"{BACKBONE_POOLER}.{name}": each for name, each in dense.named_parameters()} if dense is not None else {}
-        )
-    wanted = {f"{layer}.{part}": f"{number}.{part}" for number, layer in enumerate(layers) for part in WEIGHT_AND_BIAS}
-    if not layers or set(known) != set(wanted):
-        whole = f"; one has {', '.join(sorted(set(wanted)))}" if layers else ""
+def _head(tensors: Mapping[str, Tensor], backbone: Backbone, directory: Path) -> CarriedOver:
+    """A score head as transformers' AutoModelForSequenceClassification has it."""
+    model = backbone.for_training()
+    config = model.config.to_dict() | {"architectures": [SCORES], "problem_type": ONE_LABEL, "id2label": {}}
+    unread = tuple(f"{name}." for name in backbone.runtime.unread)
+    in_backbone = {name: each for name, each in model.state_dict().items() if name.startswith(unread)}
+    try:
+        return backbone.family.carried_over(config, in_backbone | dict(tensors))
+    except ValueError as error:
         raise TaskProblem(
-            f"{directory}: the score head of a {kind} ({', '.join(sorted(tensors))}) cannot be carried over{whole}. "
-            "Name all its layers in modules_to_save, or take it out of the adapter's files and fit another one: "
-            "fit(..., parts='decoder')"
-        )
-    head = {to: known[name].detach().float().cpu().clone().contiguous() for name, to in wanted.items()}
-    return head, activation
+            f"{directory}: the score head of a {backbone.model_type} ({', '.join(sorted(tensors))}) cannot be carried "
+            f"over: {error}. Name all its layers in modules_to_save, or take it out of the adapter's files and fit "
+            "another one: fit(..., parts='decoder')"
+        ) from None
 
 
 def _check_base(directory: Path, config: Mapping[str, Any], backbone: Backbone) -> None:

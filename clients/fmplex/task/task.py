@@ -125,26 +125,29 @@ class Task:
 
     def _take_imported(self, imported: Imported) -> None:
         self.fitted = replace(self.fitted, adapter=imported.adapter)
-        if imported.head and not isinstance(self.decoder, Classifier):
-            outputs = imported.head[max(imported.head)].shape[0]
+        if imported.head is None:
+            return
+        carried: Any = imported.head.decoder
+        outputs = len(carried.labels)
+        if not isinstance(self.decoder, Classifier):
             self.remarks.append(
                 f"the adapter's score head ({outputs} outputs) is left out, for want of labels. To serve it, give them "
                 "in its order: Classifier([...]), or --labels a,b,..."
             )
-        if imported.head and isinstance(self.decoder, Classifier):
-            last = max(imported.head, key=lambda name: (name.endswith("weight"), name))
-            outputs, width = imported.head[last].shape[0], imported.head[last].shape[1]
-            if self.decoder.labels and len(self.decoder.labels) != outputs:
-                raise TaskProblem(
-                    f"the adapter's score head has {outputs} outputs, {len(self.decoder.labels)} labels are given. "
-                    "Give its labels in its order"
-                )
-            names = self.decoder.labels or [f"LABEL_{number}" for number in range(outputs)]
-            hidden = (width,) if len(imported.head) > 2 else ()
-            self.decoder = replace(
-                self.decoder, labels=names, hidden=hidden, activation=imported.activation, pooling=imported.pooling
+            return
+        if self.decoder.labels and len(self.decoder.labels) != outputs:
+            raise TaskProblem(
+                f"the adapter's score head has {outputs} outputs, {len(self.decoder.labels)} labels are given. "
+                "Give its labels in its order"
             )
-            self.fitted = replace(self.fitted, head=imported.head)
+        self.decoder = replace(
+            self.decoder,
+            labels=self.decoder.labels or carried.labels,
+            hidden=carried.hidden,
+            activation=carried.activation,
+            pooling=carried.pooling,
+        )
+        self.fitted = replace(self.fitted, head=dict(imported.head.tensors))
 
     def _changed(self) -> None:
         self._source = None

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from fmplex_backend.adapters.kinds import PeftAdapter
 from fmplex_backend.decoders import KINDS
+from fmplex_backend.families.heads import CarriedOver
 from fmplex_backend.families.model_files import find_model, fingerprint_of, hidden_width, width_in
 from fmplex_backend.families.spec import Family, FittingInputs, Parts
+from fmplex_backend.families.text_encoder.heads import carried_over
 from fmplex_backend.families.text_encoder.inputs import FEATURES, TEXT
 from fmplex_backend.families.text_encoder.parameters import TextEncoderConfig
 from fmplex_backend.families.text_encoder.samples import texts_of_about
@@ -73,6 +75,9 @@ class TextEncoders(Family):
 
     def samples(self, tensor: str, length: int, count: int, seed: int) -> list[Any]:
         return texts_of_about(length, count, seed) if tensor == TEXT.tensor.name else []
+
+    def carried_over(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CarriedOver:
+        return carried_over(config, tensors)
 
     def fitting_inputs(self, encoder: Any, runtime: Any, tensors: Mapping[str, Tensor], seed: int) -> FittingInputs:
         from fmplex_backend.families.text_encoder.fitting import TextFittingInputs

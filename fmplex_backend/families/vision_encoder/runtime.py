@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fmplex_backend.adapters.peft import Adapter
+from fmplex_backend.adapters.saved_modules import modules_by_row
 from fmplex_backend.errors import TaskRefused
 from fmplex_backend.families.encoder_runtime import EncoderRuntime, Extensions
 from fmplex_backend.families.vision_encoder.adaptable import not_adaptable
@@ -54,6 +55,7 @@ class VisionEncoderRuntime(EncoderRuntime[Pixels]):
         )
         self.not_adaptable = not_adaptable(self.model, self.anatomy, self.preprocessor.own_side)
         self.forward = Forward(self.model, self.bank, self.anatomy, self.preprocessor, max_items)
+        self.by_row = modules_by_row(self.model, self.run_rows)
 
     def load_encoder(self, task: TaskConfig, version: Path) -> ImageReader:
         if task.decoder.reads == "cls" and not self.anatomy.has_summary:

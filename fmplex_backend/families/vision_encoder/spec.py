@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from fmplex_backend.adapters.kinds import PeftAdapter
 from fmplex_backend.decoders import KINDS
 from fmplex_backend.errors import BackboneRefused, TaskProblem
+from fmplex_backend.families.heads import CarriedOver
 from fmplex_backend.families.model_files import find_model, fingerprint_of, model_config, width_in
 from fmplex_backend.families.spec import Family, FittingInputs
+from fmplex_backend.families.vision_encoder.heads import carried_over
 from fmplex_backend.families.vision_encoder.inputs import IMAGE, IMAGE_BYTES
 from fmplex_backend.families.vision_encoder.parameters import VisionEncoderConfig
 from fmplex_backend.families.vision_encoder.sections import ImageArray, ImageFile
@@ -72,6 +74,9 @@ class VisionEncoders(Family):
 
     def fingerprint(self, config: BackboneConfig, file: Path) -> str | None:
         return fingerprint_of(config.model, file)
+
+    def carried_over(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CarriedOver:
+        return carried_over(config, tensors)
 
     def fitting_inputs(self, encoder: Any, runtime: Any, tensors: Mapping[str, Tensor], seed: int) -> FittingInputs:
         from fmplex_backend.families.vision_encoder.fitting import VisionFittingInputs

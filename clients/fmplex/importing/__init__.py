@@ -1,0 +1,1 @@
+"""Fine-tuned checkpoints of one model become tasks on one backbone: `fmplex import`."""
