@@ -57,9 +57,9 @@ class ApiOptions:
             )
         if problem := bind_problem(self.host, self.port):
             raise PortInUse(
-                f"the controller's API cannot listen on {self.host}:{self.port}: {problem}. Choose another "
-                "with --api-port, or give --no-api"
-            )
+                f"the controller's API cannot listen on {self.host}:{self.port}: {problem.strerror}. Choose "
+                "another with --api-port, or give --no-api"
+            ) from problem
 
     @property
     def arguments(self) -> list[str]:

@@ -44,8 +44,8 @@ class OpenAiOptions:
         ApiKeys(self.keys).check()
         if problem := bind_problem(self.host, self.port):
             raise PortInUse(
-                f"OpenAI's API cannot listen on {self.host}:{self.port}: {problem}. Choose another port or host"
-            )
+                f"OpenAI's API cannot listen on {self.host}:{self.port}: {problem.strerror}. Choose another port or host"
+            ) from problem
 
     @property
     def arguments(self) -> list[str]:

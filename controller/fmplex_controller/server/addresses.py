@@ -35,16 +35,16 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def bind_problem(host: str, port: int) -> str:
-    """Why nothing can listen there; "" where it can."""
+def bind_problem(host: str, port: int) -> OSError | None:
+    """Why nothing can listen there; None where it can."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host.strip("[]"), port))
         except OSError as error:
-            return error.strerror or str(error)
-    return ""
+            return error
+    return None
 
 
 def check_ports(options: ServerOptions) -> None:
@@ -52,6 +52,6 @@ def check_ports(options: ServerOptions) -> None:
     for service, port in options.ports.items():
         if problem := bind_problem(options.host, port):
             raise PortInUse(
-                f"{service} cannot listen on {options.host}:{port}: {problem}. "
+                f"{service} cannot listen on {options.host}:{port}: {problem.strerror}. "
                 f"Choose another with --{service}-port or --host"
-            )
+            ) from problem
