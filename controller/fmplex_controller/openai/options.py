@@ -44,7 +44,7 @@ class OpenAiOptions:
         ApiKeys(self.keys).check()
         if problem := bind_problem(self.host, self.port):
             raise PortInUse(
-                f"OpenAI's API cannot listen on {self.host}:{self.port}: {problem.strerror}. Choose another port or host"
+                f"OpenAI's API cannot listen on {self.host}:{self.port}: {problem.strerror}. Choose another port"
             ) from problem
 
     @property
