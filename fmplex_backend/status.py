@@ -10,9 +10,45 @@ State = Literal["serving", "serving former version", "refused", "leaving", "not 
 
 
 class Report(BaseModel):
-    """Base of both; a field that a newer backbone adds is no error to an older client."""
+    """Base of all; a field that a newer backbone adds is no error to an older client."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class CandidateStatus(Report):
+    """A version that is tried beside the one that a task serves; refused where `error` says why.
+
+    Its counts are since it came, and those of the served version since then stand beside them. Of a canary `requests`
+    are what it answered. Of a shadow they are the copies that were compared, `agreed` of `compared` rows being the
+    same, and `dropped` the requests that were not copied, since there was no spare time.
+    """
+
+    role: Literal["canary", "shadow"]
+    version: int | None
+    error: str = ""
+    share: float | None = None  # of the requests, of a canary
+    queued: int = 0
+    requests: int = 0
+    items: int = 0  # rows of these
+    failures: dict[str, int] = {}  # by reason
+    misses: int = 0
+    queue_s: float = 0.0  # seconds that its requests waited, summed
+    compute_s: float = 0.0  # seconds from being scheduled to being finished, summed over its requests
+    service_s: float = 0.0  # seconds of the backbone's time, charged to the task beside its own
+    preparation_s: float = 0.0
+    account: int | None = None  # as a task's
+    compared: int = 0
+    agreed: int = 0
+    dropped: int = 0
+    served_requests: int = 0
+    served_failures: int = 0
+    served_queue_s: float = 0.0
+    served_compute_s: float = 0.0
+
+    @property
+    def agreement(self) -> float | None:
+        """The part of a shadow's compared rows that agree; None where there are none yet."""
+        return self.agreed / self.compared if self.compared else None
 
 
 class TaskStatus(Report):
@@ -40,12 +76,16 @@ class TaskStatus(Report):
     tokens: float = 0.0  # of these rows; those of a row that ran once for several tasks are divided among them
     failures: dict[str, int] = {}  # by reason
     misses: int = 0  # requests that finished after their latency objective
+    cache_hits: int = 0  # requests that had a kept answer: no part of `requests`, and charged nothing
+    cache_misses: int = 0  # requests of a task with `cache` that had none
     queue_s: float = 0.0  # seconds that its requests waited, summed
     service_s: float = 0.0  # seconds of the backbone's time charged to it
     preparation_s: float = 0.0  # seconds of preparing its requests, charged beside that
+    ahead_s: float = 0.0  # seconds of the backbone's time by which it has had more than its share, where others wait
     account: int | None = None  # what these counts belong to: another number in this process is another account
     error: str = ""
     members: tuple[str, ...] = ()  # of a group: its tasks
+    candidates: tuple[CandidateStatus, ...] = ()  # tried beside its version; what is theirs is not in the counts above
 
     @property
     def healthy(self) -> bool:
@@ -105,5 +145,7 @@ class BackboneStatus(Report):
     queued: int  # requests of all tasks that wait
     running: int  # requests of the batch at hand
     failures: dict[str, int]  # by reason, of requests that name no task
+    kept_answers: int = 0  # of tasks with `cache`; also of former versions, until others need their room
+    kept_bytes: int = 0  # that these take
     tasks: tuple[TaskStatus, ...]
     closed: tuple[ClosedAccount, ...] = ()  # the latest ones

@@ -128,7 +128,8 @@ class TritonPythonModel:
             answers = [STATUS.name] if asks_status else names  # `generate` requests every output there is
             batched = self.batched or asks_status
             to = Destination(sender, answers, self.decoupled, STATUS_IN_ERRORS in parameters, batched)
-            calls.append(Call(inputs, names, parameters, partial(_send, to), sender.is_cancelled))
+            send, request_id = partial(_send, to), request.request_id()
+            calls.append(Call(inputs, names, parameters, send, sender.is_cancelled, request_id))
         self.service.submit(*calls)
         self.service.let_collect()
 

@@ -177,7 +177,18 @@ def weight_problem(weight: float) -> str:
 class Counts:
     """Plain numbers, each written by one thread only; the metrics thread reads them."""
 
-    __slots__ = ("compute_s", "failures", "items", "misses", "queue_s", "requests", "shared", "tokens")
+    __slots__ = (
+        "cache_hits",
+        "cache_misses",
+        "compute_s",
+        "failures",
+        "items",
+        "misses",
+        "queue_s",
+        "requests",
+        "shared",
+        "tokens",
+    )
 
     def __init__(self) -> None:
         self.requests = 0
@@ -187,6 +198,8 @@ class Counts:
         self.queue_s = 0.0
         self.compute_s = 0.0
         self.misses = 0
+        self.cache_hits = 0
+        self.cache_misses = 0
         self.failures: dict[str, int] = {}  # by reason
 
     def fail(self, reason: str) -> None:
@@ -212,6 +225,7 @@ class Vfm:
         slo: float | None = None,
         max_queue: int = 1024,
         max_queue_bytes: int = MAX_QUEUE_BYTES,
+        spare: bool = False,
     ) -> None:
         self.id = vfm
         self.name = name
@@ -220,6 +234,7 @@ class Vfm:
         self.slo = slo  # seconds
         self.max_queue = max_queue
         self.max_queue_bytes = max_queue_bytes
+        self.spare = spare  # its requests are copies, which run in time that nobody else wants
         # under the lock of `Preparation`
         self.preparing: deque[Request] = deque()  # wait to be prepared
         self.small_s = math.inf  # seconds of preparing a small request (exponential moving average)
@@ -238,7 +253,7 @@ class Vfm:
         self.extensions: Any = None
         self.refused: FmplexError | None = None  # its extensions could not be attached
         self.engine = Counts()
-        self.intake = Counts()
+        self.intake = Counts()  # its requests are those that came with its tag, a group's left out
         self.replied = tuple(Counts() for _ in range(REPLY_THREADS))  # of each reply thread
 
     def set_weight(self, weight: float) -> None:
@@ -322,6 +337,10 @@ class Extensions(Protocol):
     @property
     def adapted(self) -> bool:
         """Whether an adapter of its own takes part in a pass."""
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it gives equal requests equal answers, each in one part: only such answers can be kept."""
 
     @property
     def outputs(self) -> Mapping[str, int | None]:

@@ -37,8 +37,15 @@ OUTPUTS: dict[str, dict[str, tuple[str, str, tuple[int, ...]]]] = {
         "OFFSETS": ("OFFSETS", "TYPE_INT32", (-2, 2)),
     },
     "nearest": {"SCORES": ("SCORES", "TYPE_FP32", (-1,)), "LABEL": ("LABEL", "TYPE_STRING", (1,))},
+    "forecast": {"FORECAST": ("FORECAST", "TYPE_FP32", (-2, -2))},
+    "own-forecast": {"FORECAST": ("FORECAST", "TYPE_FP32", (-2, -2))},
+    "anomaly": {"ANOMALY": ("ANOMALY", "TYPE_FP32", (-2, -2))},
     "similarity": {"SCORES": ("SCORES", "TYPE_FP32", (-1,)), "LABEL": ("LABEL", "TYPE_STRING", (1,))},
 }
+
+
+UNLABELLED = ("embedding", "regression", "forecast", "own-forecast", "anomaly")
+HEADLESS = ("embedding", "own-forecast")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +57,7 @@ class Task:
     decoder: str = "classification"
     adapter: Any = None  # a PeftConfig, or the directory of a saved adapter
     seed: int = 0  # of adapter and head
-    labels: int = 3
+    labels: int = 3  # or other outputs of the head: numbers, steps
     layers: int = 1  # of the head
     max_batch_size: int = 32
     backbone: str = "minilm"
@@ -152,9 +159,9 @@ def write_version(version: Path, task: Task) -> Path:
         write_adapter(version / "adapter", task)
     torch.manual_seed(task.seed + 1)
     decoder = {"kind": task.decoder, **task.options}
-    if task.decoder not in ("embedding", "regression"):
+    if task.decoder not in UNLABELLED:
         decoder.setdefault("labels", [f"label {n} of {task.name}" for n in range(task.labels)])
-    if task.decoder != "embedding":
+    if task.decoder not in HEADLESS:
         save_file(_head(task), version / "decoder.safetensors")
     document = {"family": task.family, "encoder": task.encoder, "decoder": decoder}
     if task.adapter is not None:

@@ -2,6 +2,7 @@
 
 * instant: a task on a backbone whose runtime answers at once (`benchmarks.harness.instant`): the request path alone;
 * no forward: a head-only task on a text encoder without its forward: tokenising and the head on top of that;
+* kept: a task on that backbone too, whose answers are kept (`cache`): all are, by the end of the warm-up;
 * echo: a plain Python-backend model that answers at once, with dynamic batching; unbatched: without it; ensemble: the
   batched one as the one step of an ensemble, as every task is one.
 
@@ -36,6 +37,7 @@ CLIENTS = (1, 16, 64)
 ARMS = {
     "instant": ("instant-task", "instant"),
     "no forward": ("no-forward-task", "no-forward"),
+    "kept": ("kept-task", "no-forward"),
     "echo": ("echo", "echo"),
     "echo, unbatched": ("unbatched", "unbatched"),
     "echo, ensemble": ("ensemble", "echo"),
@@ -59,15 +61,8 @@ def served() -> Iterator[Serving]:
             repositories.write_backbone(
                 repository, family, model=subject().model, kind="KIND_CPU", family=family, threads="1", dtype="float32"
             )
-            task = repositories.Task(
-                f"{family}-task",
-                0,
-                labels=instant.LABELS,
-                backbone=family,
-                model=model_directory(),
-                hidden=subject().hidden,
-            )
-            repositories.write_task(repository, task)
+            _write_task(repository, family, family)
+        _write_task(repository, "kept", "no-forward", 1, cache="true")
         _write_echo(repository, "echo", ["dynamic_batching { }"])
         _write_echo(repository, "unbatched", [])
         maps = ['input_map { key: "TEXT" value: "TEXT" }']
@@ -78,6 +73,19 @@ def served() -> Iterator[Serving]:
             for process in (server.process, *server.stubs().values()):
                 pin(process, *subject().spread.models)
             yield server
+
+
+def _write_task(repository: Path, name: str, backbone: str, vfm: int = 0, **parameters: str) -> None:
+    task = repositories.Task(
+        f"{name}-task",
+        vfm,
+        labels=instant.LABELS,
+        backbone=backbone,
+        model=model_directory(),
+        hidden=subject().hidden,
+        parameters=parameters,
+    )
+    repositories.write_task(repository, task)
 
 
 def _write(repository: Path, name: str, lines: list[str]) -> Path:
@@ -158,6 +166,7 @@ def _row(protocol: str, clients: int, seen: dict[str, list[dict[str, float]]]) -
             for arm, rounds in seen.items()
         },
         "of_echo": ratio(rates["instant"], rates["echo, ensemble"]),
+        "kept_of_instant": ratio(rates["kept"], rates["instant"]),
         "cores": str(subject().spread),
         "rounds": len(rates["instant"]),
     }
@@ -168,7 +177,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         print(
             f"{row['protocol']}, {row['clients']} clients: instant serves {text(row['of_echo'], '.2f')} of the "
-            f"ensemble of an echo"
+            f"ensemble of an echo, kept answers {text(row['kept_of_instant'], '.2f')} of instant"
         )
         for arm, each in row["arms"].items():
             served_us = each["server_us"] + each["model_us"]

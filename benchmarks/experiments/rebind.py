@@ -20,6 +20,7 @@ from benchmarks.harness.repositories import model_directory, texts_of_length
 from benchmarks.harness.serving import pin, serving
 from benchmarks.harness.subject import subject
 from benchmarks.load import Generator, Outcome, closed
+from fmplex_controller.records.journal import Journal
 from fmplex_controller.sidecar.rebinding import rebind
 from fmplex_controller.sidecar.triton import Triton
 from testing import repositories
@@ -45,12 +46,14 @@ class Moves:
     def run(self) -> None:
         """Until stopped, or one fails."""
         os.sched_setaffinity(0, subject().apart.others)
-        triton = Triton(self._server.grpc_url)
+        triton, journal = Triton(self._server.grpc_url), Journal()
         while not self._stop.wait(EVERY_S):
             task = f"task{len(self.seconds) % TASKS}"
             self._place[task] = 1 - self._place[task]
             try:
-                moved = rebind(self._server.repository, triton, task, BACKBONES[self._place[task]])
+                moved = rebind(
+                    self._server.repository, triton, task, BACKBONES[self._place[task]], journal=journal, why=""
+                )
             except Exception as error:
                 self.problems.append(str(error))
                 break

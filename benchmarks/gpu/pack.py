@@ -27,6 +27,7 @@ PACKAGES = (
     "annotated-types",
     "anyio",
     "brotli",
+    "cachetools",
     "certifi",
     "gevent",
     "geventhttpclient",

@@ -78,6 +78,7 @@ class InstantTask:
 
     takes: ClassVar[str] = "TEXT"
     adapted: ClassVar[bool] = False
+    repeats: ClassVar[bool] = True
     outputs: ClassVar[Mapping[str, int | None]] = {"SCORES": LABELS, "LABEL": 1, TRUNCATED.name: 1}
 
 

@@ -6,6 +6,7 @@ tests/triton, not here.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,21 @@ def write_task(
 ) -> Path:
     """A classification task of two labels; `adapter` is a PEFT directory to copy. Returns the task's directory."""
     limits = {"weight": weight, "slo_ms": slo_ms, "max_queue": max_queue}
-    task = repositories.Task(
+    parameters = {key: f"{value:g}" for key, value in limits.items() if value is not None}
+    return repositories.write_task(repository, _task(name, vfm, adapter, parameters, dict(encoder or {})))
+
+
+def write_version(repository: Path, name: str, number: int, *, adapter: Path | None = None) -> None:
+    """A further version of a task that `write_task` has written, with the same head; moved in whole."""
+    with tempfile.TemporaryDirectory(dir=repository.parent) as aside:
+        version = repositories.write_version(Path(aside, str(number)), _task(name, 0, adapter, {}, {}))
+        version.rename(repository / name / str(number))
+
+
+def _task(
+    name: str, vfm: int, adapter: Path | None, parameters: dict[str, str], encoder: dict[str, Any]
+) -> repositories.Task:
+    return repositories.Task(
         name,
         vfm,
         adapter=adapter,
@@ -59,10 +74,9 @@ def write_task(
         model=model_directory(),
         hidden=subject().hidden,
         options={"labels": LABELS},
-        parameters={key: f"{value:g}" for key, value in limits.items() if value is not None},
-        encoder=dict(encoder or {}),
+        parameters=parameters,
+        encoder=encoder,
     )
-    return repositories.write_task(repository, task)
 
 
 def write_adapters(folder: Path, count: int, *, ranks: Sequence[int] = (8,), targets: Sequence[str] = ()) -> list[Path]:

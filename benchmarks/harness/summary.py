@@ -22,7 +22,7 @@ class Results:
     def row(self, experiment: str, **wanted: Any) -> Row:
         """The row whose fields have the wanted values; exactly one must."""
         rows = json.loads((self.folder / f"{experiment}.json").read_text(encoding="utf-8"))["rows"]
-        (found,) = (row for row in rows if all(row[key] == value for key, value in wanted.items()))
+        (found,) = (row for row in rows if all(row.get(key) == value for key, value in wanted.items()))
         return dict(found)
 
 
@@ -95,6 +95,17 @@ def _group(kind: str, figure: str) -> Callable[[Results], str]:
     return said
 
 
+def _peer(name: str) -> Callable[[Results], str]:
+    def said(results: Results) -> str:
+        ahead = [results.row("peers", tokens=tokens)["ahead"].get(name) for tokens in (64, 16)]
+        if None in ahead:
+            return "not measured"
+        long, short = (each["median"] for each in ahead)
+        return f"{long:.2f} ({short:.2f})"
+
+    return said
+
+
 def _scheduling(results: Results) -> str:
     many, one = (results.row("scheduling", bmax=bmax)["us"]["100"] for bmax in (32, 1))
     return f"{many:.1f} us ({one:.0f} us)"
@@ -155,6 +166,13 @@ LINES = (
         _saturated,
         "1",
     ),
+    Line(
+        "texts of one embedding task, 32 clients, times those of infinity, 64 tokens (16)",
+        "peers",
+        _peer("infinity"),
+        "1",
+    ),
+    Line("the same, times those of LitServe with sentence-transformers", "peers", _peer("litserve"), "1"),
     Line(
         "fairness score at weights 3:1, 16 tokens, both backlogged",
         "fairness",

@@ -65,6 +65,7 @@ class Sender:
         self.plan, self.call = plan, call
         self._messages: dict[tuple[str, str], bytes] = {}
         self._running: set[asyncio.Task[None]] = set()
+        self._ids = itertools.count()
         for stream in plan.streams:  # serialise before the clock starts
             for number in range(min(len(stream.texts) * len(stream.tasks), 4096)):
                 for task, text in _asked(stream, number):
@@ -72,7 +73,7 @@ class Sender:
         self.start = time.perf_counter() + 0.05
         self.begin = self.start + plan.warmup
         self.end = self.begin + plan.seconds
-        self.record = Record(self.begin, self.end)
+        self.record = Record(self.begin, self.end, timeline=plan.timeline)
 
     async def run(self) -> None:
         """Run all streams until the end, then wait for what is in flight, at most `drain` seconds."""
@@ -113,6 +114,8 @@ class Sender:
 
     async def _one(self, stream: Stream, task: str, text: str, due: float) -> None:
         data = self._message(stream, task, text)
+        if stream.ids:  # protobuf merges what is serialised one after the other
+            data += service_pb2.ModelInferRequest(id=f"{stream.ids}{next(self._ids)}").SerializeToString()
         self.record.offer(task, due)
         try:
             answer = await self.call(data)
@@ -129,7 +132,9 @@ class Sender:
         found = self._messages.get((task, text))
         if found is None:
             slo_ms = stream.slo_ms if stream.ask_slo else 0.0
-            if self.plan.protocol == "http":
+            if self.plan.protocol == "embeddings":
+                found = http.embeddings(self.plan.url, task, text)
+            elif self.plan.protocol == "http":
                 found = http.message(self.plan.url, task, text, stream.outputs, slo_ms)
             else:
                 found = message(task, text, usage=self.plan.usage, slo_ms=slo_ms, outputs=stream.outputs)
@@ -145,7 +150,7 @@ class Sender:
 
 async def generate(plan: Plan) -> Outcome:
     """Run a plan."""
-    if plan.protocol == "http":
+    if plan.protocol != "grpc":
         async with contextlib.aclosing(http.HttpCalls(plan.url)) as calls:
             sender = Sender(plan, calls)
             await sender.run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,6 +32,23 @@ def message(host: str, task: str, text: str, outputs: Sequence[str], slo_ms: flo
         f"Inference-Header-Content-Length: {head}",
     ]
     return "\r\n".join([*lines, "", ""]).encode() + bytes(body)
+
+
+def embeddings_body(model: str, text: str) -> bytes:
+    """What OpenAI's embeddings API is asked for one text; base64 is what its own clients ask for, and the shortest."""
+    return json.dumps({"model": model, "input": [text], "encoding_format": "base64"}).encode()
+
+
+def embeddings(host: str, model: str, text: str) -> bytes:
+    """A whole POST of one text to that API."""
+    body = embeddings_body(model, text)
+    lines = [
+        "POST /v1/embeddings HTTP/1.1",
+        f"Host: {host}",
+        f"Content-Length: {len(body)}",
+        "Content-Type: application/json",
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 class HttpCalls:

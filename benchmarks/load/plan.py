@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+Protocol = Literal["grpc", "http", "embeddings"]  # the last is OpenAI's API of that name; its answers are not read
 OUTPUTS = ("SCORES", "LABEL")
 
 
@@ -28,6 +29,7 @@ class Stream:
     ask_slo: bool = False  # send it with each request, too
     together: bool = False
     outputs: Sequence[str] = OUTPUTS  # that are asked for
+    ids: str = ""  # what the requests' ids begin with, before a number that counts up; "": they have none (gRPC only)
 
     @property
     def name(self) -> str:
@@ -48,7 +50,8 @@ class Plan:
     warmup: float = 1.0
     usage: bool = False
     drain: float = 60.0  # seconds that answers are waited for after the window
-    protocol: Literal["grpc", "http"] = "grpc"  # that the server speaks at `url`
+    protocol: Protocol = "grpc"  # that the server speaks at `url`
+    timeline: bool = False  # keep when each request of the window was due, and how long it took
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
@@ -90,6 +93,9 @@ class Outcome(Tally):
     late_p99_ms: float = 0.0  # open loop: how long after they were due requests were sent
     cpu: float = 0.0  # share of a core that the generator used
     compute_ms: dict[str, float] = field(default_factory=dict)  # mean compute_us of the receipts, by batch_items
+    # seconds from the start of the window at which each request was due, and those it took; infinite where it failed
+    timeline: list[tuple[float, float]] = field(default_factory=list)
+    began: float = 0.0  # the start of the window, in seconds since 1970
     ceiling: float = 0.0  # requests per second at which the generator would use its whole core
 
     @staticmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -30,8 +31,9 @@ class TaskRecord:
 class Record:
     """What happens in the measurement window from `begin` to `end` (seconds of perf_counter)."""
 
-    def __init__(self, begin: float, end: float) -> None:
+    def __init__(self, begin: float, end: float, *, timeline: bool = False) -> None:
         self.begin, self.end = begin, end
+        self.timeline: list[tuple[float, float]] | None = [] if timeline else None  # see `Outcome`
         self.first = self.after = 0.0  # when the first answer in the window came, and the first one after it
         self.tasks: dict[str, TaskRecord] = {}
         self.errors: Counter[str] = Counter()
@@ -56,6 +58,7 @@ class Record:
         """A request was answered with an error."""
         if self._in_window(due):
             self.errors[why] += 1
+            self._enter(due, math.inf)
 
     def answer(self, task: str, due: float, done: float, slo_ms: float, receipt: tuple[int, int]) -> None:
         """A request was answered; the receipt is compute_us and batch_items."""
@@ -67,11 +70,16 @@ class Record:
         elif done >= self.begin:
             self.first = self.first or done
         if self._in_window(due):
+            self._enter(due, done - due)
             record.good += 1
             record.seconds.append(done - due)
             record.items += items
             self.compute_us[items].append(compute_us)
             record.within_slo += not slo_ms or (done - due) * 1e3 <= slo_ms
+
+    def _enter(self, due: float, seconds: float) -> None:
+        if self.timeline is not None:
+            self.timeline.append((due - self.begin, seconds))
 
     @property
     def span(self) -> float:
@@ -95,6 +103,8 @@ def summary(record: Record, plan: Plan) -> Outcome:
         compute_ms={str(items): statistics.fmean(seen) / 1e3 for items, seen in sorted(record.compute_us.items())},
         late_p99_ms=_histogram(record.late).get_value_at_percentile(99) / 1e3,
         cpu=record.cpu_s / plan.seconds,
+        timeline=record.timeline or [],
+        began=time.time() - time.perf_counter() + record.begin,
         ceiling=1 / per_request if per_request else 0.0,
     )
 

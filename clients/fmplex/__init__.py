@@ -47,6 +47,13 @@ if TYPE_CHECKING:
     from fmplex_backend.families.causal_lm.sections import Generated, Generator, Prompt
     from fmplex_backend.families.text_encoder.encoders import CustomEncoder
     from fmplex_backend.families.text_encoder.sections import PluginEncoder, Projection, Text
+    from fmplex_backend.families.time_series.anomaly import AnomalyDetector
+    from fmplex_backend.families.time_series.forecasting import Forecaster
+    from fmplex_backend.families.time_series.imputation import Imputer
+    from fmplex_backend.families.time_series.own_head import OwnForecaster
+    from fmplex_backend.families.time_series.results import Anomalies, Filled, Forecast
+    from fmplex_backend.families.time_series.sections import Window
+    from fmplex_backend.families.time_series.series import TimeSeries
     from fmplex_backend.families.vision_encoder.sections import ImageArray, ImageFile
 
 _PLACES = {
@@ -82,12 +89,21 @@ _PLACES = {
     "fmplex_backend.families.causal_lm.sections": ("Generated", "Generator", "Prompt"),
     "fmplex_backend.families.text_encoder.encoders": ("CustomEncoder",),
     "fmplex_backend.families.text_encoder.sections": ("PluginEncoder", "Projection", "Text"),
+    "fmplex_backend.families.time_series.anomaly": ("AnomalyDetector",),
+    "fmplex_backend.families.time_series.forecasting": ("Forecaster",),
+    "fmplex_backend.families.time_series.imputation": ("Imputer",),
+    "fmplex_backend.families.time_series.own_head": ("OwnForecaster",),
+    "fmplex_backend.families.time_series.results": ("Anomalies", "Filled", "Forecast"),
+    "fmplex_backend.families.time_series.sections": ("Window",),
+    "fmplex_backend.families.time_series.series": ("TimeSeries",),
     "fmplex_backend.families.vision_encoder.sections": ("ImageArray", "ImageFile"),
 }
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
     "IA3",
+    "Anomalies",
+    "AnomalyDetector",
     "Answers",
     "AsyncClient",
     "Backbone",
@@ -100,16 +116,21 @@ __all__ = [
     "DeadlineExceeded",
     "DoRA",
     "Embedder",
+    "Filled",
     "FmplexError",
+    "Forecast",
+    "Forecaster",
     "Generated",
     "Generator",
     "ImageArray",
     "ImageFile",
+    "Imputer",
     "Label",
     "Labels",
     "LoRA",
     "MultiLabel",
     "Nearest",
+    "OwnForecaster",
     "Plugin",
     "PluginEncoder",
     "Pretrained",
@@ -126,10 +147,12 @@ __all__ = [
     "TaskProblem",
     "TaskRefused",
     "Text",
+    "TimeSeries",
     "TokenClassifier",
     "Unreachable",
     "Values",
     "Vector",
+    "Window",
 ]
 
 

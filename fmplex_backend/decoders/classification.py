@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from typing_extensions import Self
 
+from fmplex_backend.decoders.agreement import Agreed, equal
 from fmplex_backend.decoders.confidence import CONFIDENCE_WEIGHTS, Confidence, Sample, fit_confidence
 from fmplex_backend.decoders.decoder import Encoded, Labelled, LoadedDecoder, Outputs
 from fmplex_backend.decoders.head import PooledHeadDecoder, softmax
@@ -49,6 +50,11 @@ class OneLabel(Labelled):
         scores = scores_by_label(labels, outputs["SCORES"])
         confidence = float(outputs["CONFIDENCE"][0]) if "CONFIDENCE" in outputs else None
         return Label(strings(outputs["LABEL"])[0], scores, truncated, confidence)
+
+    @classmethod
+    def agreed(cls, one: Outputs, other: Outputs, tolerance: float) -> Agreed:
+        """Equal labels, whatever the scores."""
+        return equal(one["LABEL"], other["LABEL"])
 
     def check_labels(self, rows: Rows) -> None:
         blank = [place for place, value in enumerate(rows.labels) if not str(value).strip()]

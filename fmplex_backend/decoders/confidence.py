@@ -7,6 +7,7 @@ taken in the space of the linear discriminants, outside of which they are equal:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -101,10 +102,11 @@ def _check(file: Path, hidden: int, labels: int, header: Header) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Items as fitting sees them: vectors [n, h] and the head's values [n, C]."""
+    """Items as fitting sees them: vectors [n, h] and the head's values [n, C], and their targets."""
 
     vectors: Array
     values: Array
+    targets: Sequence[Any] = ()
 
 
 def fit_confidence(

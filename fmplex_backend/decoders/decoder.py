@@ -19,6 +19,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 from typing_extensions import Self
 
+from fmplex_backend.decoders.agreement import Agreed, equal, near
 from fmplex_backend.decoders.results import Raw, Result
 from fmplex_backend.decoders.rows import Rows
 from fmplex_backend.errors import TaskProblem
@@ -48,6 +49,7 @@ class Encoded:
     tokens: list[Array]  # n arrays [t_i, h], special tokens left out; empty unless the decoder reads TOKENS
     offsets: list[npt.NDArray[np.int32]]  # n arrays [t_i, 2], characters [start, end) in the text as sent
     truncated: npt.NDArray[np.bool_]  # [n, 1]
+    rows: Sequence[Any] = ()  # as the backbone took them, of families whose decoders compare with what was sent
     lengths: Sequence[int] = ()  # n, the tokens that the backbone read of each item, special tokens included
 
     @property
@@ -80,6 +82,8 @@ class Decoder:
     stratified: ClassVar[bool] = False  # whether validation rows are held out label by label
     needs_weights: ClassVar[bool] = True  # whether it must be fitted before it can be served
     has_figures: ClassVar[bool] = True
+    labels_itself: ClassVar[bool] = False  # whether it makes rows and labels of items without any, by `rows_from`
+    holds_out: ClassVar[float | None] = None  # the part of the rows that is held out where `fit` is told of none
     # outputs that tell one version's answers from another's; none: those of floating-point numbers, or else all
     telling: ClassVar[tuple[TensorSpec, ...]] = ()
 
@@ -121,7 +125,35 @@ class Decoder:
         """One item's output tensors as a Python object."""
         return Raw(outputs, truncated)
 
+    # -- what tells versions apart
+
+    @classmethod
+    def agreed(cls, one: Outputs, other: Outputs, tolerance: float) -> Agreed:
+        """Of each of n items, [n], whether two versions of a task answer the same; see `decoders/agreement.py`.
+
+        Args:
+            one, other: their output tensors for the same items, batch first, by the names of `gives`.
+            tolerance: of numbers. Here numbers with fractions tell, and where there are none, everything.
+        """
+        numbers = [name for name in one if name in other and np.issubdtype(one[name].dtype, np.floating)]
+        found = [near(one[name], other[name], tolerance) for name in numbers]
+        found = found or [equal(one[name], other[name]) for name in one if name in other]
+        agreed: Agreed = np.all(found, axis=0)
+        return agreed
+
     # -- fitting
+
+    def brought(self) -> dict[str, Tensor]:
+        """Tensors that it comes with, so that it need not be fitted; raises TaskProblem."""
+        return {}
+
+    def rows_from(self, items: Sequence[Any], source: str) -> Rows:
+        """Rows, with the labels that they are to have, of items without any; raises TaskProblem."""
+        raise NotImplementedError
+
+    def split(self, rows: Rows, part: float) -> tuple[list[int], list[int]] | None:
+        """Indices of the rows to train on and of the fraction to hold out, where it is not to be a random one."""
+        return None
 
     def with_labels_of(self, rows: Rows) -> Self:
         """A copy with the labels that occur in the rows, where it has none yet."""

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic.dataclasses import dataclass
 
+from fmplex_backend.decoders.agreement import Agreed, alike
 from fmplex_backend.decoders.decoder import Decoder, Encoded, LoadedDecoder, Outputs, Pooling
 from fmplex_backend.decoders.head import unit
 from fmplex_backend.decoders.results import Result, Vector
@@ -54,3 +55,8 @@ class Embedder(Decoder):
     @classmethod
     def result(cls, labels: Sequence[str], item: Any, outputs: Outputs, truncated: bool) -> Result:
         return Vector(outputs["EMBEDDING"], truncated)
+
+    @classmethod
+    def agreed(cls, one: Outputs, other: Outputs, tolerance: float) -> Agreed:
+        """Vectors whose cosine is at least 1 - tolerance."""
+        return alike(one["EMBEDDING"], other["EMBEDDING"], tolerance)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fmplex_backend.decoders.agreement import Agreed, same_set
 from fmplex_backend.decoders.decoder import Encoded, Labelled, LoadedDecoder, Outputs
 from fmplex_backend.decoders.head import PooledHeadDecoder
 from fmplex_backend.decoders.results import Labels, Result, scores_by_label, strings
@@ -57,6 +58,11 @@ class MultiLabel(PooledHeadDecoder, Labelled):
     def result(cls, labels: Sequence[str], item: Any, outputs: Outputs, truncated: bool) -> Result:
         scores = scores_by_label(labels, outputs["SCORES"])
         return Labels(tuple(label for label in strings(outputs["LABEL"]) if label), scores, truncated)
+
+    @classmethod
+    def agreed(cls, one: Outputs, other: Outputs, tolerance: float) -> Agreed:
+        """The same labels, in whatever order."""
+        return same_set(one["LABEL"], other["LABEL"])
 
     def labels_in(self, rows: Rows) -> set[str]:
         return {label for value in rows.labels for label in label_set(value)}

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy.typing as npt
 from pydantic.dataclasses import dataclass
 
-from fmplex_backend.decoders.decoder import Decoder, Encoded, LoadedDecoder, Weighted
+from fmplex_backend.decoders.agreement import Agreed, alike, equal
+from fmplex_backend.decoders.decoder import Decoder, Encoded, LoadedDecoder, Outputs, Weighted
 from fmplex_backend.decoders.rows import Rows
 from fmplex_backend.errors import TaskRefused
 from fmplex_backend.interface import EMBEDDING, LABEL, SCORES
@@ -77,6 +78,15 @@ class Plugin(Weighted, _Named):
 
     def sizes(self, directory: Path, hidden: int | None) -> dict[str, int | None]:
         return _sizes(self.make(hidden or 1, directory / "task.json"))
+
+    @classmethod
+    def agreed(cls, one: Outputs, other: Outputs, tolerance: float) -> Agreed:
+        """By labels where it gives them, else by the vectors, else by the scores."""
+        if "LABEL" in one and "LABEL" in other:
+            return equal(one["LABEL"], other["LABEL"])
+        if "EMBEDDING" in one and "EMBEDDING" in other:
+            return alike(one["EMBEDDING"], other["EMBEDDING"], tolerance)
+        return super().agreed(one, other, tolerance)
 
     def targets(self, rows: Rows) -> list[Any]:
         """The labels as they were given: the package's decoder turns them into a tensor."""

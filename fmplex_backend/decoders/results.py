@@ -18,6 +18,14 @@ class Result:
     __slots__ = ()
     truncated: bool  # whether the item was longer than the backbone reads
 
+    def shown(self) -> str:
+        """In a line, for people; "" where its kind is written by the command line."""
+        return ""
+
+    def draw(self, axes: Any, item: Any, after: Any = None) -> bool:
+        """Draw it on matplotlib's axes, with its item and what came after that; False where its kind has no picture."""
+        return False
+
 
 @dataclass(frozen=True, slots=True)
 class Label(Result):

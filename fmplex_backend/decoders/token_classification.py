@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic.dataclasses import dataclass
 
+from fmplex_backend.decoders.agreement import Agreed, equal
 from fmplex_backend.decoders.classification import accuracy_of, cross_entropy, weights_of_classes
 from fmplex_backend.decoders.decoder import Encoded, Labelled, LoadedDecoder, Outputs
 from fmplex_backend.decoders.head import HeadDecoder, softmax
@@ -61,6 +62,11 @@ class TokenClassifier(HeadDecoder, Labelled):
     @classmethod
     def result(cls, labels: Sequence[str], item: Any, outputs: Outputs, truncated: bool) -> Result:
         return Spans(tuple(spans_of(item, outputs)), truncated)
+
+    @classmethod
+    def agreed(cls, one: Outputs, other: Outputs, tolerance: float) -> Agreed:
+        """The same label for every token."""
+        return equal(one["LABEL"], other["LABEL"])
 
     def labels_in(self, rows: Rows) -> set[str]:
         return {tag for value in rows.labels for tag in tags_of(value)}

@@ -50,6 +50,8 @@ class TrainableHead:
     loss: Callable[[Tensor, Tensor], Tensor]  # values and stacked targets -> a scalar
     stack: Callable[[Sequence[Any]], Tensor]  # targets of several rows -> what `loss` compares with
     normalize: bool = False
+    # Vectors and targets -> those that a linear head is fitted to, [m, h] and theirs, where these are others.
+    apart: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     @property
     def linear(self) -> nn.Linear | None:
@@ -100,6 +102,8 @@ def fit_linear(head: TrainableHead, vectors: Tensor, targets: Tensor, decay: flo
     vectors = vectors.clone()  # tensors made in inference mode cannot take part in autograd
     if head.normalize:
         vectors = nn.functional.normalize(vectors, dim=-1)
+    if head.apart is not None:
+        vectors, targets = head.apart(vectors, targets)
     mean, deviation = vectors.mean(dim=0), vectors.std(dim=0, unbiased=False).clamp_min(1e-6)
     columns = (vectors - mean) / deviation
     weight = torch.zeros_like(layer.weight, requires_grad=True)

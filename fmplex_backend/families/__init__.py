@@ -19,6 +19,7 @@ GROUP = "fmplex.families"
 FAMILIES = {
     "causal-lm": "fmplex_backend.families.causal_lm.spec:CausalLms",
     "vision-encoder": "fmplex_backend.families.vision_encoder.spec:VisionEncoders",
+    "time-series": "fmplex_backend.families.time_series.spec:TimeSeriesModels",
     "text-encoder": "fmplex_backend.families.text_encoder.spec:TextEncoders",
 }
 DEFAULT = "text-encoder"  # of a backbone whose config names none

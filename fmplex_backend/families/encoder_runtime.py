@@ -58,6 +58,10 @@ class Extensions:
         return self.adapter is not None
 
     @property
+    def repeats(self) -> bool:
+        return True
+
+    @property
     def outputs(self) -> Mapping[str, int | None]:
         return {**self.decoder.sizes, **self.common_outputs}
 
@@ -116,6 +120,26 @@ class EncoderRuntime(ABC, Generic[RowT]):
     def profiled_rows(self) -> Iterator[tuple[int, RowT]]:
         """Passes to be timed at load: how many rows, and one of them."""
 
+    def width_of(self, reads: str) -> int:
+        """The width of what a decoder reads: of the pooled vector, unless a family has other things to read."""
+        return self.hidden
+
+    def load_decoder(self, task: TaskConfig, version: Path) -> LoadedDecoder:
+        """A task's decoder with its weights; raises TaskRefused."""
+        decoder: LoadedDecoder = task.decoder.load(version, self.width_of(task.decoder.reads))
+        return decoder
+
+    def payload(
+        self,
+        extensions: Extensions,
+        rows: list[RowT],
+        starts: list[int],
+        portions: list[list[int]],
+        keys: list[Hashable],
+    ) -> Payload[RowT]:
+        """What is kept for a request while it runs."""
+        return Payload(rows, starts, portions, keys)
+
     def encoded(self, payload: Payload[RowT], results: list[Any], reads: str) -> Encoded:
         """Rows' results -> what a decoder reads."""
         pooled = _joined(np.stack(results), payload.starts, reads)
@@ -124,7 +148,7 @@ class EncoderRuntime(ABC, Generic[RowT]):
         lengths = [
             sum(row.length for row in payload.rows[start:end]) for start, end in zip(payload.starts, ends, strict=True)
         ]
-        return Encoded(pooled, [], [], truncated, lengths)
+        return Encoded(pooled, [], [], truncated, lengths=lengths)
 
     def common_tensors(self, encoded: Encoded) -> Mapping[str, Any]:
         """The tensors of `common_outputs`."""
@@ -139,7 +163,7 @@ class EncoderRuntime(ABC, Generic[RowT]):
 
     def in_memory(self, rows: Sequence[RowT], reads: str) -> int:
         """Bytes that rows, and their results, take until the reply."""
-        return sum(row.bytes for row in rows) + 4 * self.hidden * len(rows)
+        return sum(row.bytes for row in rows) + 4 * self.width_of(reads) * len(rows)
 
     # -- off the engine thread
 
@@ -156,7 +180,7 @@ class EncoderRuntime(ABC, Generic[RowT]):
                 directory, self.model, self.model.dtype, self.device, unread=self.unread, by_row=self.by_row
             )
             self.check_adapter(adapter, directory / "adapter_config.json")
-        return Extensions(encoder, adapter, task.decoder.load(version, self.hidden), self.common_outputs)
+        return Extensions(encoder, adapter, self.load_decoder(task, version), self.common_outputs)
 
     def prepare(self, request: Request) -> None:
         """Run the task's encoder; raises InvalidRequest."""
@@ -171,7 +195,7 @@ class EncoderRuntime(ABC, Generic[RowT]):
         lengths = [row.length for row in rows]
         portions = cut_into_portions(lengths, max_rows=self.max_items, max_tokens=self.max_batch_tokens)
         keys = [row_key(row, extensions.adapter) if self.shares else object() for row in rows]
-        payload = request.prepared = Payload(rows, starts, portions, keys)
+        payload = request.prepared = self.payload(extensions, rows, starts, portions, keys)
         request.work, request.rows, request.items = payload.work, payload.row_work, len(rows)
         request.prepared_bytes = self.in_memory(rows, extensions.decoder.reads)
 

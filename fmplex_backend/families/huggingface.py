@@ -33,18 +33,21 @@ def load_model(
     read: Callable[[Path], Any],
     part: Callable[[Any], Any] = lambda whole: whole,
     unread: Callable[[Any], str] = lambda model: "pooler.",
+    loader: Any = None,
 ) -> LoadedModel:
     """Load it; raises BackboneRefused naming `file`.
 
     Args:
         read: loads what prepares the model's inputs, from its directory.
         part: of a model's config, that of the part which is the backbone.
+        loader: the class of the model; transformers' AutoModel by default.
         unread: of the model, how the names of weights begin that may be missing, since nobody reads what they make.
     """
     from transformers import AutoConfig, AutoModel
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # it would fill the server's log
+    transformers_logging.set_verbosity_error()  # so would lists of weights that are left out; a lack is an error here
     if device.type == "cpu":
         torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
     directory = find_model(config.model, file)
@@ -52,7 +55,7 @@ def load_model(
         reader = read(directory)
         whole = AutoConfig.from_pretrained(directory)
         stored = getattr(whole, "dtype", None)
-        model, loading = AutoModel.from_pretrained(
+        model, loading = (loader or AutoModel).from_pretrained(
             directory,
             config=part(whole),
             dtype=chosen_dtype(config.dtype, device, stored),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
@@ -48,6 +48,29 @@ class Input(Protocol):
 
     def probe(self, size: int | None) -> Any:
         """A valid item, to try a task with; `size` is the tensor's last dim, where that is fixed."""
+
+
+@runtime_checkable
+class SteppedInput(Input, Protocol):
+    """An input whose items are sequences in time, of which the end can be held back."""
+
+    def parted(self, item: Any, steps: int) -> tuple[Any, Any]:
+        """An item without its last steps, and these; raises TaskProblem where it is no longer than that."""
+
+
+@runtime_checkable
+class TableInput(Input, Protocol):
+    """An input whose items may take all of a table, or several of its rows."""
+
+    def from_table(
+        self, columns: Mapping[str, Sequence[Any]], named: Sequence[str] | None, label: str | None
+    ) -> tuple[list[Any], list[Any]]:
+        """Items of a table, and their labels, empty where it has none; raises ValueError.
+
+        Args:
+            named: by the caller, those of its columns that are read. label: that of the labels; None where none are
+                asked for.
+        """
 
 
 class Encoder(Protocol):
@@ -217,6 +240,10 @@ class Family:
         Empty where items of that input have no length that could be chosen.
         """
         return []
+
+    def completed(self, decoder: Decoder, runtime: Any) -> Decoder:
+        """A decoder that is about to be fitted, with the settings that only the backbone tells."""
+        return decoder
 
     def fitting_inputs(self, encoder: Any, runtime: Any, tensors: Mapping[str, Tensor], seed: int) -> FittingInputs:
         """The encoder of a task that is about to be fitted, with the tensors it has, if any."""

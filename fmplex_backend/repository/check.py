@@ -37,7 +37,15 @@ def tag_refused(file: Path, tag: int, others: Sequence[str], *, slots: int, back
 
 
 def check_entry(spec: TaskSpec, extensions: Extensions) -> None:
-    """Raise TaskRefused where the entry does not map the encoder's input, or maps an output that is not made."""
+    """Raise TaskRefused where the entry does not map the encoder's input, or maps an output that is not made, or has
+    answers kept that may differ the next time."""
+    if spec.cache and not extensions.repeats:
+        raise TaskRefused(
+            spec.config,
+            "parameters.cache",
+            "it is 'true', but this task's answers are sampled, or come in parts: they cannot be kept",
+            'Say "false", or leave it out',
+        )
     if extensions.takes not in spec.inputs:
         raise TaskRefused(
             spec.config,

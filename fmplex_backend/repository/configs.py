@@ -21,9 +21,10 @@ CONFIG = "config.pbtxt"
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """A task's weight, latency objective and queue bounds. None keeps what is there, or is the default of a new task.
+    """A task's weight, latency objective, queue bounds, and whether its answers are kept.
 
-    `cleared` names those that an existing task loses: it then has no objective, or its backbone's queue bound.
+    None keeps what is there, or is the default of a new task. `cleared` names those that an existing task loses: it
+    then has no objective, or its backbone's queue bound.
     """
 
     weight: float | None = None
@@ -31,10 +32,12 @@ class Terms:
     max_queue: int | None = None
     max_queue_bytes: int | None = None
     cleared: frozenset[str] = frozenset()  # of slo_ms, max_queue, max_queue_bytes
+    cache: bool | None = None
 
     def given(self) -> dict[str, Any]:
         """Those that are not None, by name: arguments of `Task`."""
-        values = {name: getattr(self, name) for name in ("weight", "slo_ms", "max_queue", "max_queue_bytes")}
+        names = ("weight", "slo_ms", "max_queue", "max_queue_bytes", "cache")
+        values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value is not None}
 
     def check(self) -> None:
@@ -42,7 +45,7 @@ class Terms:
         if self.weight is not None and (problem := weight_problem(self.weight)):
             raise TaskProblem(f"weight is {self.weight}, {problem}. Give one that is")
         for name, value in self.given().items():
-            if not (0 < value < float("inf")):
+            if name != "cache" and not (0 < value < float("inf")):
                 raise TaskProblem(f"{name} is {value:g}. It must be a number above 0")
 
 
@@ -116,9 +119,16 @@ def merged(old: Any, entry: TaskEntry, terms: Terms) -> Any:
 def put_terms(proto: Any, terms: Terms) -> None:
     """Write those terms that are not None into a ModelConfig message, and take out those that are cleared."""
     for key, value in terms.given().items():
-        proto.parameters[key].string_value = f"{value:g}" if value < 1e6 else str(value)
+        proto.parameters[key].string_value = term_text(value)
     for key in terms.cleared:
         proto.parameters.pop(key, None)
+
+
+def term_text(value: Any) -> str:
+    """A term's value as an entry has it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if value < 1e6 else str(value)
 
 
 def backbone_stepped_into(proto: Any) -> str:

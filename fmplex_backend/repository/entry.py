@@ -29,6 +29,7 @@ class TaskEntry:
     slo_ms: float | None = None
     max_queue: int | None = None
     max_queue_bytes: int | None = None
+    cache: bool = False
     sizes: tuple[tuple[str, int], ...] = ()
     labels: tuple[str, ...] = ()  # of SCORES, in their order: for clients
     gives: tuple[str, ...] = ()  # its outputs, where the decoder kind leaves them open; all of the kind's by default
@@ -78,6 +79,8 @@ class TaskEntry:
         for key, value in terms.items():
             if value is not None:
                 config.parameters[key].string_value = _number_text(value)
+        if self.cache:
+            config.parameters["cache"].string_value = "true"
         return config
 
     def _dims(self, spec: TensorSpec) -> list[int]:

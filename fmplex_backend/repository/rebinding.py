@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,7 @@ from fmplex_backend.repository.configs import (
 from fmplex_backend.repository.loadable import check_loadable
 from fmplex_backend.repository.parameters import BackboneConfig
 from fmplex_backend.repository.tags import claimed, first_free, put_tag
+from fmplex_backend.repository.terms import AHEAD, REBOUND_AT
 from fmplex_backend.repository.versions import served_version
 from fmplex_backend.repository.writer import ModelRepository
 
@@ -40,11 +43,19 @@ class Rebound:
 class Rebinding(ModelRepository):
     """A repository whose tasks change their backbones, each atomically."""
 
-    def rebind(self, name: str, backbone: str) -> Rebound | None:
+    def backbone_of(self, name: str) -> str:
+        """The backbone that a task is bound to; raises TaskProblem where there is none."""
+        return backbone_stepped_into(self._task_entry(name))
+
+    def rebind(self, name: str, backbone: str, ahead: Callable[[], float] = lambda: 0.0) -> Rebound | None:
         """Write a task's entry for another backbone; None where it is bound to that already.
 
         A server goes on sending requests to the former one until it loads the task again. Raises TaskProblem or
         Refused where there is no such task or backbone, or the backbone is of another model.
+
+        Args:
+            ahead: gives the seconds of the former backbone's time by which the task has had more than its share there;
+                it begins with them on the new one. Called last, when all else is ready to be written.
         """
         with self._locked():
             proto = self._task_entry(name)
@@ -60,6 +71,7 @@ class Rebinding(ModelRepository):
                 if step.model_name == former:
                     step.model_name = backbone
             put_tag(proto, backbone, tag)
+            _put_ahead(proto, ahead())
             self._replace_config(name, proto)
             return Rebound(name, former, backbone, tag, before)
 
@@ -134,3 +146,11 @@ class Rebinding(ModelRepository):
         except OSError:
             return False
         return is_there and tag in tags_of(file, backbone)
+
+
+def _put_ahead(proto: Any, ahead_s: float) -> None:
+    for key in (AHEAD, REBOUND_AT):
+        proto.parameters.pop(key, None)
+    if ahead_s > 0:
+        proto.parameters[AHEAD].string_value = f"{ahead_s:.6f}"
+        proto.parameters[REBOUND_AT].string_value = f"{time.time():.3f}"

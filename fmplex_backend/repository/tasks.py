@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fmplex_backend.errors import TaskRefused
 from fmplex_backend.files import native, read_text, refused
 from fmplex_backend.interface import tag_of
 from fmplex_backend.repository import terms
+from fmplex_backend.repository.candidates import CandidateSpec, candidates_in
 from fmplex_backend.repository.groups import GROUP, GroupSpec, group_in
 from fmplex_backend.repository.versions import PASSING, Version, files_below, is_directory, served_version
 
@@ -42,6 +44,9 @@ class TaskSpec:
     inputs: tuple[str, ...]  # the backbone's tensors that the entry fills
     outputs: Mapping[str, tuple[int, ...]]  # the backbone's tensor -> dims the entry declares for it
     max_queue_bytes: int | None = None
+    cache: bool = False  # whether its answers are kept
+    candidates: tuple[CandidateSpec, ...] = ()  # that are tried beside the version
+    ahead_s: float = field(default=0.0, compare=False)  # that its account begins with, see `terms.ahead_s`
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +209,7 @@ def _entry(name: str, file: Path, proto: Any, steps: list[Any]) -> Entry:
         parameters = {key: value.string_value for key, value in proto.parameters.items()}
         if GROUP in parameters:
             return group_in(file, proto, steps, tags[0], parameters)
+        version = served_version(file, proto)
         return TaskSpec(
             name=name,
             vfm=tags[0],
@@ -212,9 +218,12 @@ def _entry(name: str, file: Path, proto: Any, steps: list[Any]) -> Entry:
             slo=terms.slo(file, parameters),
             max_queue=terms.whole(file, parameters, "max_queue"),
             max_queue_bytes=terms.whole(file, parameters, "max_queue_bytes"),
-            version=served_version(file, proto),
+            cache=terms.flag(file, parameters, "cache"),
+            ahead_s=terms.ahead_s(file, parameters, time.time()),
+            version=version,
             inputs=tuple(steps[0].input_map),
             outputs=_declared_dims(proto, steps[0]),
+            candidates=candidates_in(file, parameters, version.number),
         )
     except TaskRefused as error:
         return BrokenTask(name, tags[0] if len(set(tags)) == 1 else None, error.without_traceback())

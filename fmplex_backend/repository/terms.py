@@ -9,6 +9,11 @@ from pathlib import Path
 from fmplex_backend.errors import TaskRefused
 from fmplex_backend.types import weight_problem
 
+# What a rebind writes, so that a task's account goes along with it.
+AHEAD, REBOUND_AT = "ahead_s", "rebound_at"  # seconds; seconds since 1970
+AHEAD_S = 10.0  # after which it is nothing to go by any more: a backbone that starts later begins all accounts anew
+MOST_AHEAD_S = 10.0
+
 
 def number(file: Path, parameters: Mapping[str, str], key: str, default: float) -> float:
     """A number above 0."""
@@ -40,6 +45,25 @@ def whole(file: Path, parameters: Mapping[str, str], key: str) -> int | None:
     if value != int(value):
         raise TaskRefused(file, f"parameters.{key}", f"{parameters[key]!r} is not a whole number", "Round it")
     return int(value)
+
+
+def flag(file: Path, parameters: Mapping[str, str], key: str) -> bool:
+    """Whether the entry says true; false where it says nothing."""
+    text = parameters.get(key, "false")
+    if text not in ("true", "false"):
+        raise TaskRefused(file, f"parameters.{key}", f"{text!r} is neither 'true' nor 'false'", 'Write "true"')
+    return text == "true"
+
+
+def ahead_s(file: Path, parameters: Mapping[str, str], now: float) -> float:
+    """Seconds by which a task was ahead of its share on another backbone that it left a moment ago; 0 for most.
+
+    Args:
+        now: seconds since 1970.
+    """
+    if AHEAD not in parameters or now - number(file, parameters, REBOUND_AT, 0.0) > AHEAD_S:
+        return 0.0
+    return min(number(file, parameters, AHEAD, 0.0), MOST_AHEAD_S)
 
 
 def slo(file: Path, parameters: Mapping[str, str]) -> float | None:

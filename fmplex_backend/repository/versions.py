@@ -54,15 +54,16 @@ def served_version(file: Path, proto: Any) -> Version:
             "it serves several versions, but a tag stands for one",
             "Leave it out (the highest number is served) or name one specific version",
         )
-    numbers = version_numbers(directory)
-    served = wanted or sorted(numbers)[-1:]
-    if not served or served[0] not in numbers:
-        missing = directory / str(served[0] if served else 1)
-        raise TaskRefused(
-            missing, "(directory)", "there is no such version directory", "Put task.json and weights there"
-        )
-    path = directory / str(served[0])
-    return Version(served[0], path, _signature(path))
+    served = wanted or version_numbers(directory)[-1:]
+    return version_at(directory, served[0] if served else 1)
+
+
+def version_at(directory: Path, number: int) -> Version:
+    """A version of a model's directory; raises TaskRefused where there is no such one."""
+    path = directory / str(number)
+    if number not in version_numbers(directory):
+        raise TaskRefused(path, "(directory)", "there is no such version directory", "Put task.json and weights there")
+    return Version(number, path, _signature(path))
 
 
 def version_numbers(directory: Path) -> list[int]:

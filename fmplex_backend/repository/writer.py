@@ -22,6 +22,7 @@ from google.protobuf import text_format
 from fmplex_backend.errors import BackboneRefused, TaskProblem, TaskRefused
 from fmplex_backend.families import family
 from fmplex_backend.repository.backbone import BackboneEntry
+from fmplex_backend.repository.candidates import without_candidates
 from fmplex_backend.repository.config import TaskConfig, load_backbone_config, load_task_config
 from fmplex_backend.repository.configs import (
     CONFIG,
@@ -67,14 +68,20 @@ class Saved:
 class ModelRepository(RepositoryReader):
     """A directory of Triton models: its tasks are listed, saved, changed and removed."""
 
-    def save(self, name: str, backbone: str, pipeline: Pipeline, terms: Terms) -> Saved:
-        """Save a new task, or the next version of one; raises TaskProblem."""
+    def save(self, name: str, backbone: str, pipeline: Pipeline, terms: Terms, *, held: bool = False) -> Saved:
+        """Save a new task, or the next version of one; raises TaskProblem.
+
+        Args:
+            held: whether the version that serves goes on, and the next one waits to be tried or promoted.
+        """
         with self._locked():
-            tag = self._tag_for(name, backbone, terms)
+            tag = self._tag_for(name, backbone, terms, held=held)
             check_loadable(self.root / backbone)  # Triton reads it too when it loads a task
             if (self.root / name).exists():
                 check_loadable(self.root / name)
-                return self._next_version(name, backbone, pipeline, tag, terms)
+                return self._next_version(name, backbone, pipeline, tag, terms, held=held)
+            if held:
+                raise TaskProblem(f"{name!r} is new: no version of it serves meanwhile. Save it without holding it")
             entry = self._entry(name, backbone, pipeline, tag, terms)
             with self._staging() as staging:
                 (staging / name / "1").mkdir(parents=True)
@@ -84,9 +91,9 @@ class ModelRepository(RepositoryReader):
                 (staging / name).rename(self.root / name)
             return Saved(name, self.root / name / "1", 1, entry.vfm)
 
-    def check_place(self, name: str, backbone: str, terms: Terms) -> None:
+    def check_place(self, name: str, backbone: str, terms: Terms, *, held: bool = False) -> None:
         """Raise the TaskProblem that `save` would raise whatever is saved, and where the disk is full or read-only."""
-        self._tag_for(name, backbone, terms)
+        self._tag_for(name, backbone, terms, held=held)
         folder = self.root.resolve()
         for directory in (folder.parent, folder):
             if not os.access(directory, os.W_OK):
@@ -122,7 +129,9 @@ class ModelRepository(RepositoryReader):
         """Change a task's terms, in effect with the backbone's next batch."""
         terms.check()
         with self._locked():
-            self.task(name)
+            _, spec = self.task(name)
+            if terms.cache:
+                _check_cache(name, load_task_config(spec.version.path / "task.json"))
             proto = self._proto(name)
             put_terms(proto, terms)
             self._replace_config(name, proto)
@@ -142,24 +151,19 @@ class ModelRepository(RepositoryReader):
             return tag
 
     def rollback(self, name: str, to: int | None = None) -> Saved:
-        """Serve another version: `to`, or the one before the one that is served; raises TaskProblem without it."""
+        """Serve another version: `to`, or the one before the one that is served; raises TaskProblem without it.
+
+        While a version is tried as a canary or a shadow, that ends, and without `to` the version that serves stays.
+        """
         with self._locked():
             backbone, spec = self.task(name)
             versions = self.versions(name)
-            number = self._before(name, spec.version.number, versions) if to is None else to
-            if number not in versions:
-                raise TaskProblem(
-                    f"{name!r} has no version {number}, but {', '.join(map(str, versions))}. Name one of them"
-                )
-            check_loadable(self.root / backbone)
-            check_loadable(self.root / name)
-            path = self.root / name / str(number)
-            pipeline = self._saved(path, backbone, spec)
-            # The highest is what the server takes without being told, and goes on from there.
-            pinned = None if number == versions[-1] else number
-            entry = replace(self._entry(name, backbone, pipeline, spec.vfm, Terms()), version=pinned)
-            self._replace_config(name, merged(self._proto(name), entry, Terms()))
-            return Saved(name, path, number, spec.vfm)
+            served = spec.version.number
+            back = served if spec.candidates else None
+            number = to or back or self._before(name, served, versions)
+            self._check_there(name, number, versions)
+            self._replace_config(name, without_candidates(self._serving(name, backbone, spec, number)))
+            return Saved(name, self.root / name / str(number), number, spec.vfm)
 
     def remove(self, name: str) -> None:
         """Remove a task with all its versions; raises TaskProblem."""
@@ -177,6 +181,22 @@ class ModelRepository(RepositoryReader):
         with self._staging() as staging:
             (self.root / name).rename(staging / name)
 
+    def _check_there(self, name: str, number: int, versions: list[int]) -> None:
+        if number not in versions:
+            raise TaskProblem(
+                f"{name!r} has no version {number}, but {', '.join(map(str, versions))}. Name one of them"
+            )
+
+    def _serving(self, name: str, backbone: str, spec: TaskSpec, number: int) -> Any:
+        """A task's entry, as a ModelConfig message, so that it serves that version."""
+        check_loadable(self.root / backbone)
+        check_loadable(self.root / name)
+        pipeline = self._saved(self.root / name / str(number), backbone, spec)
+        # The highest is what the server takes without being told, and goes on from there.
+        pinned = None if number == self.versions(name)[-1] else number
+        entry = replace(self._entry(name, backbone, pipeline, spec.vfm, Terms()), version=pinned)
+        return merged(self._proto(name), entry, Terms())
+
     def _before(self, name: str, served: int, versions: list[int]) -> int:
         earlier = [number for number in versions if number < served]
         if not earlier:
@@ -185,7 +205,7 @@ class ModelRepository(RepositoryReader):
             raise TaskProblem(f"{name!r} has no version before {served} to go back to. {remedy}")
         return earlier[-1]
 
-    def _tag_for(self, name: str, backbone: str, terms: Terms) -> int:
+    def _tag_for(self, name: str, backbone: str, terms: Terms, *, held: bool) -> int:
         """The tag that a task has, or that a new one gets; raises TaskProblem where it cannot be saved."""
         _check_name(name)
         terms.check()
@@ -208,15 +228,31 @@ class ModelRepository(RepositoryReader):
                 "another name, or remove that task first"
             )
         check_tag(self.root, self.names(), name, backbone, entry.vfm)
+        if isinstance(entry, TaskSpec) and entry.candidates and not held:
+            (*_, last) = entry.candidates
+            raise TaskProblem(
+                f"version {last.number} of {name!r} is tried as its {last.role}, a new version would serve at once. "
+                f"Hold it (--hold), or end that first: fmplex task promote {name}, or fmplex task rollback {name}"
+            )
         return entry.vfm
 
-    def _next_version(self, name: str, backbone: str, pipeline: Pipeline, tag: int, terms: Terms) -> Saved:
+    def _next_version(
+        self, name: str, backbone: str, pipeline: Pipeline, tag: int, terms: Terms, *, held: bool
+    ) -> Saved:
         number = max(self.versions(name), default=0) + 1
+        if held:  # before the version is there
+            _, spec = self.task(name)
+            proto = self._proto(name)
+            proto.version_policy.specific.versions[:] = [spec.version.number]
+            put_terms(proto, terms)
+            self._replace_config(name, proto)
         with self._staging() as staging:
             (staging / str(number)).mkdir()
             pipeline.write(staging / str(number))
             _readable(staging / str(number))
             (staging / str(number)).rename(self.root / name / str(number))
+        if held:
+            return Saved(name, self.root / name / str(number), number, tag)
         fresh = self._entry(name, backbone, pipeline, tag, terms)
         proto = merged(self._proto(name), fresh, terms)
         if proto != self._proto(name):
@@ -242,6 +278,7 @@ class ModelRepository(RepositoryReader):
             slo_ms=terms.slo_ms,
             max_queue=terms.max_queue,
             max_queue_bytes=terms.max_queue_bytes,
+            cache=bool(terms.cache),
             sizes=tuple(sizes.items()),
             labels=tuple(decoder.label_names),
             gives=tuple(pipeline.outputs),
@@ -317,6 +354,15 @@ def _check_name(name: str) -> None:
         raise TaskProblem(
             f"{name!r} cannot name a task or a backbone. Use letters, digits, '-', '_' and '.', but no '.' at its "
             "beginning"
+        )
+
+
+def _check_cache(name: str, config: TaskConfig) -> None:
+    """Raise TaskProblem where answers of a task's family cannot be kept."""
+    if family(config.family).streams:
+        raise TaskProblem(
+            f"{name!r} is of the family {config.family!r}, whose answers are sampled and come in parts: they cannot be "
+            "kept. Leave cache out"
         )
 
 

@@ -186,6 +186,13 @@ class Scheduler:
             return 0.0
         return max(0.0, (vfm.start - self.virtual_time) * vfm.weight + vfm.waiting_preparation_s)
 
+    def begin_ahead(self, vfm: Vfm, seconds: float) -> None:
+        """Let a new vFM begin with what it had beyond its share on another backbone that it comes from."""
+        if seconds > 0:
+            vfm.start = max(self.virtual_time, vfm.start) + seconds / vfm.weight
+            if vfm.queue:
+                self._place(vfm)
+
     def charge_refused(self, request: Request) -> None:
         """Charge a vFM for preparing a request that was refused before it was admitted."""
         vfm = request.vfm

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fmplex_backend.types import Vfm
+from fmplex_backend.types import Counts, Vfm
 
 MOST = 200  # closed accounts that are kept: a controller reads them several times a second
 
@@ -22,6 +22,6 @@ class Closed(NamedTuple):
 
 def with_closed(closed: tuple[Closed, ...], vfm: Vfm) -> tuple[Closed, ...]:
     """The latest closed accounts, that of a vFM which is being retired included."""
-    counts = vfm.engine
+    counts = Counts() if vfm.spare else vfm.engine  # copies are no requests of the task
     own = Closed(vfm.account, vfm.name, counts.requests, counts.items, vfm.service, vfm.preparation_s)
     return (*closed, own)[-MOST:]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -23,6 +24,7 @@ from fmplex_backend.scheduling import CostModel, Scheduler
 from fmplex_backend.scheduling.rows import BatchRows
 from fmplex_backend.serving.accounts import Closed, with_closed
 from fmplex_backend.serving.sequences import Sequences
+from fmplex_backend.serving.spare import Spare
 from fmplex_backend.types import Extensions, Failed, Outcome, Pass, Request, Running, Runtime, Sharing, Vfm, Work
 
 EARLY = 0.95  # of a batch's predicted time: the next one is there if it ends this much sooner
@@ -64,6 +66,7 @@ class Batch:
     requests: list[Request]
     passes: Iterator[Pass]
     started_at: float
+    spare: bool = False  # of copies: nothing is learned from what they take
 
 
 class Engine:
@@ -90,6 +93,7 @@ class Engine:
         self.runtime, self.scheduler, self.cost = runtime, scheduler, cost
         self.hand_over, self.clock = hand_over, clock
         self.counts = BackboneCounts()
+        self.spare = Spare(cost, scheduler.max_items)
         self.vfms: set[Vfm] = set()
         self.closed: tuple[Closed, ...] = ()  # accounts of vFMs that were retired; replaced as a whole
         self.stopping = False
@@ -156,7 +160,9 @@ class Engine:
             self._settle(batch.requests, portions, elapsed)
             self.counts.settled_s = self.counts.busy_s
             self.counts.last_batch_at = now = self.clock()
-            if self.counts.broken_passes == broken:  # else its requests ran one by one
+            if not batch.spare:
+                self.spare.busy_until = now
+            if self.counts.broken_passes == broken and not batch.spare:  # else its requests ran one by one
                 # What is done outside of passes goes on beside those that are queued; a stall there counts little.
                 outside = 0.0 if self.runtime.queues_passes else min(now - batch.started_at - elapsed, elapsed)
                 self.cost.observe_batch(self.counts.passes - passes, outside)
@@ -165,7 +171,8 @@ class Engine:
 
     def _start_batch(self, *, wait: bool) -> Batch | None:
         self._admit(wait=wait and not self.scheduler.queued)
-        return self._choose_and_start(self.clock())
+        now = self.clock()
+        return self._choose_and_start(now) or self._start(self.spare.choose(now), now, spare=True)
 
     def _start_ahead(self, running: Batch) -> Batch | None:
         """Start the next batch behind `running`, as late as it goes: requests that arrive until then may be in it."""
@@ -189,15 +196,19 @@ class Engine:
     def _choose_and_start(self, at: float) -> Batch | None:
         """Start a batch that will run from `at` on."""
         start = self.clock()
-        requests = self.scheduler.choose(at)
+        batch = self._start(self.scheduler.choose(at), start)
+        if batch:
+            self._lead_s += LEAD_GAIN * (self.clock() - start - self._lead_s)
+        return batch
+
+    def _start(self, requests: list[Request], start: float, *, spare: bool = False) -> Batch | None:
         if not requests:
             return None
         try:
             passes = self.runtime.run(requests)
         except Exception as error:
             passes = _raising(error)
-        self._lead_s += LEAD_GAIN * (self.clock() - start - self._lead_s)
-        return Batch(requests, passes, start)
+        return Batch(requests, passes, start, spare)
 
     def _admit(self, *, wait: bool) -> None:
         if self._command:
@@ -206,9 +217,12 @@ class Engine:
         elif wait:
             self._waits = True
             self.when_idle()
-            message = self._inbox.get()
+            message = None
+            with suppress(Empty):  # then what runs in spare time may
+                message = self._inbox.get(timeout=self.spare.due_in(self.clock()))
             self._waits = False
-            self._receive(message)
+            if message is not None:
+                self._receive(message)
         for _ in range(self._inbox.qsize()):  # a command that posts itself again is not called twice in one step
             try:
                 self._receive(self._inbox.get_nowait())
@@ -225,13 +239,18 @@ class Engine:
     def _receive_request(self, request: Request) -> None:
         vfm = request.vfm
         vfm.arriving.popleft()  # the count is what matters: where threads post at once it may be another's request
+        if vfm.spare:
+            vfm.preparation_s += request.preparation_s
+            request.preparation_s = 0.0
         if vfm.refused is not None:
             self._give_up(request, vfm.refused)
         elif vfm not in self.vfms:  # retired while the request was being prepared: its extensions are detached
-            self._give_up(request, ShuttingDown(f"the task {vfm.name!r} was removed or moved"))
+            self._give_up(request, _gone(vfm))
         elif request.extensions is not vfm.extensions:  # they were replaced meanwhile
             self.scheduler.charge_refused(request)
             self.preparer.prepare_again(request)
+        elif vfm.spare:
+            self.spare.add(request)
         else:
             self.scheduler.admit(request)
 
@@ -286,7 +305,7 @@ class Engine:
             seconds = now - start
             self.counts.passes += 1
             self.counts.busy_s += seconds
-            if done.shape is not None:
+            if done.shape is not None and not batch.spare:
                 self.cost.observe(done.shape, len(done.portions), seconds, done.worked)
             yield done, seconds
             start = now if self.runtime.queues_passes else self.clock()
@@ -344,7 +363,7 @@ class Engine:
                 self._forget(request)
             else:
                 self._sequences.add(request)
-                self.scheduler.requeue(request)
+                (self.spare.add_again if request.vfm.spare else self.scheduler.requeue)(request)
         self._running = []
 
     def _give_up(self, request: Request, error: FmplexError) -> None:
@@ -389,7 +408,9 @@ class Engine:
             self._give_up(request, error)
 
     def retire(self, vfm: Vfm) -> None:
-        """Remove a vFM and detach its extensions once its queue is empty."""
+        """Remove a vFM and detach its extensions once its queue is empty; what it has in spare time is dropped."""
+        for request in self.spare.take(vfm):
+            self._give_up(request, _gone(vfm))
         if vfm.queue:
             self.post(partial(self.retire, vfm))
         elif vfm in self.vfms:
@@ -424,7 +445,8 @@ class Engine:
         """Fail everything that is posted, queued or in flight."""
         ahead = self._ahead.requests if self._ahead else []
         queued = [request for vfm in self.vfms for request in vfm.queue]
-        left = [*self._in_flight, *self._running, *ahead, *queued]
+        left = [*self._in_flight, *self._running, *ahead, *queued, *self.spare.waiting]
+        self.spare.waiting.clear()
         self._in_flight, self._running, self._ahead = {}, [], None
         while not self._inbox.empty():
             message = self._inbox.get_nowait()
@@ -437,6 +459,10 @@ class Engine:
         for request in left:
             request.vfm.given_bytes += request.bytes
             self.hand_over(request, Failed(error))
+
+
+def _gone(vfm: Vfm) -> ShuttingDown:
+    return ShuttingDown(f"the task {vfm.name!r} was removed or moved")
 
 
 def _nothing() -> None:

@@ -17,6 +17,8 @@ from fmplex_backend.errors import ExecutionFailed, FmplexError, TaskRefused
 from fmplex_backend.repository.check import load_checked
 from fmplex_backend.repository.groups import GroupSpec
 from fmplex_backend.repository.tasks import BrokenTask, Entry, Repository, TaskSpec
+from fmplex_backend.serving.answer_cache import AnswerCache
+from fmplex_backend.serving.candidates import Candidates
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.serving.groups import Groups
 from fmplex_backend.serving.memory import give_back
@@ -61,6 +63,7 @@ class Loader:
         grace: seconds that a task which was removed or moved is still served, where no other task claims its tag.
         confinement: what a version may have read.
         models: the server's.
+        answers: where the answers of tasks are kept whose entry says `cache`.
     """
 
     def __init__(
@@ -75,12 +78,14 @@ class Loader:
         grace: float = REMOVAL_GRACE_S,
         confinement: Confinement = ALONE,
         models: Models | None = None,
+        answers: AnswerCache | None = None,
     ) -> None:
         self.repository, self.runtime, self.engine = repository, runtime, engine
         self.max_queue, self.max_queue_bytes = max_queue, max_queue_bytes
         self.slots, self.grace = slots, grace
         self.confinement = confinement
         self.models: Models = models or Unasked()
+        self.answers = answers or AnswerCache(0)
         self.tags = Tags(
             engine.clock,
             is_loaded=self.models.is_loaded,
@@ -89,6 +94,7 @@ class Loader:
             grace=grace,
         )
         self.groups = Groups(grace)
+        self.candidates = Candidates(self._load_version, self._attach_soon, self._retire_soon, engine.clock, grace)
         self.table: Table = {}
         self.standings: Sequence[Standing] = ()  # of every task, replaced as a whole like `table`
         self.log = TaskLog()
@@ -161,13 +167,15 @@ class Loader:
         self.standings = (*of_tasks, *standings_of_groups(self.groups))
         self._published = self.tags.claims
         for vfm in retired:  # the engine answers requests that were prepared by the former table
-            self.engine.post(partial(self.engine.retire, vfm))
+            self._retire_soon(vfm)
+        self.candidates.retire_due()
 
     @property
     def is_settled(self) -> bool:
         """Whether nothing changes before the repository does: False asks for another round soon."""
         waits = self.tags.rivals.keys() & self.tags.keepers.keys()
-        return not (waits or self.tags.newcomers or self._leaving or self.groups.leaving)
+        leaving = self._leaving or self.groups.leaving or not self.candidates.are_settled
+        return not (waits or self.tags.newcomers or leaving)
 
     @property
     def has_newcomers(self) -> bool:
@@ -219,7 +227,7 @@ class Loader:
         if group is not None:
             return group.spec.vfm != tag and group.counts.requests > 0
         served = self._served.get(name)
-        return served is not None and served.spec.vfm != tag and served.vfm.engine.requests > 0
+        return served is not None and served.spec.vfm != tag and served.vfm.intake.requests > 0
 
     def _contested(self, tag: int, rivals: Sequence[str]) -> Refusal:
         keeper, newcomers = self.tags.last_keepers[tag], self.tags.newcomers.get(tag, ())
@@ -258,16 +266,15 @@ class Loader:
         vfm = former.vfm if former else Vfm(spec.vfm, spec.name)
         if former is None:
             vfm.extensions = loaded  # so that requests can be prepared before the engine has attached them
-        self.engine.post(partial(self._attach_on_engine, vfm, loaded))
-        self._serve(spec, vfm)
+        self._attach_soon(vfm, loaded)
+        self._serve(spec, vfm, spec.ahead_s if former is None else 0.0)
 
     def _load(self, spec: TaskSpec) -> Extensions | TaskRefused:
         before, until = self._raised.get(spec.name, (None, 0.0))
         if before is not None and before.spec == spec and self.engine.clock() < until:
             return before.error
         try:
-            with self.confinement.around(spec.version.path, spec.version.size):
-                extensions = load_checked(self.runtime.load, spec)
+            extensions = self._load_version(spec)
         except TaskRefused as raised:
             error = raised.without_traceback()
             self._refused_versions[spec.name] = RefusedVersion(spec, error)
@@ -282,20 +289,43 @@ class Loader:
         self._raised.pop(spec.name, None)
         return extensions
 
+    def _load_version(self, spec: TaskSpec) -> Extensions:
+        with self.confinement.around(spec.version.path, spec.version.size):
+            return load_checked(self.runtime.load, spec)
+
+    def _attach_soon(self, vfm: Vfm, extensions: Extensions) -> None:
+        self.engine.post(partial(self._attach_on_engine, vfm, extensions))
+
+    def _retire_soon(self, vfm: Vfm) -> None:
+        self.engine.post(partial(self._retire_on_engine, vfm))
+
     def _attach_on_engine(self, vfm: Vfm, extensions: Extensions) -> None:
+        self.answers.close(vfm.extensions)
         try:
             self.engine.attach(vfm, extensions)
         except Exception as error:  # no memory for one task's adapter is no reason to stop the others
             log.exception("attaching task %s", vfm.name)
             self.engine.refuse(vfm, ExecutionFailed(f"the extensions of {vfm.name!r} cannot be attached: {error}"))
 
-    def _serve(self, spec: TaskSpec, vfm: Vfm) -> None:
-        vfm.max_queue = spec.max_queue or self.max_queue
-        vfm.max_queue_bytes = spec.max_queue_bytes or self.max_queue_bytes
+    def _retire_on_engine(self, vfm: Vfm) -> None:
+        self.answers.close(vfm.extensions)
+        self.engine.retire(vfm)
+
+    def _serve(self, spec: TaskSpec, vfm: Vfm, ahead_s: float = 0.0) -> None:
+        weights = self.candidates.settle(spec, vfm)
+        for each in weights:
+            each.max_queue = spec.max_queue or self.max_queue
+            each.max_queue_bytes = spec.max_queue_bytes or self.max_queue_bytes
 
         def set_terms() -> None:
-            vfm.set_weight(spec.weight)
-            vfm.slo = spec.slo
+            for each, weight in weights.items():
+                each.set_weight(weight)
+                each.slo = spec.slo
+                if spec.cache and each.refused is None:
+                    self.answers.open(each.extensions)
+                else:
+                    self.answers.close(each.extensions)
+            self.engine.scheduler.begin_ahead(vfm, ahead_s)
 
         self.engine.post(set_terms)
         self._served[spec.name] = Served(spec, vfm)
@@ -318,6 +348,7 @@ class Loader:
         spec, vfm = change.served.spec, change.served.vfm
         grace = 0.0 if change.cause == "refused" else self.grace
         self._leaving[spec.vfm] = (vfm, self.engine.clock() + grace)
+        self.candidates.drop(vfm)
         self._served.pop(spec.name)
         if change.cause == "removed":
             self.log.removed(spec.name)

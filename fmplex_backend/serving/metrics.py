@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from fmplex_backend.printable import printable
+from fmplex_backend.serving.candidates import NOTHING, Candidate
 from fmplex_backend.serving.service import Service
 from fmplex_backend.serving.table import Group
 from fmplex_backend.types import Vfm
@@ -46,7 +47,11 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "fmplex_service_seconds_total": ("counter", "Backbone time charged to a vFM"),
     "fmplex_preparation_seconds_total": ("counter", "Time of preparing its requests charged to a vFM"),
     "fmplex_deadline_misses_total": ("counter", "Requests finished after their deadline"),
+    "fmplex_cache_hits_total": ("counter", "Requests of a vFM that had a kept answer, and did not go through"),
+    "fmplex_cache_misses_total": ("counter", "Requests of a vFM whose task says cache that had none"),
     "fmplex_weight": ("gauge", "The weight of a vFM"),
+    "fmplex_shadow_rows_total": ("counter", "Rows of a shadow's copies by outcome: agreed or disagreed"),
+    "fmplex_shadow_copies_total": ("counter", "Requests of a shadowed task by outcome: compared, failed or dropped"),
     "fmplex_backbone_batches_total": ("counter", "Batches that a backbone ran"),
     "fmplex_backbone_passes_total": ("counter", "Passes over the backbone; a batch of mixed lengths takes several"),
     "fmplex_backbone_items_total": ("counter", "Items in these batches; divided by batches: the mean batch size"),
@@ -56,6 +61,8 @@ FAMILIES: dict[str, tuple[str, str]] = {
         "counter",
         "Passes that raised; their requests ran again, one by one",
     ),
+    "fmplex_backbone_kept_answers": ("gauge", "Answers that are kept of tasks that say cache, also of former versions"),
+    "fmplex_backbone_kept_bytes": ("gauge", "Bytes that they take"),
     "fmplex_backbone_vfms": ("gauge", "vFMs on a backbone"),
     "fmplex_backbone_adapters": ("gauge", "vFMs with an adapter"),
 }
@@ -73,6 +80,8 @@ def samples(service: Service) -> Iterator[Sample]:
     yield Sample("fmplex_backbone_rows_saved_total", backbone, counts.rows_saved)
     yield Sample("fmplex_backbone_busy_seconds_total", backbone, counts.busy_s)
     yield Sample("fmplex_backbone_broken_passes_total", backbone, counts.broken_passes)
+    yield Sample("fmplex_backbone_kept_answers", backbone, service.answers.answers)
+    yield Sample("fmplex_backbone_kept_bytes", backbone, service.answers.bytes)
     yield Sample("fmplex_backbone_vfms", backbone, len(vfms))
     yield Sample("fmplex_backbone_adapters", backbone, sum(vfm.adapted for vfm in vfms))
     for reason, count in list(service.intake.counts.failures.items()):
@@ -81,10 +90,31 @@ def samples(service: Service) -> Iterator[Sample]:
         labels = (*backbone, ("task", printable(entry.name)), ("vfm", str(tag)))
         if isinstance(entry, Vfm):
             yield from _of_vfm(labels, entry)
+            for each in service.loader.candidates.beside.get(entry, NOTHING).every:
+                yield from _of_candidate(labels, each)
             continue
         if isinstance(entry, Group):
             yield Sample("fmplex_group_requests_total", labels, entry.counts.requests)
         yield from _failures(labels, entry.counts.failures)
+
+
+def _of_candidate(labels: Labels, candidate: Candidate) -> Iterator[Sample]:
+    """A canary's are those of any vFM. A shadow's copies are no requests, but what they are charged is the task's."""
+    vfm, compared = candidate.vfm, candidate.compared
+    labels = (*labels, ("role", candidate.spec.role), ("version", str(candidate.spec.number)))
+    if vfm is None:
+        return
+    if candidate.spec.role == "canary":
+        yield from _of_vfm(labels, vfm)
+        return
+    yield Sample("fmplex_service_seconds_total", labels, vfm.service)
+    yield Sample("fmplex_preparation_seconds_total", labels, vfm.preparation_s)
+    rows = {"agreed": compared.agreed, "disagreed": compared.items - compared.agreed}
+    failed = sum(list(compared.failures.values()))
+    copies = {"compared": compared.requests, "failed": failed, "dropped": compared.dropped}
+    for family, by_outcome in (("fmplex_shadow_rows_total", rows), ("fmplex_shadow_copies_total", copies)):
+        for outcome, value in by_outcome.items():
+            yield Sample(family, (*labels, ("outcome", outcome)), value)
 
 
 def _of_vfm(labels: Labels, vfm: Vfm) -> Iterator[Sample]:
@@ -100,6 +130,8 @@ def _of_vfm(labels: Labels, vfm: Vfm) -> Iterator[Sample]:
     yield Sample("fmplex_service_seconds_total", labels, vfm.service)
     yield Sample("fmplex_preparation_seconds_total", labels, vfm.preparation_s)
     yield Sample("fmplex_deadline_misses_total", labels, counts.misses)
+    yield Sample("fmplex_cache_hits_total", labels, vfm.intake.cache_hits)
+    yield Sample("fmplex_cache_misses_total", labels, vfm.intake.cache_misses)
     yield Sample("fmplex_weight", labels, vfm.weight)
     yield from _failures(labels, vfm.failures())
 

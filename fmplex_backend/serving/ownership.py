@@ -70,7 +70,10 @@ class Ownership:
         newcomers = self.loader.tags.newcomers.get(tag, ())
         if any(self.loader.tags.may_send(newcomer, tag) for newcomer in newcomers):
             return False
-        return self.loader.has_left(tag) or self._has(name, tag)
+        has = self._has(name, tag)
+        # One that has left and whose entry is back is answered by its new vFM: that its requests come with this tag
+        # again counts only there (see `Tags`).
+        return not has if self.loader.has_left(tag) else has
 
     # -- the task's own entry
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from fmplex_backend.errors import ExecutionFailed, FmplexError, NotFinite
+from fmplex_backend.serving.answer_cache import AnswerCache, Tensors
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.types import (
     REPLY_THREADS,
@@ -32,15 +34,24 @@ LATENCY_DECAY = 0.98**REPLY_THREADS  # of a thread's peak reply latency, per rep
 REPORT_EVERY = 4  # replies of a thread; a new peak is reported earlier
 
 Command = Callable[[], None]
+NO_USAGE = Usage(0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The request has the answer of a former one. It waited for no batch and was in none: its receipt is zeros."""
+
+    tensors: Tensors
 
 
 class Replies:
     """Outcomes to be answered, in a lane for each thread: `lanes` are to be run, each by a thread."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self.lanes = [Lane(runtime, number) for number in range(REPLY_THREADS)]
+    def __init__(self, runtime: Runtime, answers: AnswerCache | None = None) -> None:
+        self.answers = answers or AnswerCache(0)
+        self.lanes = [Lane(runtime, self.answers, number) for number in range(REPLY_THREADS)]
 
-    def put(self, request: Request, outcome: Outcome) -> None:
+    def put(self, request: Request, outcome: Outcome | Kept) -> None:
         """Let an outcome be answered; a Running's value is a part of the reply. Any thread."""
         self.lanes[request.lane].inbox.put((request, outcome))
 
@@ -76,9 +87,9 @@ class Lane:
     A command is a function that the thread calls between two replies.
     """
 
-    def __init__(self, runtime: Runtime, number: int) -> None:
-        self.runtime, self.number = runtime, number
-        self.inbox: SimpleQueue[tuple[Request, Outcome] | Command | None] = SimpleQueue()
+    def __init__(self, runtime: Runtime, answers: AnswerCache, number: int) -> None:
+        self.runtime, self.answers, self.number = runtime, answers, number
+        self.inbox: SimpleQueue[tuple[Request, Outcome | Kept] | Command | None] = SimpleQueue()
         self._waits = True  # for something to answer
         self.when_idle: Command = _nothing
         self._latency = 0.0  # peak with exponential decay, in seconds
@@ -105,7 +116,7 @@ class Lane:
         """Whether there is nothing to answer."""
         return self._waits and self.inbox.empty()
 
-    def _next(self) -> tuple[Request, Outcome] | Command | None:
+    def _next(self) -> tuple[Request, Outcome | Kept] | Command | None:
         if self.inbox.empty():
             self._waits = True
             self.when_idle()
@@ -121,15 +132,20 @@ class Lane:
                 with suppress(Exception):  # the server may still take the others
                     item[0].resolve(Failed(error))
 
-    def _answer(self, request: Request, outcome: Outcome) -> None:
+    def _answer(self, request: Request, outcome: Outcome | Kept) -> None:
         if isinstance(outcome, Failed):
             request.resolve(outcome)
         elif request.resolved:  # a former part failed, or the backbone is going down
             return
         elif isinstance(outcome, Running):
             self._answer_part(request, outcome.value)
+        elif isinstance(outcome, Kept):
+            request.resolve(Answer(outcome.tensors, NO_USAGE))
         else:
-            request.resolve(self._decode(request, outcome.value))
+            answer = self._decode(request, outcome.value)
+            request.resolve(answer)
+            if isinstance(answer, Answer):
+                self.answers.keep(request, answer.tensors)
 
     def _answer_part(self, request: Request, value: Any) -> None:
         part = self._decode(request, value)
@@ -142,19 +158,8 @@ class Lane:
             request.resolve(self._failed(request, error))
 
     def _decode(self, request: Request, value: Any) -> Answer | Failed:
-        try:
-            tensors = self.runtime.decode(request, value)
-        except Exception as error:
-            message = f"the decoder of {request.vfm.name!r} raised {type(error).__name__}: {error}"
-            return self._failed(request, ExecutionFailed(message))
-        if wrong := [name for name, tensor in tensors.items() if not _is_finite(tensor)]:
-            message = (
-                f"the answer of {request.vfm.name!r} holds NaN or infinite numbers in {', '.join(wrong)}: its weights, "
-                "or numbers in the request, are too large for this input"
-            )
-            return self._failed(request, NotFinite(message))
-        usage = Usage(int(request.queue_s * 1e6), int(request.compute_s * 1e6), request.batch_items)
-        return Answer(tensors, usage)
+        reply = decoded(self.runtime, request, value)
+        return self._failed(request, reply.error) if isinstance(reply, Failed) else reply
 
     def _failed(self, request: Request, error: FmplexError) -> Failed:
         request.vfm.replied[self.number].fail(error.reason)
@@ -171,6 +176,23 @@ class Lane:
         if self._unreported >= REPORT_EVERY or (self._latency > self._reported and self.inbox.empty()):
             engine.post(partial(engine.set_reply_latency, self.number, self._latency))
             self._reported, self._unreported = self._latency, 0
+
+
+def decoded(runtime: Runtime, request: Request, value: Any) -> Answer | Failed:
+    """The answer of a Finished's or a Running's value."""
+    try:
+        tensors = runtime.decode(request, value)
+    except Exception as error:
+        return Failed(ExecutionFailed(f"the decoder of {request.vfm.name!r} raised {type(error).__name__}: {error}"))
+    if wrong := [name for name, tensor in tensors.items() if not _is_finite(tensor)]:
+        return Failed(
+            NotFinite(
+                f"the answer of {request.vfm.name!r} holds NaN or infinite numbers in {', '.join(wrong)}: its weights, "
+                "or numbers in the request, are too large for this input"
+            )
+        )
+    usage = Usage(int(request.queue_s * 1e6), int(request.compute_s * 1e6), request.batch_items)
+    return Answer(tensors, usage)
 
 
 def _nothing() -> None:

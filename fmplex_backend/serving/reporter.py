@@ -19,18 +19,18 @@ from fmplex_backend.printable import printable
 from fmplex_backend.repository.parameters import BackboneConfig
 from fmplex_backend.scheduling.cost import CostModel
 from fmplex_backend.serving.accounts import Closed
+from fmplex_backend.serving.candidates import NOTHING, Beside, Candidate, Since
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.serving.intake import Call, Intake
 from fmplex_backend.serving.loader import Loader
+from fmplex_backend.serving.replies import NO_USAGE
 from fmplex_backend.serving.standing import Standing
 from fmplex_backend.serving.table import Group, Refusal, vfm_of
 from fmplex_backend.serving.watch import Watch
-from fmplex_backend.status import BackboneStatus, ClosedAccount, Cost, TaskStatus
-from fmplex_backend.types import Answer, Failed, Usage, Vfm
+from fmplex_backend.status import BackboneStatus, CandidateStatus, ClosedAccount, Cost, TaskStatus
+from fmplex_backend.types import Answer, Failed, Vfm
 
 log = logging.getLogger("fmplex")
-
-NO_USAGE = Usage(0, 0, 0)
 
 
 def asks_for_status(call: Call) -> bool:
@@ -99,9 +99,11 @@ class Reporter:
             items=counts.items,
             busy_s=counts.settled_s,
             last_batch_s=None if last is None else now - last,
-            queued=sum(each.vfm.depth for each in standings if each.vfm is not None),
+            queued=sum(map(self._queued, standings)),
             running=self.engine.running,
             failures=dict(self.intake.counts.failures),
+            kept_answers=self.intake.answers.answers,
+            kept_bytes=self.intake.answers.bytes,
             tasks=tuple(self._task(each) for each in standings if name in ("", printable(each.name))),
             closed=() if name else tuple(map(_closed, self.engine.closed)),
         )
@@ -112,6 +114,7 @@ class Reporter:
         vfm = standing.vfm
         # Its extensions could not be attached: the engine found out after the loader's round.
         refused = None if vfm is None else vfm.refused
+        beside = NOTHING if vfm is None else self.loader.candidates.beside.get(vfm, NOTHING)
         return TaskStatus(
             name=printable(standing.name),
             backbone=self.backbone,
@@ -119,8 +122,19 @@ class Reporter:
             state="refused" if refused else standing.state,
             version=standing.version,
             error=printable(str(refused) if refused else standing.error),
-            **(self._failures_of_refused(standing) if vfm is None else _account(vfm)),
+            candidates=() if vfm is None else tuple(_candidate(each, vfm) for each in beside.every),
+            **(self._failures_of_refused(standing) if vfm is None else self._account(vfm, beside)),
         )
+
+    def _account(self, vfm: Vfm, beside: Beside) -> dict[str, Any]:
+        return _counts(vfm, beside) | {"ahead_s": self.engine.scheduler.ahead_s(vfm)}
+
+    def _queued(self, standing: Standing) -> int:
+        """Requests of a task that wait; a shadow's copies may wait for ever, and nobody waits for them."""
+        if standing.vfm is None:
+            return 0
+        canary = self.loader.candidates.beside.get(standing.vfm, NOTHING).canary
+        return standing.vfm.depth + (canary.vfm.depth if canary is not None and canary.vfm is not None else 0)
 
     def _group(self, standing: Standing, group: Group) -> TaskStatus:
         """A group goes on with the tasks that can be asked; `error` says why others cannot."""
@@ -159,9 +173,11 @@ def _cost(cost: CostModel) -> Cost:
     )
 
 
-def _account(vfm: Vfm) -> dict[str, Any]:
+def _counts(vfm: Vfm, beside: Beside) -> dict[str, Any]:
+    canary = beside.canary
+    own = vfm.weight + (canary.vfm.weight if canary is not None and canary.vfm is not None else 0.0)
     return {
-        "weight": vfm.weight,
+        "weight": round(own, 9),  # a canary has a part of it
         "slo_ms": None if vfm.slo is None else vfm.slo * 1000,
         "max_queue": vfm.max_queue,
         "max_queue_bytes": vfm.max_queue_bytes,
@@ -172,11 +188,48 @@ def _account(vfm: Vfm) -> dict[str, Any]:
         "tokens": vfm.engine.tokens,
         "failures": vfm.failures(),
         "misses": vfm.engine.misses,
+        "cache_hits": vfm.intake.cache_hits,
+        "cache_misses": vfm.intake.cache_misses,
         "queue_s": vfm.engine.queue_s,
         "service_s": vfm.service,
         "preparation_s": vfm.preparation_s,
         "account": vfm.account,
     }
+
+
+def _candidate(candidate: Candidate, main: Vfm) -> CandidateStatus:
+    spec, vfm, compared = candidate.spec, candidate.vfm, candidate.compared
+    now, then = Since.of(main), candidate.since
+    is_shadow = spec.role == "shadow"
+    own: dict[str, Any] = {}
+    if vfm is not None:
+        counts = vfm.engine
+        own = {
+            "queued": vfm.depth,
+            "requests": compared.requests if is_shadow else counts.requests,
+            "items": compared.items if is_shadow else counts.items,
+            "failures": dict(compared.failures) if is_shadow else vfm.failures(),
+            "misses": counts.misses,
+            "queue_s": counts.queue_s,
+            "compute_s": counts.compute_s,
+            "service_s": vfm.service,
+            "preparation_s": vfm.preparation_s,
+            "account": vfm.account,
+        }
+    return CandidateStatus(
+        role=spec.role,
+        version=spec.number,
+        error=printable(candidate.problem),
+        share=None if is_shadow else spec.share,
+        compared=compared.items,
+        agreed=compared.agreed,
+        dropped=compared.dropped,
+        served_requests=now.requests - then.requests,
+        served_failures=now.failures - then.failures,
+        served_queue_s=now.queue_s - then.queue_s,
+        served_compute_s=now.compute_s - then.compute_s,
+        **own,
+    )
 
 
 def _closed(closed: Closed) -> ClosedAccount:

@@ -1,7 +1,8 @@
 """A whole backbone, with no server around it: what its parts are, how they start and how they end.
 
     submit -> Intake -> Preparation -> Engine -> Replies -> Call.send
-           -> Reporter         ^           ^ Cancellation
+           -> Reporter         ^         ^ ^                -> Shadowing -> Engine
+                               Cancellation
     repository -> Watch -> Loader -> Engine
 
 Every call gets exactly one last reply, also when a thread dies: the process then ends, after the last reply.
@@ -25,6 +26,7 @@ from fmplex_backend.profiles import find_profile
 from fmplex_backend.repository.parameters import BackboneConfig
 from fmplex_backend.repository.tasks import Repository
 from fmplex_backend.scheduling import POLICIES, CostModel
+from fmplex_backend.serving.answer_cache import AnswerCache
 from fmplex_backend.serving.cancellation import Cancellation
 from fmplex_backend.serving.collecting import Collecting
 from fmplex_backend.serving.engine import Engine
@@ -33,9 +35,10 @@ from fmplex_backend.serving.loader import Loader
 from fmplex_backend.serving.preparation import WORKERS, Preparation
 from fmplex_backend.serving.replies import Replies
 from fmplex_backend.serving.reporter import Reporter, asks_for_status
+from fmplex_backend.serving.shadowing import Shadowing
 from fmplex_backend.serving.tags import Models
 from fmplex_backend.serving.watch import Watch
-from fmplex_backend.types import PassShape, Runtime
+from fmplex_backend.types import Outcome, PassShape, Request, Runtime
 
 log = logging.getLogger("fmplex")
 
@@ -77,8 +80,10 @@ class Service:
             efficiency=config.batch_efficiency,
             has_room=self.runtime.has_room,
         )
-        self.replies = Replies(self.runtime)
-        self.engine = Engine(self.runtime, scheduler, self.cost, self.replies.put)
+        self.answers = AnswerCache(config.cache_bytes)
+        self.replies = Replies(self.runtime, self.answers)
+        self.engine = Engine(self.runtime, scheduler, self.cost, self._hand_over)
+        self.shadowing = Shadowing(self.runtime, self.engine)
         self.preparation = Preparation(self.runtime, self.engine)
         self.loader = Loader(
             Repository(root, name),
@@ -89,9 +94,12 @@ class Service:
             slots=config.vfm_slots,
             confinement=Confinement.of(os.environ, config.max_version_bytes),
             models=models,
+            answers=self.answers,
         )
         self.watch = Watch(self.loader)
-        self.intake = Intake(name, self.preparation, self.loader, self.watch, self.engine.clock)
+        self.intake = Intake(
+            name, self.preparation, self.loader, self.watch, self.replies, self.engine.clock, self.shadowing
+        )
         self.reporter = Reporter(name, config, self.engine, self.loader, self.watch, self.intake)
         self.cancellation = Cancellation(self.preparation, self.engine, self.replies)
         self.collecting = Collecting(self.engine, self.replies)
@@ -107,6 +115,9 @@ class Service:
         for call in filter(asks_for_status, calls):
             self.reporter.submit(call)
         self.intake.submit(filterfalse(asks_for_status, calls))
+
+    def _hand_over(self, request: Request, outcome: Outcome) -> None:
+        (self.shadowing if request.vfm.spare else self.replies).put(request, outcome)
 
     def let_collect(self) -> None:
         """Wait a moment for further calls to collect at the server, where there is something to do meanwhile."""
@@ -125,6 +136,7 @@ class Service:
         self._start("look-up", self.watch.look_up_forever)
         self._start("tags", self.watch.settle_forever)
         self._start("cancellation", self.cancellation.run_forever)
+        self.shadowing.start()
 
     def stop(self, timeout: float = 20.0) -> None:
         """Answer what is queued, refuse what comes, end the threads."""
@@ -143,6 +155,7 @@ class Service:
         self._join_all(self._repliers, timeout)
         self.replies.fail_all(closed)
         self.replies.stop()  # for a reply thread that is late: `fail_all` has emptied its inbox
+        self.shadowing.stop()
         self._join("look-up", timeout)
         self._join("tags", timeout)  # the server must not be asked once it is told that this is the end
         self.intake.fail_look_ups()

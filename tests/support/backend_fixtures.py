@@ -54,16 +54,21 @@ def write_config(
     backbone: str = BACKBONE,
     decoder: str = "embedding",
     sizes: Mapping[str, int] | None = None,
+    serves: int | None = None,
+    parameters: Mapping[str, str] | None = None,
     **terms: Any,
 ) -> Path:
-    """Write a task's config.pbtxt without a version."""
-    entry = TaskEntry(
-        name, backbone, vfm, "text-encoder", decoder, max_batch_size=8, sizes=tuple((sizes or {}).items()), **terms
-    )
+    """Write a task's config.pbtxt without a version; `serves`: which one, where it is not the highest."""
+    shape = tuple((sizes or {}).items())
+    entry = TaskEntry(name, backbone, vfm, "text-encoder", decoder, 8, sizes=shape, version=serves, **terms)
     file = root / name / "config.pbtxt"
     file.parent.mkdir(exist_ok=True)
     aside = root / name / ".config.pbtxt"
-    aside.write_text(entry.to_pbtxt())
+    more = (
+        f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n'
+        for key, value in (parameters or {}).items()
+    )
+    aside.write_text("".join([entry.to_pbtxt(), *more]))
     return aside.replace(file)
 
 
@@ -131,7 +136,8 @@ def text_task(decoder: Mapping[str, Any], **rest: Any) -> dict[str, Any]:
 class TextStandIn(FakeRuntime):
     """The fake runtime in the place of a text encoder's: TEXT in, EMBEDDING and TRUNCATED out.
 
-    A task.json may hold `mark` (a number that comes back in the answer) and `adapter` (any name), and lack all else.
+    A task.json may hold `mark` (a number that comes back in the answer), `adapter` (any name) and `repeats`, and lack
+    all else; one that the text encoders' family reads, too, has the mark among its `metrics`.
     """
 
     def load(self, version: Path) -> TextExtensions:
@@ -140,7 +146,9 @@ class TextStandIn(FakeRuntime):
             document = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise TaskRefused(file, "(whole file)", f"not readable as JSON: {error}", "Write it again") from None
-        return TextExtensions(float(document.get("mark", 0)), document.get("adapter"), takes="TEXT")
+        mark = document.get("mark", document.get("metrics", {}).get("mark", 0))
+        repeats = document.get("repeats", True)
+        return TextExtensions(float(mark), document.get("adapter"), takes="TEXT", repeats=repeats)
 
     def tensors(self, rows: Sequence[Sequence[str]], extensions: FakeExtensions) -> dict[str, npt.NDArray[Any]]:
         """EMBEDDING [n, 2]: how many words a row has, and the mark. TRUNCATED [n, 1]: no."""
@@ -320,13 +328,15 @@ class Caller:
         asks: Sequence[str] = ("EMBEDDING",),
         parameters: Mapping[str, Any] | None = None,
         is_cancelled: Callable[[], bool] | None = None,
+        request_id: str = "",
     ) -> Call:
         """One call, numbered."""
         number = len(self.replies)
         self.replies.append([])
         self.parts.append([])
         outputs = [*asks, *map(tag_name, tags)]
-        return Call({"TEXT": bytes_of(text)}, outputs, parameters or {}, partial(self._replied, number), is_cancelled)
+        send = partial(self._replied, number)
+        return Call({"TEXT": bytes_of(text)}, outputs, parameters or {}, send, is_cancelled, request_id)
 
     def _replied(self, number: int, reply: Reply, final: bool) -> None:
         with self._changed:

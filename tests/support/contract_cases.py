@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from family_cases import FamilyCase
+from series_case import SeriesCase
 from text_encoder_case import TextEncoderCase
 from vision_encoder_case import VisionEncoderCase
 
-CASES: tuple[FamilyCase, ...] = (TextEncoderCase(), VisionEncoderCase())
+CASES: tuple[FamilyCase, ...] = (TextEncoderCase(), VisionEncoderCase(), SeriesCase())

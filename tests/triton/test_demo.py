@@ -68,9 +68,21 @@ def parsed(file: Path) -> Any:
 
 
 def tasks_of(repository: Path) -> list[str]:
-    """Every ensemble."""
-    files = sorted(repository.glob("*/config.pbtxt"))
-    return [file.parent.name for file in files if parsed(file).platform == "ensemble"]
+    """Every task on the text backbone."""
+    entries = {file.parent.name: parsed(file) for file in sorted(repository.glob("*/config.pbtxt"))}
+    return [
+        name
+        for name, entry in entries.items()
+        if entry.platform == "ensemble" and entry.ensemble_scheduling.step[0].model_name == BACKBONE
+    ]
+
+
+def copy_texts(target: Path) -> Path:
+    """The demo's repository without its other backbones and their tasks."""
+    target.mkdir()
+    for name in (BACKBONE, *tasks_of(DEMO)):
+        copy_repository(DEMO / name, target / name)
+    return target
 
 
 def add_variant(repository: Path, scheduler: str, tasks: Sequence[str]) -> None:
@@ -97,7 +109,7 @@ def add_variant(repository: Path, scheduler: str, tasks: Sequence[str]) -> None:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """The demo's repository, copied."""
     folder = tmp_path_factory.mktemp("demo")
-    repository = copy_repository(DEMO, folder / "repository")
+    repository = copy_texts(folder / "repository")
     tasks = tasks_of(repository)
     references = {task: Reference(minilm(), repository / task / "1") for task in tasks}
     config = parsed(repository / BACKBONE / "config.pbtxt")

@@ -234,3 +234,39 @@ def test_a_group_whose_entry_is_wrong_is_refused_by_file_and_field(server: Servi
         (found,) = client.predict("heads", "fine again")
     assert isinstance(found, Answers)
     assert not found.problems
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_kept_answers_are_those_of_the_version_that_is_served(server: Serving, protocol: str) -> None:
+    """By itself and by a group; `topic` says so, `question` does not."""
+    text = f"a text that is asked again over {protocol}"
+    models = GroupRepository(server.repository)
+    task_json = server.repository / "topic" / "1" / "task.json"
+    before, count = task_json.read_text(encoding="utf-8"), _hits(server)
+
+    def one(task: str) -> Outputs:
+        (answer,) = ask(server, protocol, [Question(task, (text,))])
+        return answer.good()
+
+    try:
+        models.set("topic", Terms(cache=True))
+        eventually(lambda: not one("topic")["usage"].any(), "its answer is kept")
+        kept, heads = one("topic"), one("heads")
+        assert not heads["topic.usage"].any()
+        assert heads["question.usage"][0, 2] > 0
+        check_same(own(heads, "topic"), kept, 0)
+        assert _hits(server) >= count + 3
+        task_json.write_text(before.replace('"description": "', '"description": "x'), encoding="utf-8")
+        assert before != task_json.read_text(encoding="utf-8")
+        eventually(lambda: one("topic")["usage"].any(), "the changed version answers for itself")
+        assert not one("topic")["usage"].any()
+        check_same(one("topic"), kept, 1e-6)
+    finally:
+        task_json.write_text(before, encoding="utf-8")
+        models.set("topic", Terms(cache=False))
+    eventually(lambda: all(one("topic")["usage"].any() for _ in range(3)), "nothing is kept any more")
+
+
+def _hits(server: Serving) -> int:
+    with Client(server.grpc_url) as client:
+        return client.status("minilm", "topic").tasks[0].cache_hits

@@ -10,18 +10,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from elastic_server import asked, elastic, places
 from reference import Reference, difference
 from typer.testing import CliRunner
 
 from fmplex.cli.app import app
 from fmplex_backend.errors import ServerProblem
 from fmplex_backend.profiles import read_profile
+from fmplex_controller.records.journal import Journal
+from fmplex_controller.sidecar.elastic import Settings
 from fmplex_controller.sidecar.rebinding import rebind
 from fmplex_controller.sidecar.triton import Triton
 from testing.adapters import lora
 from testing.models import minilm
 from testing.repositories import Task, write_backbone, write_task
-from testing.servers import Serving, serving
+from testing.servers import Serving, eventually, serving
 
 BACKBONES = ("first", "second")
 TASKS = ("tuned", "plain")
@@ -34,8 +37,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     repository = folder / "repository"
     for name in BACKBONES:
         write_backbone(repository, name, threads="1", vfm_slots="16")
-    write_task(repository, Task("tuned", 0, adapter=lora(), backbone="first"))
-    write_task(repository, Task("plain", 1, seed=1, backbone="first"))
+    terms = {"slo_ms": "20"}  # under load requests are late
+    write_task(repository, Task("tuned", 0, adapter=lora(), backbone="first", parameters=terms))
+    write_task(repository, Task("plain", 1, seed=1, backbone="first", parameters=terms))
     with serving(repository, folder) as server:
         assert not server.refused
         yield server
@@ -76,7 +80,14 @@ def test_nothing_fails_while_tasks_move_and_answers_stay_the_same(server: Servin
     with ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(ask) for _ in range(4)]
         for number in range(MOVES):
-            moved = rebind(server.repository, triton, TASKS[number % 2], BACKBONES[1 - number // 2 % 2])
+            moved = rebind(
+                server.repository,
+                triton,
+                TASKS[number % 2],
+                BACKBONES[1 - number // 2 % 2],
+                journal=Journal(),
+                why="",
+            )
             assert moved is not None
         stop.set()
         assert [each.result() for each in asked] == [[]] * 4
@@ -89,7 +100,7 @@ def test_a_backbone_that_does_not_answer_gets_no_task(server: Serving, triton: T
     write_backbone(server.repository, "absent", threads="1")
     before = (server.repository / "tuned" / "config.pbtxt").read_bytes()
     with pytest.raises(ServerProblem, match="absent"):
-        rebind(server.repository, triton, "tuned", "absent")
+        rebind(server.repository, triton, "tuned", "absent", journal=Journal(), why="")
     assert (server.repository / "tuned" / "config.pbtxt").read_bytes() == before
     with server.client() as client:
         client.ask_one("tuned", "is it still there").good()
@@ -98,17 +109,30 @@ def test_a_backbone_that_does_not_answer_gets_no_task(server: Serving, triton: T
     (server.repository / "absent").rmdir()
 
 
+def test_an_overloaded_backbone_gives_a_task_away_by_itself_and_no_request_fails(server: Serving) -> None:
+    assert set(places(server).values()) == {"first"}
+    with elastic(server, Settings(start=False)) as told, asked(server, TASKS) as problems:
+        eventually(lambda: any(event.kind == "rebound" for event in told), "a task moves", 30.0)
+    assert not problems
+    kinds = [(event.kind, event.outcome) for event in told if event.kind in ("overloaded", "rebound")]
+    assert kinds == [("overloaded", "done"), ("rebound", "done")]
+    assert sorted(places(server).values()) == ["first", "second"]
+
+
 def test_the_command_line_profiles_plans_and_rebinds(
     server: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FMPLEX_PROFILES", str(tmp_path / "profiles"))
+    monkeypatch.setenv("FMPLEX_RECORDS", str(tmp_path / "records"))
     measured = json.loads(
         run(server, "profile", "first", "--rows", "1,4", "--tokens", "8,32", "--times", "2", "--json")
     )
     profile = read_profile(Path(measured["file"]))
     assert {(point.rows, round(point.tokens)) for point in profile.points} == {(1, 8), (4, 8), (1, 32), (4, 32)}
     assert profile.memory > 2**26
-    run(server, "rebind", "tuned", "second")
+    for task in TASKS:
+        run(server, "rebind", task, "first")
+    run(server, "rebind", "tuned", "second", "--reason", "to see")
     document = json.loads(run(server, "plan", "--seconds", "0.5", "--json", "--no-stop", "--memory", "64"))
     assert {(each["task"], each["backbone"]) for each in document["bindings"]} == {
         ("tuned", "second"),
@@ -119,5 +143,16 @@ def test_the_command_line_profiles_plans_and_rebinds(
     assert "done: stopped second" in shown
     assert not server.has("second")
     assert (server.repository / "second" / "UNLOADED").exists()
+    told = [json.loads(line) for line in run(server, "events", "--since", "1h", "--json").splitlines()]
+    moved, *told = told  # by elasticity, and so back
+    assert (moved["kind"], moved["outcome"]) == ("rebound", "done")
+    assert [(event["kind"], event["model"]) for event in told] == [
+        ("rebound", "tuned"),
+        ("planned", ""),
+        ("rebound", "tuned"),
+        ("backbone-stopped", "second"),
+    ]
+    assert all(event["outcome"] == "done" for event in told)
+    assert "to see" in told[0]["reason"]
     with server.client() as client:
         client.ask_one("tuned", "it has moved back").good()

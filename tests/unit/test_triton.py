@@ -146,6 +146,9 @@ class TritonRequest:
     def requested_output_names(self) -> list[str]:
         return self._outputs
 
+    def request_id(self) -> str:
+        return "r1"
+
     def inputs(self) -> list[Any]:
         return self._inputs
 

@@ -68,6 +68,8 @@ def _line(found: Result, top: int | None) -> str:
     if isinstance(found, Answers):
         lines = ((name, _line(own, top) if isinstance(own, Result) else f"error: {own}") for name, own in found.items())
         return "; ".join(f"{name}: {line}" for name, line in lines)
+    if own_words := found.shown():
+        return own_words
     if isinstance(found, Vector):
         return f"[{_numbers(found.vector, 3)}] {len(found.vector)} numbers, norm {np.linalg.norm(found.vector):.3f}"
     if isinstance(found, Spans):

@@ -32,6 +32,7 @@ from fmplex.cli import predict as prediction
 from fmplex.cli import tasks as task_commands
 from fmplex.cli.events import Records
 from fmplex.cli.shown import errors_shown
+from fmplex_backend.errors import SetupProblem
 
 PASSED_ON = "fmplex.passed_on"
 
@@ -142,6 +143,12 @@ def serve(
     openai_port: openai.ServePort = None,
     openai_host: openai.ServeHost = "127.0.0.1",
     openai_keys: openai.ServeKeys = None,
+    elastic: controlling.Elastic = False,
+    elastic_start: controlling.ElasticStart = True,
+    elastic_moves: controlling.ElasticMoves = None,
+    elastic_idle: controlling.ElasticIdle = None,
+    elastic_memory: controlling.ElasticMemory = None,
+    elastic_parallel: controlling.ElasticParallel = None,
 ) -> None:
     """Serve a model repository until SIGTERM or Ctrl-C.
 
@@ -175,10 +182,15 @@ def serve(
             openai.tell_ready(beside)
             print("ready", flush=True)
 
+        may = controlling.elastic_options(
+            elastic, elastic_start, elastic_moves, elastic_idle, elastic_memory, elastic_parallel
+        )
         companion = None
         if controller and control is Control.explicit:
             asked = controlling.api_options(api, api_host, api_port, api_token_file)
-            companion = controlling.companion(server, asked, records)
+            companion = controlling.companion(server, asked, records, may)
+        elif may is not None:
+            raise SetupProblem("--elastic needs the controller: leave out --no-controller and --control poll")
         raise typer.Exit(foreground.serve(server, ready, companion=companion, beside=beside))
 
 

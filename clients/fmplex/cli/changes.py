@@ -14,7 +14,7 @@ from fmplex.cli.options import DEFAULT, SERVER, AsJson, Asked, Name, Repo, Serve
 from fmplex.cli.shown import after, errors_shown, print_result
 from fmplex.client.sync import Client
 from fmplex_backend.errors import TaskProblem
-from fmplex_backend.repository.configs import Terms
+from fmplex_backend.repository.configs import Terms, term_text
 from fmplex_backend.repository.directory import UNLOADED, set_unloaded
 from fmplex_backend.repository.grouping import GroupRepository
 from fmplex_backend.repository.writer import ModelRepository
@@ -44,21 +44,30 @@ def set_(
     slo_ms: Objective = "",
     max_queue: Bound = "",
     max_queue_bytes: BytesBound = "",
+    cache: Annotated[
+        bool | None,
+        typer.Option(
+            "--cache/--no-cache",
+            help="Keep its answers, for requests that are equal in every byte; --no-cache forgets them.",
+        ),
+    ] = None,
     new_tag: Annotated[
         bool, typer.Option("--new-tag", help="Give it a tag that no other task has; load the task afterwards.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Change a task's weight, latency objective or queue limits, in effect with the next batch; or its tag."""
+    """Change a task's weight, latency objective, queue limits or cache, in effect with the next batch; or its tag."""
     with errors_shown(as_json):
         given = {"slo_ms": slo_ms, "max_queue": max_queue, "max_queue_bytes": max_queue_bytes}
         cleared = frozenset(key for key, text in given.items() if text == NONE)
         objective = None if slo_ms in ("", NONE) else _number(slo_ms, "--slo-ms", float)
         bound = None if max_queue in ("", NONE) else int(_number(max_queue, "--max-queue", int))
         room = None if max_queue_bytes in ("", NONE) else int(_number(max_queue_bytes, "--max-queue-bytes", int))
-        terms = Terms(weight, objective, bound, room, cleared)
+        terms = Terms(weight, objective, bound, room, cleared, cache)
         if terms == Terms() and not new_tag:
-            raise TaskProblem("nothing to set. Give --weight, --slo-ms, --max-queue, --max-queue-bytes or --new-tag")
+            raise TaskProblem(
+                "nothing to set. Give --weight, --slo-ms, --max-queue, --max-queue-bytes, --cache or --new-tag"
+            )
         models = GroupRepository(repository)
         terms.check()
         changed = terms.given()
@@ -69,7 +78,10 @@ def set_(
                 models.renew(group)
         if terms != Terms():
             models.set(name, terms)
-        words = [*(f"{key} {value:g}" for key, value in changed.items()), *(f"no {key}" for key in sorted(cleared))]
+        words = [
+            *(f"{key} {term_text(value)}" for key, value in changed.items()),
+            *(f"no {key}" for key in sorted(cleared)),
+        ]
         words += [f"written anew, to be loaded too: {', '.join(groups)}"] if groups else []
         document = {"task": name} | changed | dict.fromkeys(cleared) | ({"groups": groups} if groups else {})
         print_result(document, f"{name}: {', '.join(words)}", as_json)
@@ -144,7 +156,10 @@ def rollback(
     server: Server = "",
     as_json: AsJson = False,
 ) -> None:
-    """Serve another of a task's versions: the one before, or any with --to, forward too."""
+    """Serve another of a task's versions: the one before, or any with --to, forward too.
+
+    While one is tried as a canary or a shadow, that ends, and without --to the version that serves goes on.
+    """
     with errors_shown(as_json):
         saved = ModelRepository(repository).rollback(name, to)
         if server:

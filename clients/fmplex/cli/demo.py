@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -27,7 +28,10 @@ from fmplex_controller.server import foreground
 from fmplex_controller.server.options import ServerOptions
 from fmplex_controller.server.process import Server
 
-QUESTIONS = {
+QUESTIONS: dict[str, Any] = {
+    "load-kind": [round(30 + 12 * math.sin(step / 23) + step % 7, 1) for step in range(288)],
+    "rate-forecast": [round(30 + 12 * math.sin(step / 23) + step % 7, 1) for step in range(288)],
+    "rate-anomaly": [round(30 + 12 * math.sin(step / 23) + step % 7, 1) for step in range(286)] + [95.0, 27.5],
     "embed": "The cat sleeps on the warm windowsill.",
     "sentiment": "A warm, funny film, beautifully acted; I would happily watch it again.",
     "emotion": "I can't believe we finally won, what a night!",

@@ -1,4 +1,4 @@
-"""`fmplex events`: what the controller of a server has done, and why."""
+"""`fmplex events`: what has been done to a server by its controller and by commands, and why."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def events(
     records: Records = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what the controller of a server has done, and why; with --json a JSON object a line."""
+    """Show what a server's controller and commands on its host have done, and why; with --json a JSON object a line."""
     from fmplex_controller.records.events import Following, read_events
     from fmplex_controller.records.folder import existing_folder
 

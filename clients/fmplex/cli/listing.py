@@ -56,6 +56,8 @@ def show(name: Name, repository: Repo = DEFAULT, server: LiveServer = "", as_jso
         if now is not None:
             task = now.tasks[name]
             document |= {"requests": task.requests, "failures": task.failures, "service_s": task.service_s}
+            if document["cache"]:
+                document |= {"cache_hits": task.cache_hits, "cache_misses": task.cache_misses}
             if backbone in now.backbones:
                 document["dtype"] = now.backbones[backbone].dtype
         document["versions"] = models.versions(name)

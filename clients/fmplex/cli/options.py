@@ -37,6 +37,10 @@ SloMs = Annotated[float | None, typer.Option("--slo-ms", help="Latency objective
 NewVersion = Annotated[
     bool, typer.Option("--new-version", help="Save as the next version of a task that is there already.")
 ]
+Hold = Annotated[
+    bool,
+    typer.Option("--hold", help="With --new-version: the version that serves goes on, until this one is promoted."),
+]
 MaxQueue = Annotated[int | None, typer.Option(help="Number of requests that may wait; default: the backbone's.")]
 MaxQueueBytes = Annotated[
     int | None, typer.Option(help="Bytes that requests may take until they are answered; default: the backbone's.")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmplex.cli import columns, keys
+from fmplex.cli.controlling import controlled
+from fmplex.cli.events import Records
 from fmplex.cli.options import DEFAULT, SERVER, AsJson, Asked, Repo
 from fmplex.cli.shown import errors_shown
 from fmplex_backend.errors import ServerProblem
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from fmplex_controller.sidecar.planning import Known
     from fmplex_controller.sidecar.triton import Triton
 
-GIB = 2**30
 COLUMNS = ("task", "from", "to", "why")
 
 
@@ -45,30 +46,31 @@ def plan(
     apply: Annotated[bool, typer.Option("--apply", help="Do it.")] = False,
     control_key: keys.Given = None,
     control_key_file: keys.GivenFile = None,
+    records: Records = None,
     as_json: AsJson = False,
 ) -> None:
     """Show which tasks should change backbones, which backbones should start or stop, and why; --apply does it."""
     from fmplex_controller.planner.max_share import max_share
     from fmplex_controller.sidecar import planning
     from fmplex_controller.sidecar.carrying_out import carry_out
-    from fmplex_controller.sidecar.triton import Triton
 
-    with errors_shown(as_json):
-        triton = Triton(server, keys.chosen(control_key, control_key_file, False) or None)
-        try:
-            known, demands = _measured(repository, triton, seconds)
-            limits = planning.Limits(None if memory is None else round(memory * GIB), parallel)
-            found = max_share(planning.situation(known, demands, limits), split=False, start=start, stop=stop)
-            if as_json:
-                rates = {task: asdict(demand) for (task, _), demand in sorted(demands.all.items())}
-                print(json.dumps(_document(found) | {"demand": rates}, ensure_ascii=False))
-            else:
-                _show(found)
-            if apply:
-                for done in carry_out(repository, triton, found, known.templates):
-                    print(f"done: {done}", flush=True)
-        finally:
-            triton.close()
+    with (
+        errors_shown(as_json),
+        controlled(repository, server, control_key, control_key_file, records) as (triton, journal),
+    ):
+        known, demands = _measured(repository, triton, seconds)
+        limits = planning.Limits.given(memory, parallel)
+        found = max_share(
+            planning.situation(known, demands, limits), split=False, start=start, stop=stop, pinned=known.grouped
+        )
+        if as_json:
+            rates = {task: asdict(demand) for (task, _), demand in sorted(demands.all.items())}
+            print(json.dumps(_document(found) | {"demand": rates}, ensure_ascii=False))
+        else:
+            _show(found)
+        if apply:
+            for done in carry_out(repository, triton, found, known.templates, journal):
+                print(f"done: {done}", flush=True)
 
 
 def _measured(repository: Path, triton: Triton, seconds: float) -> tuple[Known, Demands]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +16,7 @@ from fmplex.cli.shown import PROBLEM, errors_shown
 from fmplex.data.stream import FORMATS, STDIN
 from fmplex_backend.errors import TaskProblem
 from fmplex_backend.families import input_named
+from fmplex_backend.families.spec import Input, SteppedInput
 
 BEST = 3  # labels that are shown
 
@@ -23,7 +25,7 @@ def predict(
     task: Annotated[str, typer.Argument(help="Name of the task.")],
     texts: Annotated[
         list[str] | None,
-        typer.Argument(help="Inputs: texts, files of pictures, or rows of numbers such as 0.5,12,3; - for stdin."),
+        typer.Argument(help="Inputs: texts, files of pictures or series, or numbers such as 0.5,12,3; - for stdin."),
     ] = None,
     server: Asked = SERVER,
     timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait; with --file, for a batch.")] = 30.0,
@@ -50,6 +52,12 @@ def predict(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write results to this file.", dir_okay=False)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin --out anew, whatever is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results whole, as JSON.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw inputs and results into this .png, .svg or .pdf file.", dir_okay=False)
+    ] = None,
+    hold_back: Annotated[
+        int, typer.Option(min=0, help="Last steps of series that are not sent; --plot shows them beside the forecast.")
+    ] = 0,
 ) -> None:
     """Send inputs to a served task, and print its results or write them to a file.
 
@@ -62,13 +70,16 @@ def predict(
         texts, file = None, STDIN
     if bool(texts) == (file is not None):
         raise typer.BadParameter("give inputs, or --file FILE, or - for stdin", param_hint="TEXTS")
+    if (plot is not None or hold_back) and not texts:
+        raise typer.BadParameter("only inputs that are given one by one are drawn", param_hint="--plot")
     if out is not None and file is None:
         raise typer.BadParameter("results of a --file are written to one", param_hint="--out")
     if out is not None and file is not None and out.absolute() == file.absolute():
         raise typer.BadParameter("it is --file too", param_hint="--out")
     with errors_shown(as_json):
         if texts:
-            _ask(task, texts, server, timeout, None if every else top or BEST, threshold, as_json)
+            asked = Asking(task, texts, None if every else top or BEST, threshold, as_json, plot, hold_back)
+            _ask(asked, server, timeout)
             return
         from fmplex.cli import files
 
@@ -88,9 +99,20 @@ def predict(
         raise typer.Exit(PROBLEM)
 
 
-def _ask(
-    task: str, texts: list[str], server: str, timeout: float, top: int | None, threshold: float | None, as_json: bool
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """What is asked, and how the results are shown."""
+
+    task: str
+    texts: list[str]
+    top: int | None
+    threshold: float | None
+    as_json: bool
+    plot: Path | None
+    hold_back: int
+
+
+def _ask(asked: Asking, server: str, timeout: float) -> None:
     from fmplex.cli.answers import result_line
     from fmplex.cli.files import shortened
     from fmplex.client.deadline import Deadline
@@ -99,15 +121,30 @@ def _ask(
 
     deadline = Deadline.after(timeout, time.monotonic)
     with Client(server, timeout=timeout) as client:
-        reads = input_named(client.interface(task).takes)
+        reads = input_named(client.interface(asked.task).takes)
         if reads is None:
-            raise TaskProblem(f"{task!r} reads what no family here has. Send it with a Triton client")
-        items = [reads.parse(text) for text in texts]
-        found = client.predict(task, items, timeout=deadline.remaining)
-    if threshold is not None:
-        found = [above(each, threshold) for each in found]
-    if as_json:
+            raise TaskProblem(f"{asked.task!r} reads what no family here has. Send it with a Triton client")
+        items, held = _parted(reads, [reads.parse(text) for text in asked.texts], asked.hold_back)
+        found = client.predict(asked.task, items, timeout=deadline.remaining)
+    if asked.plot is not None:
+        from fmplex.cli.plotting import draw
+
+        draw(asked.plot, items, found, held)
+    if asked.threshold is not None:
+        found = [above(each, asked.threshold) for each in found]
+    if asked.as_json:
         print(json.dumps([as_json_value(each) for each in found], ensure_ascii=False))
         return
     for item, each in zip(items, found, strict=True):
-        print(f"{shortened(reads.show(item))}: {result_line(each, top)}" if len(items) > 1 else result_line(each, top))
+        line = result_line(each, asked.top)
+        print(f"{shortened(reads.show(item))}: {line}" if len(items) > 1 else line)
+
+
+def _parted(reads: Input, items: list[Any], hold_back: int) -> tuple[list[Any], list[Any]]:
+    """Items as they are sent, and what of each is held back."""
+    if not hold_back:
+        return items, [None] * len(items)
+    if not isinstance(reads, SteppedInput):
+        raise TaskProblem(f"{reads.tensor.name} has no steps that could be held back. Leave --hold-back out")
+    parts = [reads.parted(item, hold_back) for item in items]
+    return [first for first, _ in parts], [last for _, last in parts]

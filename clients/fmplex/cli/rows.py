@@ -12,7 +12,7 @@ from fmplex_backend.repository.config import TaskConfig, load_task_config
 from fmplex_backend.repository.tasks import BrokenTask, TaskSpec
 
 # Of a task's figures the first of these is shown.
-FIGURES_SHOWN = ("accuracy", "entity_f1", "micro_f1", "macro_f1", "spearman", "rmse", "mae")
+FIGURES_SHOWN = ("accuracy", "entity_f1", "f1", "micro_f1", "macro_f1", "spearman", "rmse", "mae")
 
 
 def row_of(name: str, backbone: str, entry: TaskSpec | BrokenTask, now: Live | None) -> dict[str, Any]:
@@ -21,12 +21,12 @@ def row_of(name: str, backbone: str, entry: TaskSpec | BrokenTask, now: Live | N
     `version` is the one that the server serves, where it tells of one, else the one of the entry.
     """
     row: dict[str, Any] = {"task": name, "backbone": backbone, "tag": entry.vfm, "state": None}
-    row |= dict.fromkeys(("weight", "slo_ms", "max_queue", "max_queue_bytes", "version"))
+    row |= dict.fromkeys(("weight", "slo_ms", "max_queue", "max_queue_bytes", "cache", "version"))
     row |= dict.fromkeys(("adapter", "decoder", "figure", "queue", "share", "error"))
     if isinstance(entry, BrokenTask):
         row |= {"state": "refused", "error": str(entry.error)}
     else:
-        row |= {name: getattr(entry, name) for name in ("weight", "max_queue", "max_queue_bytes")}
+        row |= {name: getattr(entry, name) for name in ("weight", "max_queue", "max_queue_bytes", "cache")}
         row["version"] = entry.version.number
         row |= {"slo_ms": None if entry.slo is None else entry.slo * 1000} | _parts(entry)
     return row if now is None else row | _live(row, name, now)

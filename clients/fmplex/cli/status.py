@@ -21,6 +21,7 @@ from fmplex.cli.events import Records, line_of
 from fmplex.cli.options import DEFAULT, SERVER, AsJson, Asked, Repo
 from fmplex.cli.shown import errors_shown
 from fmplex.client.overview import BackboneRow, History, TaskRow
+from fmplex.client.versions import VersionRow, rows_of
 from fmplex_backend.errors import ServerProblem, SetupProblem
 from fmplex_backend.repository.writer import ModelRepository
 
@@ -50,6 +51,18 @@ TASK_COLUMNS = {
     "misses": "misses",
     "failures": "failures",
 }
+VERSION_COLUMNS = {
+    "task": "task",
+    "version": "version",
+    "role": "role",
+    "share": "share",
+    "requests": "requests",
+    "wait_ms": "wait_ms",
+    "run_ms": "run_ms",
+    "failures": "failures",
+    "agreement": "agreement",
+}
+Row = BackboneRow | TaskRow | VersionRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +72,7 @@ class Glance:
     server: str
     backbones: Sequence[BackboneRow]
     tasks: Sequence[TaskRow]
+    versions: Sequence[VersionRow]  # of tasks that try one beside the one that serves
     events: Sequence[Any]
     unrecorded: str = ""  # why there are no events
 
@@ -68,7 +82,7 @@ class Glance:
         return {"server": self.server, **rows}
 
 
-PARTS = ("backbones", "tasks", "events")
+PARTS = ("backbones", "tasks", "versions", "events")
 
 
 class Looker:
@@ -91,8 +105,9 @@ class Looker:
             self._history.backbone(name, state, now.missing.get(name, "")) for name, state in sorted(known.items())
         ]
         tasks = [self._history.task(now.tasks[name]) for name in sorted(now.tasks)]
+        versions = rows_of(now.tasks[name] for name in sorted(now.tasks))
         events, problem = self._events()
-        return Glance(self._server, backbones, tasks, events, problem)
+        return Glance(self._server, backbones, tasks, versions, events, problem)
 
     def _events(self) -> tuple[Sequence[Any], str]:
         from fmplex_controller.records.events import latest_events
@@ -151,51 +166,55 @@ def _watch(looker: Looker, as_json: bool) -> None:
 
 def rendered(glance: Glance) -> RenderableType:
     """Tables for a terminal."""
-    parts: list[RenderableType] = [
-        Text(f"{glance.server}", style="bold"),
-        _table(glance.backbones, BACKBONE_COLUMNS),
-        _table(glance.tasks, TASK_COLUMNS),
-    ]
-    rows: list[BackboneRow | TaskRow] = [*glance.backbones, *glance.tasks]
-    wrong = [row for row in rows if row.error]
-    parts += [Text(f"{_name(row)}: {row.state}: {row.error}", style="red") for row in wrong]
+    tables = [_table(rows, columns) for rows, columns in _tables(glance)]
+    parts: list[RenderableType] = [Text(f"{glance.server}", style="bold"), *tables]
+    rows: list[Row] = [*glance.backbones, *glance.tasks, *glance.versions]
+    parts += [Text(f"{_name(row)}: {row.error}", style="red") for row in rows if row.error]
     parts += [Text(line_of(event)) for event in glance.events] or [Text(glance.unrecorded, style="dim")]
     return Group(*parts)
 
 
 def in_pipe(glance: Glance) -> str:
     """Tables with tabs, an empty line between them."""
-    tables = [
-        as_fields([_cells(row, columns) for row in rows], list(columns))
-        for rows, columns in ((glance.backbones, BACKBONE_COLUMNS), (glance.tasks, TASK_COLUMNS))
-    ]
+    tables = [as_fields([_cells(row, columns) for row in rows], list(columns)) for rows, columns in _tables(glance)]
     events = "\n".join(line_of(event) for event in glance.events) or glance.unrecorded
     return "\n\n".join([*tables, events])
 
 
-def _table(rows: Sequence[BackboneRow | TaskRow], columns: dict[str, str]) -> Table:
+def _tables(glance: Glance) -> list[tuple[Sequence[Row], dict[str, str]]]:
+    tables: list[tuple[Sequence[Row], dict[str, str]]] = [
+        (glance.backbones, BACKBONE_COLUMNS),
+        (glance.tasks, TASK_COLUMNS),
+    ]
+    return [*tables, (glance.versions, VERSION_COLUMNS)] if glance.versions else tables
+
+
+def _table(rows: Sequence[Row], columns: dict[str, str]) -> Table:
     table = Table(box=None, pad_edge=False)
     for title in columns:
-        is_text = title in ("backbone", "task", "state")
+        is_text = title in ("backbone", "task", "state", "role")
         table.add_column(title, justify="left" if is_text else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(text) for text in _cells(row, columns).values()))  # Text: names are no markup
     return table
 
 
-def _cells(row: BackboneRow | TaskRow, columns: dict[str, str]) -> dict[str, str]:
+def _cells(row: Row, columns: dict[str, str]) -> dict[str, str]:
     return {title: _cell(title, getattr(row, field)) for title, field in columns.items()}
 
 
 def _cell(title: str, value: Any) -> str:
     if value is None:
         return "-"
-    if title in ("share", "busy"):
+    if title in ("share", "busy", "agreement"):
         return f"{value:.1%}"
     if title == "up":
         return f"{value / 3600:.0f}h" if value >= 3600 else f"{value:.0f}s"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _name(row: BackboneRow | TaskRow) -> str:
-    return row.task if isinstance(row, TaskRow) else row.backbone
+def _name(row: Row) -> str:
+    """With its state."""
+    if isinstance(row, VersionRow):
+        return f"{row.task}: version {row.version} as a {row.role} is refused"
+    return f"{row.task if isinstance(row, TaskRow) else row.backbone}: {row.state}"

@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
-from fmplex.cli import changes, checks, listing
+from fmplex.cli import changes, checks, listing, rollout
 from fmplex.cli.deploy import deploy
 from fmplex.cli.options import (
     DEFAULT,
     AsJson,
+    Hold,
     Labels,
     MaxQueue,
     MaxQueueBytes,
@@ -38,6 +39,9 @@ app.command("set")(changes.set_)
 app.command()(changes.load)
 app.command()(changes.unload)
 app.command()(changes.rollback)
+app.command()(rollout.canary)
+app.command()(rollout.shadow)
+app.command()(rollout.promote)
 app.command()(changes.remove)
 app.command()(checks.check)
 
@@ -50,6 +54,7 @@ def add(
     labels: Labels = "",
     repository: Repo = DEFAULT,
     new_version: NewVersion = False,
+    hold: Hold = False,
     weight: Weight = None,
     slo_ms: SloMs = None,
     max_queue: MaxQueue = None,
@@ -62,7 +67,8 @@ def add(
         from fmplex.task.destination import check_destination
 
         terms = Terms(weight, slo_ms, max_queue, max_queue_bytes)
-        check_destination(name, backbone, repository, terms, server, new_version=new_version)
+        asked = "" if hold else server
+        check_destination(name, backbone, repository, terms, asked, new_version=new_version, held=hold)
         from fmplex.task.backbone import Backbone
         from fmplex.task.task import Task
 
@@ -80,6 +86,6 @@ def add(
                 f"{adapter} has no score head for --labels. Leave them out to serve its embeddings, or fit a "
                 f"head: fmplex task train {name} --from {adapter} --data FILE"
             )
-        path = task.deploy(server, repository) if server else task.save(repository)
+        path = task.deploy(server, repository) if asked else task.save(repository, held=hold)
         words = "\n".join([f"{name}: {path}", *(f"note: {remark}" for remark in task.remarks)])
         print_result({"task": name, "path": str(path), "notes": task.remarks}, words, as_json)

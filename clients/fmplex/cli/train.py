@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from fmplex.cli.options import (
     DEFAULT,
     AsJson,
+    Hold,
     Labels,
     MaxQueue,
     MaxQueueBytes,
@@ -27,7 +28,7 @@ from fmplex.cli.options import (
     split,
 )
 from fmplex.cli.shown import errors_shown, print_result
-from fmplex.data.rows import rows_of
+from fmplex.data.rows import rows_for
 from fmplex.training.checks import check_rows
 from fmplex.training.progress import Progress, shown
 from fmplex_backend.adapters.kinds import KINDS as ADAPTERS
@@ -106,6 +107,7 @@ def train(
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew where there is a checkpoint.")] = False,
     new_version: NewVersion = False,
+    hold: Hold = False,
     reject_below: Annotated[
         float | None, typer.Option(help="Answer no label where the confidence is lower (0 to 1).")
     ] = None,
@@ -115,6 +117,7 @@ def train(
     confidence: Annotated[
         Confidence | None, typer.Option(help="What tells it: the highest score, or features; default: see the guide.")
     ] = None,
+    horizon: Annotated[int | None, typer.Option(help="Steps to forecast, of a series.")] = None,
     weight: Weight = None,
     slo_ms: SloMs = None,
     max_queue: MaxQueue = None,
@@ -122,7 +125,7 @@ def train(
     server: Server = "",
     as_json: AsJson = False,
 ) -> None:
-    """Train a task on labelled texts, pictures or rows of numbers, and save it as a new task or a new version.
+    """Train a task on labelled texts, pictures, series or rows of numbers, and save it as a new task or a new version.
 
     Name, rows, test rows, repository and server are checked before the first step. What was trained is saved whatever
     happens afterwards. After Ctrl-C the same command goes on from the checkpoint.
@@ -132,16 +135,24 @@ def train(
 
         progress.phase("checking")
         terms = Terms(weight, slo_ms, max_queue, max_queue_bytes)
-        check_destination(name, backbone, repository, terms, server, new_version=new_version)
+        asked = "" if hold else server
+        check_destination(name, backbone, repository, terms, asked, new_version=new_version, held=hold)
         columns = _columns(numbers, data, label)
         reading = {name: value for name, value in {"prefix": prefix, "max_length": max_length}.items() if value}
         encoder = _family(repository, backbone).encoder_for(columns, reading)
         told = confidence.value if confidence else None
         chosen = _decoder(
-            decoder, labels=split(labels), reject_below=reject_below, reject_label=reject_label, confidence=told
+            decoder,
+            labels=split(labels),
+            reject_below=reject_below,
+            reject_label=reject_label,
+            confidence=told,
+            horizon=horizon,
         )
         rows, tested = (
-            None if file is None else rows_of(file, None, encoder.reads(), columns=columns or text or None, label=label)
+            None
+            if file is None
+            else rows_for(chosen, file, None, encoder.reads(), columns=columns or text or None, label=label)
             for file in (data, test)
         )
         assert rows is not None
@@ -163,7 +174,7 @@ def train(
         folder = checkpoint or default_checkpoint(repository, name)
         if restart and (folder / NUMBERS).is_file():  # a directory of something else is left alone
             shutil.rmtree(folder)
-        finisher = Finisher(task, remarks, repository, server, folder, progress, quiet=as_json)
+        finisher = Finisher(task, remarks, repository, asked, folder, progress, held=hold, quiet=as_json)
         finisher.fit(
             rows,
             validation=validation or None,

@@ -27,6 +27,7 @@ class Finisher:
         remarks: what a person should know about the rows.
         server: an address; "" where the task is only to be saved.
         checkpoint: the directory from which an interrupted training goes on.
+        held: whether the version that serves goes on, and this one is only saved.
         quiet: whether remarks about the rows are left to `document`.
     """
 
@@ -39,9 +40,10 @@ class Finisher:
         checkpoint: Path,
         progress: Progress,
         *,
+        held: bool,
         quiet: bool,
     ) -> None:
-        self.task, self.repository, self.server = task, repository, server
+        self.task, self.repository, self.server, self.held = task, repository, "" if held else server, held
         self.checkpoint, self.progress, self.quiet = checkpoint, progress, quiet
         self.path = Path()
         self._example: Any = ""
@@ -91,6 +93,8 @@ class Finisher:
     def words(self) -> str:
         """What was done, and what comes next, for people."""
         served = f"served at {self.server}" if self.server else f"to serve it: {self._load_command()}"
+        if self.held:
+            served = f"to try it: fmplex task canary {self.task.name}, or shadow; to serve it: fmplex task promote"
         lines = [
             f"{self.task.name}: saved in {self.path}",
             *self._figures(),
@@ -104,7 +108,7 @@ class Finisher:
     def _save(self) -> None:
         self.progress.phase("saving")
         try:
-            self.path = self.task.save(self.repository)
+            self.path = self.task.save(self.repository, held=self.held)
         except (FmplexError, OSError) as error:
             aside = Path(tempfile.mkdtemp(prefix=f"fmplex-{self.task.name}-"))
             self.task.write(aside)

@@ -15,11 +15,22 @@ from typing import Any
 from fmplex.data.folders import files_in, labelled_files
 from fmplex.data.items import located
 from fmplex.data.tables import check_columns, column, columns_in, is_table, read_file
+from fmplex_backend.decoders import Decoder
 from fmplex_backend.decoders.rows import Rows
 from fmplex_backend.errors import TaskProblem
-from fmplex_backend.families.spec import Input
+from fmplex_backend.families.spec import Input, TableInput
 
 Columns = str | Sequence[str] | None  # of the inputs; None: the input's default, or every column but the label's
+
+
+def rows_for(
+    decoder: Decoder, data: Any, labels: Any, reads: Input, *, columns: Columns = None, label: str = "label"
+) -> Rows:
+    """Rows that a decoder can be fitted to: labelled ones, or those that it makes of items without labels."""
+    if labels is not None or not decoder.labels_itself or isinstance(data, Rows):
+        return rows_of(data, labels, reads, columns=columns, label=label)
+    source = str(data) if isinstance(data, (str, Path)) else "the data"
+    return decoder.rows_from(items_of(data, reads, columns=columns), source)
 
 
 def rows_of(data: Any, labels: Any, reads: Input, *, columns: Columns = None, label: str = "label") -> Rows:
@@ -55,6 +66,8 @@ def items_of(data: Any, reads: Input, *, columns: Columns = None) -> list[Any]:
         data = files_in(Path(data), reads)
     elif isinstance(data, (str, Path)):
         folder, data = Path(data).parent, read_file(Path(data))
+    if is_table(data) and isinstance(reads, TableInput):
+        return _from_table(data, reads, columns, None, "the data")[0]
     if is_table(data):
         data = _cells(data, _columns(data, reads, columns, None, "the data"), reads, "the data")
     if not isinstance(data, Iterable):
@@ -81,9 +94,25 @@ def _labelled(data: Any, reads: Input, columns: Columns, label: str, source: str
             raise TaskProblem("labels are missing. Call fit(rows, labels), or give pairs, a table or a file with both")
         return [row[0] for row in data], [row[1] for row in data]
     names = columns_in(data, source)
+    if isinstance(reads, TableInput):
+        check_columns(names, {label: "label"}, source)
+        return _from_table(data, reads, columns, label, source)
     chosen = _columns(data, reads, columns, label, source)
     check_columns(names, dict.fromkeys(chosen, "text") | {label: "label"}, source)
     return _cells(data, chosen, reads, source), column(data, label)
+
+
+def _from_table(
+    data: Any, reads: TableInput, columns: Columns, label: str | None, source: str
+) -> tuple[list[Any], list[Any]]:
+    """Items and labels; raises TaskProblem."""
+    names = columns_in(data, source)
+    named = [columns] if isinstance(columns, str) else None if columns is None else list(columns)
+    check_columns(names, dict.fromkeys(named or [], "text"), source)
+    try:
+        return reads.from_table({name: column(data, name) for name in names}, named, label)
+    except ValueError as error:
+        raise TaskProblem(f"{source}: {error}") from None
 
 
 def _columns(data: Any, reads: Input, columns: Columns, label: str | None, source: str) -> list[str]:

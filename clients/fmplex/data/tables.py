@@ -1,4 +1,4 @@
-"""Tables: CSV, TSV and JSONL files, lists of dicts, DataFrames and Datasets, by their columns."""
+"""Tables: CSV, TSV, JSONL and Parquet files, lists of dicts, DataFrames and Datasets, by their columns."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fmplex.data.stream import import_parquet
 from fmplex_backend.errors import TaskProblem
 
 
-def read_file(file: Path) -> list[dict[str, Any]]:
-    """The rows of a CSV, TSV or JSONL file, by column; raises TaskProblem."""
+def read_file(file: Path) -> Any:
+    """The table in a CSV, TSV, JSONL or Parquet file; raises TaskProblem."""
     if not file.is_file():
-        raise TaskProblem(f"there is no file {file}. Name a .csv, .tsv or .jsonl file")
+        raise TaskProblem(f"there is no file {file}. Name a .csv, .tsv, .jsonl or .parquet file")
     kind = file.suffix.lower()
     try:
         if kind in (".csv", ".tsv"):
@@ -25,7 +26,19 @@ def read_file(file: Path) -> list[dict[str, Any]]:
             return [_json_row(line, file, number) for number, line in enumerate(lines, 1) if line.strip()]
     except (UnicodeDecodeError, csv.Error) as error:
         raise TaskProblem(f"{file} cannot be read: {error}. Save it as UTF-8 {kind[1:].upper()}") from None
-    raise TaskProblem(f"{file} has no supported format. Give a .csv, .tsv or .jsonl file")
+    if kind == ".parquet":
+        return _parquet(file)
+    raise TaskProblem(f"{file} has no supported format. Give a .csv, .tsv, .jsonl or .parquet file")
+
+
+def _parquet(file: Path) -> dict[str, list[Any]]:
+    """By column."""
+    parquet = import_parquet()
+    try:
+        columns: dict[str, list[Any]] = parquet.read_table(file).to_pydict()
+    except (OSError, ValueError) as error:  # pyarrow's errors of files are ValueErrors
+        raise TaskProblem(f"{file} cannot be read as Parquet: {error}. Write it again, whole") from None
+    return columns
 
 
 def _json_row(line: str, file: Path, number: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fmplex_backend import families
+from fmplex_backend.decoders import Decoder
 from fmplex_backend.errors import FmplexError, TaskProblem
 from fmplex_backend.families.spec import Family, FittingInputs
 from fmplex_backend.repository.config import load_backbone_config
@@ -107,6 +108,10 @@ class Backbone:
         """The width of its vectors."""
         return int(self.runtime.hidden)
 
+    def width_of(self, reads: str) -> int:
+        """The width of what a decoder reads."""
+        return int(self.runtime.width_of(reads))
+
     @property
     def model_type(self) -> str:
         """As transformers names the architecture."""
@@ -115,6 +120,10 @@ class Backbone:
     def for_training(self) -> Any:
         """Modules of one's own, to put an adapter around, on the shared, frozen weights."""
         return _same_weights(self._pristine)
+
+    def completed(self, decoder: Decoder) -> Decoder:
+        """A decoder that is about to be fitted, with the settings that only the backbone tells."""
+        return self.family.completed(decoder, self.fitting_runtime)
 
     def fitting_inputs(self, encoder: Any, tensors: Mapping[str, Tensor], seed: int) -> FittingInputs:
         """A task's encoder while the task is fitted, with the tensors it has, if any."""

@@ -21,6 +21,7 @@ def check_destination(
     server: str = "",
     *,
     new_version: bool = True,
+    held: bool = False,
     control_key: str | None = None,
 ) -> None:
     """Raise now what saving the task, and loading it on a server, would raise later.
@@ -31,13 +32,19 @@ def check_destination(
     Args:
         server: an address; "" where the task is only to be saved.
         new_version: whether a task of that name may be there already.
+        held: whether it must be, since the version that serves goes on.
     """
     models = ModelRepository(repository)
-    models.check_place(name, backbone, terms)
+    models.check_place(name, backbone, terms, held=held)
     if not new_version and name in models.tasks():
         raise TaskProblem(
             f"the task {name!r} is in {repository} already. Give --new-version to save this one as its next version, "
             "or another name"
+        )
+    if held and not (new_version and name in models.tasks()):
+        raise TaskProblem(
+            f"no version of {name!r} serves that could go on meanwhile. --hold goes with --new-version, for a task "
+            f"that is in {repository}"
         )
     if server:
         _check_server(server, backbone, repository, control_key)

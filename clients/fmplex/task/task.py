@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from fmplex.client.results import result
 from fmplex.client.sync import Client
-from fmplex.data.rows import Columns, items_of, rows_of
+from fmplex.data.rows import Columns, items_of, rows_for
 from fmplex.task.adapters import AdapterState, Imported, import_adapter
 from fmplex.task.backbone import Backbone
 from fmplex.task.destination import check_destination
@@ -52,11 +52,13 @@ class Task:
         name: that of its directory in the model repository, which clients call.
         backbone: the model that it shares with other tasks.
         adapter: LoRA, DoRA, IA3, Pretrained, or none.
-        decoder: Classifier, MultiLabel, Regressor, TokenClassifier, Embedder, Similarity or Plugin.
+        decoder: Classifier, MultiLabel, Regressor, TokenClassifier, Embedder, Similarity or Plugin; of series also
+            Forecaster, OwnForecaster, AnomalyDetector or Imputer.
         encoder: of texts Text (how they become tokens), Projection (of rows of numbers) or PluginEncoder; of pictures
-            ImageFile or ImageArray.
+            ImageFile or ImageArray; of series Window.
         weight: of its fair share of the backbone. slo_ms: its latency objective. max_queue: requests that may wait.
-            max_queue_bytes: bytes that they may take until they are answered. None keeps what a saved task has.
+            max_queue_bytes: bytes that they may take until they are answered. cache: keep its answers, for requests
+            that are equal in every byte. None keeps what a saved task has.
     """
 
     def __init__(
@@ -71,19 +73,20 @@ class Task:
         slo_ms: float | None = None,
         max_queue: int | None = None,
         max_queue_bytes: int | None = None,
+        cache: bool | None = None,
         description: str = "",
     ) -> None:
         self.name, self.backbone, self.description = name, backbone, description
         self.encoder: Any = encoder or self._default_encoder()
         self.adapter: Adapter | None = None
         self.decoder: Decoder = decoder
-        self.terms = Terms(weight, slo_ms, max_queue, max_queue_bytes)
+        self.terms = Terms(weight, slo_ms, max_queue, max_queue_bytes, cache=cache)
         self.terms.check()
         self.metrics: dict[str, float | int | str] = {}
         self.history: History | None = None
         self.evaluation: Evaluation | None = None
         self.remarks: list[str] = []  # what is odd about its rows, or about the adapter it was made from
-        self.fitted = TrainedWeights()
+        self.fitted = TrainedWeights(head=decoder.brought())
         self._loaded: Extensions | None = None
         self._source: Path | None = None  # the version it was loaded from, until a part changes
         if adapter is not None:
@@ -108,7 +111,7 @@ class Task:
             if isinstance(what, Pretrained):
                 self._take_imported(import_adapter(what, self.backbone))
         elif part == "decoder":
-            self.decoder, self.fitted = what, replace(self.fitted, head={}, confidence={})
+            self.decoder, self.fitted = what, replace(self.fitted, head=what.brought(), confidence={})
         else:
             raise TaskProblem(f"a task has no part {part!r}. Its parts are {', '.join(PARTS)}")
         self._changed()
@@ -172,9 +175,11 @@ class Task:
         """Fit the adapter and the decoder; the backbone's weights stay as they are.
 
         Args:
-            rows: texts or pictures (with `labels`), pairs, a table, a file or a folder (see fmplex.data.rows).
+            rows: texts, pictures or series (with `labels`), pairs, a table, a file or a folder (see fmplex.data.rows);
+                for a decoder that forecasts, series without labels.
             validation: a fraction of the rows, or rows of their own as a pair (texts, labels), a table or a file; the
-                weights of the epoch that does best on them are kept.
+                weights of the epoch that does best on them are kept. None holds nothing out, but for a decoder that
+                needs it (an AnomalyDetector: the last fifth).
             test: rows to evaluate on at the end, in the same forms; they are checked before the first step.
             text, label: names of columns, "text" (of pictures "image") and "label" by default; for an encoder that
                 takes numbers, `text` names the numbers' (every column but the label's by default).
@@ -186,6 +191,7 @@ class Task:
         with told(checked.progress, self.name) as progress:
             progress.phase("reading the rows")
             found = self.rows(rows, labels, text=text, label=label)
+            validation = self.decoder.holds_out if validation is None else validation
             if not (validation is None or isinstance(validation, float)):
                 validation = self._held_out(validation, text, label)
             tested = None if test is None else self._held_out(test, text, label)
@@ -207,7 +213,7 @@ class Task:
             return
         progress.phase("test")
         self._evaluate(tested, progress)
-        if training.alone:
+        if training.alone and not self.decoder.plain.fits_confidence:
             progress.phase("test of the head alone")
             alone = Task(self.name, self.backbone, decoder=self.decoder.plain, encoder=self.encoder)
             alone.fitted = TrainedWeights(head=training.alone)
@@ -219,8 +225,11 @@ class Task:
             self.metrics |= {f"head_only_{name}": value for name, value in found.figures.items()}
 
     def rows(self, rows: Any, labels: Any = None, *, text: Columns = None, label: str = "label") -> Rows:
-        """Labelled rows in any form that `fit` takes, read once: `fit` and `evaluate` take them as they are."""
-        return rows_of(rows, labels, self.encoder.reads(), columns=text, label=label)
+        """Labelled rows in any form that `fit` takes, read once: `fit` and `evaluate` take them as they are.
+
+        A decoder that forecasts makes them of series without labels.
+        """
+        return rows_for(self.decoder, rows, labels, self.encoder.reads(), columns=text, label=label)
 
     def _held_out(self, given: Any, text: Columns, label: str) -> Rows:
         own = isinstance(given, tuple) and len(given) == 2
@@ -312,6 +321,8 @@ class Task:
 
     def _model_name(self) -> str:
         model = self.backbone.config.model
+        if (self.backbone.file.parent / model).is_dir() and not Path(model).is_absolute():
+            return self.backbone.name  # a path from the backbone's directory
         # a path of this machine means nothing on another
         return Path(model).name if Path(model).is_absolute() else model
 
@@ -335,15 +346,19 @@ class Task:
             draw(self.history, path / CURVE)
         write_config(path, self.config())
 
-    def save(self, repository: str | Path | None = None) -> Path:
-        """Save as a new task with a free tag, or as the next version of a task that exists; returns its directory."""
-        return self._save(repository).path
+    def save(self, repository: str | Path | None = None, *, held: bool = False) -> Path:
+        """Save as a new task with a free tag, or as the next version of a task that exists; returns its directory.
 
-    def _save(self, repository: str | Path | None) -> Saved:
+        Args:
+            held: whether the version that serves goes on, until this one is tried or promoted; see docs/canary.md.
+        """
+        return self._save(repository, held=held).path
+
+    def _save(self, repository: str | Path | None, *, held: bool = False) -> Saved:
         extensions = self._extensions()  # what the server would refuse is refused here
         pipeline = Pipeline(self.config(), extensions.takes, self.encoder.size(), extensions.outputs, self.write)
         return ModelRepository(repository or self.backbone.repository).save(
-            self.name, self.backbone.name, pipeline, self.terms
+            self.name, self.backbone.name, pipeline, self.terms, held=held
         )
 
     def deploy(
@@ -403,7 +418,10 @@ class Task:
             bound, spec = ModelRepository(path.parent).task(path.name)
             backbone = backbone or Backbone(bound, repository=path.parent)
             slo_ms = None if spec.slo is None else spec.slo * 1000
-            path, terms = spec.version.path, Terms(spec.weight, slo_ms, spec.max_queue, spec.max_queue_bytes)
+            path, terms = (
+                spec.version.path,
+                Terms(spec.weight, slo_ms, spec.max_queue, spec.max_queue_bytes, cache=spec.cache or None),
+            )
         elif path.name.isdigit():
             name = path.parent.name
         config = load_task_config(path / "task.json")

@@ -60,6 +60,7 @@ def prepare(
         checkpoint = Checkpoint(options.checkpoint, _digest(parts, decoder, rows, options))
         checkpoint.check()
     progress.phase("loading the backbone")
+    decoder = parts.backbone.completed(decoder)
     inputs = parts.backbone.fitting_inputs(parts.encoder, parts.weights.encoder, options.seed)
     examples = _examples(decoder, inputs, rows)
     training, held = _split(decoder, inputs, rows, examples, validation, options.seed)
@@ -159,6 +160,8 @@ def _split(
         return examples, None
     if isinstance(validation, Rows):
         return examples, _examples(decoder, inputs, validation)
+    if (chosen := decoder.split(rows, validation)) is not None:
+        return examples.pick(chosen[0]), examples.pick(chosen[1])
     whole = len(examples) == len(rows) and decoder.stratified
     groups = [str(value) for value in rows.labels] if whole else [""] * len(examples)
     training, held = split(len(examples), validation, groups, seed)
@@ -238,7 +241,7 @@ def _head(parts: TaskParts, decoder: Decoder, class_weights: Tensor | None, seed
     """A new head, with the weights of the former one where their shapes are the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = decoder.trainable(parts.backbone.hidden, class_weights)
+        head = decoder.trainable(parts.backbone.width_of(decoder.reads), class_weights)
     if parts.weights.head:
         head.fill(parts.weights.head)
     head.module.to(parts.backbone.runtime.device)

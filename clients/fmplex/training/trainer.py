@@ -169,7 +169,8 @@ class Trainer:
         if self.head.normalize:
             vectors = nn.functional.normalize(vectors, dim=-1)
         with torch.inference_mode():
-            return Sample(vectors.cpu().numpy(), self.head.module(vectors).cpu().numpy())
+            values = self.head.module(vectors).cpu().numpy()
+        return Sample(vectors.cpu().numpy(), values, examples.targets)
 
     # -- epochs of steps
 

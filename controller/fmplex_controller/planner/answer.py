@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from fmplex_controller.planner.loads import CAP, NEAR, Fleet, Load
+from fmplex_controller.planner.loads import NEAR, Fleet, Load
 from fmplex_controller.planner.situation import Change, Move, Plan, Situation
 
 Places = Mapping[str, tuple[str, ...]]  # by task, the backbones it is on
@@ -78,5 +78,5 @@ def _remarks(situation: Situation, fleet: Fleet) -> list[str]:
 
 def _used(load: Load) -> str:
     if math.isfinite(load.used):
-        return f"at {load.used:.2f} of its capacity, of which {CAP:g} may be used"
+        return f"at {load.used:.2f} of its capacity, of which {load.cap:g} may be used"
     return "with no batch size at which all its tasks' SLOs can be met"

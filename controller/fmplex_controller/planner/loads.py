@@ -76,8 +76,8 @@ class Part:
 class Load:
     """A backbone and what is bound to it."""
 
-    def __init__(self, backbone: Backbone, model: Model, site: Site) -> None:
-        self.backbone, self.model, self.site = backbone, model, site
+    def __init__(self, backbone: Backbone, model: Model, site: Site, cap: float = CAP) -> None:
+        self.backbone, self.model, self.site, self.cap = backbone, model, site, cap
         self.sizes = batch_sizes(model.max_batch)
         self.parts: dict[str, Part] = {}
         self.cost = [0.0] * len(self.sizes)
@@ -88,7 +88,12 @@ class Load:
     @property
     def is_sound(self) -> bool:
         """Whether what is bound to it is within its limits; memory is its server's."""
-        return self.used <= CAP + NEAR and len(self.parts) <= self.model.slots
+        return self.used <= self.cap + NEAR and len(self.parts) <= self.model.slots
+
+    @property
+    def asked(self) -> float:
+        """The part of its capacity that is asked for, whatever the SLOs are; more than 1 where it cannot keep up."""
+        return utilisation(self.cost, self.rate, math.inf, self.sizes) if self.parts else 0.0
 
     def with_more(self, demand: Demand, share: float = 1.0) -> float | None:
         """Its utilisation with this demand too; None where that does not fit."""
@@ -96,7 +101,7 @@ class Load:
             return None
         cost = [own + share * more for own, more in zip(self.cost, demand.cost, strict=True)]
         used = utilisation(cost, self.rate + share * demand.rate, min(self.slo, demand.slo), self.sizes)
-        if used > CAP + NEAR or self.site.used - self.busy + used > self.site.bears + NEAR:
+        if used > self.cap + NEAR or self.site.used - self.busy + used > self.site.bears + NEAR:
             return None
         return used
 
@@ -140,12 +145,12 @@ class Load:
 class Site:
     """A server and the backbones on it."""
 
-    def __init__(self, server: Server) -> None:
-        self.server = server
+    def __init__(self, server: Server, cap: float = CAP) -> None:
+        self.server, self.cap = server, cap
         self.free = server.memory  # bytes
         self.loads: list[Load] = []
         self.used = 0.0  # the parts of the time that its backbones run, together
-        self.bears = CAP * server.parallel  # of that
+        self.bears = cap * server.parallel  # of that
 
     @property
     def is_sound(self) -> bool:
@@ -154,11 +159,16 @@ class Site:
 
 
 class Fleet:
-    """All servers, their backbones and the demands, to be changed in place."""
+    """All servers, their backbones and the demands, to be changed in place.
 
-    def __init__(self, situation: Situation) -> None:
+    Args:
+        cap: the part of a backbone's capacity that may be used.
+    """
+
+    def __init__(self, situation: Situation, cap: float = CAP) -> None:
+        self.cap = cap
         self.models = {model.name: model for model in situation.models}
-        self.sites = {server.name: Site(server) for server in situation.servers}
+        self.sites = {server.name: Site(server, cap) for server in situation.servers}
         self.taken = situation.taken
         self.loads: dict[str, Load] = {}
         self.by_model: dict[str, list[Load]] = {model.name: [] for model in situation.models}
@@ -175,7 +185,7 @@ class Fleet:
     def start(self, backbone: Backbone) -> Load:
         """Put a backbone on its server, whether there is room or not."""
         site = self.sites[backbone.server]
-        load = self.loads[backbone.name] = Load(backbone, self.models[backbone.model], site)
+        load = self.loads[backbone.name] = Load(backbone, self.models[backbone.model], site, self.cap)
         site.loads.append(load)
         self.by_model[backbone.model].append(load)
         site.free -= load.model.memory

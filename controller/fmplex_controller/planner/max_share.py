@@ -12,15 +12,24 @@ end: each places a task, or takes load off what is beyond its limits, or stops a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from fmplex_controller.planner.answer import answer, places
-from fmplex_controller.planner.loads import Demand, Fleet, Load, Part
+from fmplex_controller.planner.loads import CAP, Demand, Fleet, Load, Part
 from fmplex_controller.planner.placing import Placing
 from fmplex_controller.planner.situation import Change, Plan, Situation
 
 
-def max_share(situation: Situation, *, split: bool = True, start: bool = True, stop: bool = True) -> Plan:
+def max_share(
+    situation: Situation,
+    *,
+    split: bool = True,
+    start: bool = True,
+    stop: bool = True,
+    only: Collection[str] | None = None,
+    pinned: Collection[str] = (),
+    cap: float = CAP,
+) -> Plan:
     """Plan.
 
     Large tasks are placed first, small ones into what room is left; where not all can be placed, small ones first too,
@@ -30,10 +39,15 @@ def max_share(situation: Situation, *, split: bool = True, start: bool = True, s
         split: whether a task's load may be split over two backbones; what routes requests has to support that.
         start: whether backbones may be started.
         stop: whether backbones may be stopped; of each model one stays.
+        only: backbones that tasks are moved off where they are beyond their limits; all by default.
+        pinned: tasks that stay where they are, unless memory forbids.
+        cap: the part of a backbone's capacity that may be used.
     """
 
     def plan(largest_first: bool) -> Plan:
-        return _Planner(situation, split=split, start=start, stop=stop, largest_first=largest_first).plan()
+        planner = _Planner(situation, split=split, start=start, stop=stop, largest_first=largest_first, cap=cap)
+        planner.only, planner.pinned = only, pinned
+        return planner.plan()
 
     first = plan(True)
     if not first.unplaced:
@@ -42,10 +56,21 @@ def max_share(situation: Situation, *, split: bool = True, start: bool = True, s
     return second if len(second.unplaced) < len(first.unplaced) else first
 
 
+def emptied(situation: Situation, backbone: str, *, pinned: Collection[str] = (), cap: float = CAP) -> Plan | None:
+    """The plan by which a backbone's tasks go to others of its model and it stops; None where they have no room."""
+    planner = _Planner(situation, split=False, start=False, stop=True, largest_first=True, cap=cap)
+    planner.pinned = pinned
+    return planner.answer() if planner.empty(planner.fleet.loads[backbone]) else None
+
+
 class _Planner:
-    def __init__(self, situation: Situation, *, split: bool, start: bool, stop: bool, largest_first: bool) -> None:
+    def __init__(
+        self, situation: Situation, *, split: bool, start: bool, stop: bool, largest_first: bool, cap: float
+    ) -> None:
         self.situation, self.may_stop, self.largest_first = situation, stop, largest_first
-        self.fleet = Fleet(situation)
+        self.only: Collection[str] | None = None
+        self.pinned: Collection[str] = ()
+        self.fleet = Fleet(situation, cap)
         self.placing = Placing(self.fleet, split=split, start=start)
         self.before = places(self.fleet)
         self.stops: dict[str, Change] = {}
@@ -54,12 +79,16 @@ class _Planner:
 
     def plan(self) -> Plan:
         while True:
-            freed = self._unbind_for_memory() | self._relieve()
+            freed = (self.only is None and self._unbind_for_memory()) | self._relieve()
             if self.unplaced:
                 self._place_all()
             freed |= self.may_stop and self._consolidate()
             if not freed:
                 break
+        return self.answer()
+
+    def answer(self) -> Plan:
+        """By what the fleet has become."""
         starts = self.placing.starts
         return answer(self.situation, self.fleet, self.before, starts, self.stops, self.unplaced, self.why)
 
@@ -86,6 +115,7 @@ class _Planner:
 
     def _beyond(self) -> list[Load]:
         loads = (load for load in self.fleet.loads.values() if not (load.is_sound and load.site.is_sound))
+        loads = (load for load in loads if self.only is None or load.backbone.name in self.only)
         return sorted(loads, key=lambda load: (load.is_sound, load.backbone.name))
 
     def _relieve_one(self, load: Load) -> bool:
@@ -94,7 +124,8 @@ class _Planner:
             return False
         capacity = "without a batch size for its tasks' SLOs" if load.used > 1e9 else f"at {load.used:.2f} of capacity"
         why = f"{load.backbone.name} is {capacity}" if not load.is_sound else "its server has not the time"
-        parts = sorted(load.parts.values(), key=lambda part: (part.share * part.demand.size, part.demand.name))
+        parts = [part for part in load.parts.values() if part.demand.name not in self.pinned]
+        parts.sort(key=lambda part: (part.share * part.demand.size, part.demand.name))
         enough = [part for part in parts if self._would_do(load, part)]
         return any(self._move(part.demand, why) for part in [*enough, *(p for p in reversed(parts) if p not in enough)])
 
@@ -133,7 +164,7 @@ class _Planner:
     def _consolidate(self) -> bool:
         """Again and again the emptiest backbone whose tasks fit on others is stopped."""
         found = False
-        while any(self._empty(load) for load in self._stoppable()):
+        while any(self.empty(load) for load in self._stoppable()):
             found = True
         return found
 
@@ -142,7 +173,10 @@ class _Planner:
             if len(self.fleet.by_model[load.backbone.model]) > 1:
                 yield load
 
-    def _empty(self, load: Load) -> bool:
+    def empty(self, load: Load) -> bool:
+        """Move a backbone's tasks to others and stop it, or leave everything as it is; whether they have room."""
+        if any(name in self.pinned for name in load.parts):
+            return False
         others = [each for each in self.fleet.of_model(load.backbone.model) if each is not load]
         moved: list[tuple[Part, Load]] = []
         for part in sorted(load.parts.values(), key=lambda part: _largest(part.demand)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fmplex_controller.planner.loads import CAP, NEAR, Demand, Fleet, Load, Part, Site
+from fmplex_controller.planner.loads import NEAR, Demand, Fleet, Load, Part, Site
 from fmplex_controller.planner.situation import Backbone, Change
 
 LEAST_SHARE = 0.05  # of a task's load that is worth a binding of its own
@@ -38,8 +38,8 @@ class Placing:
     def why_not(self, demand: Demand) -> str:
         """Why a task could not be bound."""
         model = self.fleet.models[self.fleet.model_of[demand.name]]
-        if demand.size > CAP and not self.split:
-            return f"it needs {demand.size:.2f} of a backbone's capacity, of which {CAP:g} may be used"
+        if demand.size > self.fleet.cap and not self.split:
+            return f"it needs {demand.size:.2f} of a backbone's capacity, of which {self.fleet.cap:g} may be used"
         if not self.may_start:
             return f"no backbone of {model.name} has room for it"
         needed = model.memory + demand.memory
@@ -51,7 +51,7 @@ class Placing:
         for load in loads:
             if (used := load.with_more(demand)) is not None:
                 which = f"the fullest of {len(loads)} that" if len(loads) > 1 else "it"
-                load.add(Part(demand, 1.0, f"{which} has room: {used:.2f} of {CAP:g} with it"))
+                load.add(Part(demand, 1.0, f"{which} has room: {used:.2f} of {self.fleet.cap:g} with it"))
                 return True
         return False
 
@@ -103,7 +103,7 @@ class Placing:
     def _start(self, model: str, demand: Demand, share: float) -> Load | None:
         """A new backbone, on the server where this part of a demand fits best; None where it fits on none."""
         needed, size = self.fleet.models[model].memory + demand.memory, demand.size_of(share)
-        if size > CAP + NEAR:
+        if size > self.fleet.cap + NEAR:
             return None
         sites = [
             site
@@ -129,4 +129,4 @@ def _rest(demand: Demand, share: float, first: Load) -> Part:
 
 def _best(site: Site) -> tuple[float, int, str]:
     """Where it can be filled furthest, and of these where the least memory is to spare."""
-    return -min(CAP, site.bears - site.used), site.free, site.server.name
+    return -min(site.cap, site.bears - site.used), site.free, site.server.name

@@ -117,6 +117,14 @@ class Plan:
         """Whether everything is as it should be already."""
         return not (self.starts or self.stops or self.moves)
 
+    @property
+    def summary(self) -> str:
+        """What changes, in a line."""
+        used = ", ".join(f"{name} {part:.2f}" for name, part in self.used.items())
+        counts = {"moves": self.moves, "starts": self.starts, "stops": self.stops}
+        said = ", ".join(f"{len(each)} {name}" for name, each in counts.items())
+        return f"{said}; of each backbone's capacity is used then: {used}"
+
     def applied_to(self, situation: Situation) -> Situation:
         """The situation once this plan is carried out."""
         return replace(situation, backbones=self.backbones, bindings=self.bindings)

@@ -13,6 +13,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from fmplex_backend.printable import printable
@@ -22,8 +23,10 @@ log = logging.getLogger("fmplex.controller")
 MOST_BYTES, FORMER_FILES = 8 << 20, 4  # of a file, after which the next one is begun; and how many are kept
 MOST_CHARACTERS = 2000  # of a reason
 DONE = "done"
-# Writers have a file each: files of several processes could not be rotated.
-CONTROLLER, SERVER = "controller", "server"
+# Writers have a file each: files of several processes could not be rotated. Commands share one, under a lock.
+CONTROLLER, SERVER, COMMANDS = "controller", "server", "commands"
+WRITERS = (CONTROLLER, SERVER, COMMANDS)
+LOCK_S = 5.0  # how long a command waits for another one
 
 
 class Event(BaseModel):
@@ -62,6 +65,26 @@ class EventLog:
         self._handler.close()
 
 
+class SharedEventLog:
+    """Appends events to the file that all commands of this host write to, each for a moment. Any thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def add(self, event: Event) -> None:
+        """Append an event; what goes wrong is said in the log: what was done stays done."""
+        try:
+            with FileLock(self._folder / f"{COMMANDS}.lock", timeout=LOCK_S):
+                log_of_all = EventLog(self._folder, COMMANDS)
+                log_of_all.add(event)
+                log_of_all.close()
+        except (OSError, Timeout) as error:
+            log.warning("no event can be written to %s: %s", self._folder, error)
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+
 class _Handler(RotatingFileHandler):
     def __init__(self, file: Path) -> None:
         if not _ends_with_a_line(file):
@@ -84,14 +107,14 @@ def file_of(folder: Path, writer: str) -> Path:
 
 def read_events(folder: Path, since: datetime | None = None, model: str = "") -> Iterator[Event]:
     """Events in the order of their times, of all models or one, those of the server itself included."""
-    every = heapq.merge(*(_in_files(_files(folder, name)) for name in (CONTROLLER, SERVER)), key=lambda each: each.time)
+    every = heapq.merge(*(_in_files(_files(folder, name)) for name in WRITERS), key=lambda each: each.time)
     return (each for each in every if (since is None or each.time >= since) and model in ("", each.model))
 
 
 def latest_events(folder: Path, most: int, since: datetime | None = None, model: str = "") -> list[Event]:
     """The last events, in order; as little as that takes is read."""
     newest = heapq.merge(
-        *(_newest_first(_files(folder, writer)) for writer in (CONTROLLER, SERVER)),
+        *(_newest_first(_files(folder, writer)) for writer in WRITERS),
         key=lambda each: each.time,
         reverse=True,
     )
@@ -105,11 +128,11 @@ class Following:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._open: dict[str, Any] = {}
-        for writer in (CONTROLLER, SERVER):
+        for writer in WRITERS:
             with contextlib.suppress(FileNotFoundError):
                 self._open[writer] = stream = file_of(folder, writer).open(encoding="utf-8", errors="replace")
                 stream.seek(0, 2)
-        self._begun = dict.fromkeys((CONTROLLER, SERVER), "")  # a line that is not whole yet
+        self._begun = dict.fromkeys(WRITERS, "")  # a line that is not whole yet
 
     def close(self) -> None:
         """Close the files."""
@@ -118,7 +141,7 @@ class Following:
 
     def new(self) -> list[Event]:
         """Those since the last call."""
-        found = [event for writer in (CONTROLLER, SERVER) for event in self._of(writer)]
+        found = [event for writer in WRITERS for event in self._of(writer)]
         return sorted(found, key=lambda each: each.time)
 
     def _of(self, writer: str) -> Iterator[Event]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fmplex_backend.errors import SetupProblem
+from fmplex_backend.errors import FmplexError, SetupProblem
 from fmplex_backend.status import BackboneStatus
-from fmplex_controller.records.events import CONTROLLER, DONE, SERVER, Event, EventLog, event_now
+from fmplex_controller.records.events import CONTROLLER, DONE, SERVER, Event, EventLog, SharedEventLog, event_now
 from fmplex_controller.records.folder import make_folder
 from fmplex_controller.records.ledger import Ledger
 
@@ -23,7 +24,7 @@ log = logging.getLogger("fmplex.controller")
 class Journal:
     """Without a log and a ledger, as where nothing can be written, it only tells those who listen. Any thread."""
 
-    def __init__(self, events: EventLog | None = None, ledger: Ledger | None = None) -> None:
+    def __init__(self, events: EventLog | SharedEventLog | None = None, ledger: Ledger | None = None) -> None:
         self._events, self._ledger = events, ledger
         self._lock: FileLock | None = None  # held as long as this process writes
         self._has_failed = False
@@ -38,6 +39,15 @@ class Journal:
             return Journal(EventLog(folder, SERVER))
         except (SetupProblem, OSError) as error:
             log.warning("no events are recorded: %s", error)
+            return Journal()
+
+    @staticmethod
+    def of_command(folder: Path, repository: Path, server: str) -> Journal:
+        """For a command that changes something: its events stand beside those of a controller, and no ledger."""
+        try:
+            return Journal(SharedEventLog(make_folder(folder, repository, server)))
+        except SetupProblem as problem:
+            log.warning("no events are recorded: %s", problem)
             return Journal()
 
     @staticmethod
@@ -64,6 +74,16 @@ class Journal:
             self._events.add(event)
         for listener in self.listeners:
             listener(event)
+
+    @contextlib.contextmanager
+    def telling(self, kind: str, model: str, reason: str) -> Iterator[None]:
+        """Tell of what the block does, once it is done or has failed."""
+        try:
+            yield
+        except FmplexError as error:
+            self.tell(kind, model, reason, str(error))
+            raise
+        self.tell(kind, model, reason)
 
     def sample(self, status: BackboneStatus) -> None:
         """Enter what a backbone has counted."""

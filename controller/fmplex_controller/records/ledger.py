@@ -178,8 +178,13 @@ def _accounts(status: BackboneStatus) -> Iterator[tuple[int, str, Counts]]:
     for task in status.tasks:
         if task.account is not None:
             yield task.account, task.name, Counts(task.service_s, task.preparation_s, task.requests, task.items)
-    for each in status.closed:
-        yield each.account, each.task, Counts(each.service_s, each.preparation_s, each.requests, each.items)
+        for each in task.candidates:
+            if each.account is not None:
+                copies = each.role == "shadow"  # which are no requests of the task
+                requests, items = (0, 0) if copies else (each.requests, each.items)
+                yield each.account, task.name, Counts(each.service_s, each.preparation_s, requests, items)
+    for ended in status.closed:
+        yield ended.account, ended.task, Counts(ended.service_s, ended.preparation_s, ended.requests, ended.items)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from fmplex_backend.errors import FmplexError
 from fmplex_controller.api.options import ApiOptions
 from fmplex_controller.records.folder import records_folder
 from fmplex_controller.records.journal import Journal
+from fmplex_controller.sidecar.adaptation import ElasticOptions
 from fmplex_controller.sidecar.controller import Controller
 from fmplex_controller.sidecar.triton import Triton
 
@@ -30,19 +31,21 @@ def run(
     control_key: str | None = None,
     records: Path | None = None,
     api: ApiOptions | None = None,
+    elastic: ElasticOptions | None = None,
 ) -> None:
     """Control a server in the foreground; its key is found as every client finds it, where none is given.
 
     Args:
         records: directory of the log of events and the ledger of usage, in the place of the usual one.
         api: where the HTTP API listens; None for none.
+        elastic: what may be done about overload; None: nothing.
 
     Raises SetupProblem for an address of HTTP.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="fmplex controller: %(message)s")
     triton = Triton(server, control_key)
     journal = Journal.opened(records_folder(repository, server, records), repository, server)
-    controller, stop = Controller(repository, triton, journal=journal), threading.Event()
+    controller, stop = Controller(repository, triton, journal=journal, elastic=elastic), threading.Event()
 
     def end(_number: int, _frame: FrameType | None) -> None:
         stop.set()
@@ -80,12 +83,13 @@ def main() -> int:
     parser.add_argument("--records", type=Path)
     parser.add_argument("--api-host", default="127.0.0.1")
     parser.add_argument("--api-port", type=int, help="without it there is no API")
+    parser.add_argument("--elastic", type=ElasticOptions.of, help="as fmplex serve --elastic gives it")
     parser.add_argument("repository", type=Path)
     parser.add_argument("server")
     given = parser.parse_args()
     try:
         api = ApiOptions.given(given.api_host, given.api_port) if given.api_port else None
-        run(given.repository, given.server, records=given.records, api=api)
+        run(given.repository, given.server, records=given.records, api=api, elastic=given.elastic)
     except FmplexError as error:
         print(f"fmplex controller: {error}", file=sys.stderr)
         return 1

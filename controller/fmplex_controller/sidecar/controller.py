@@ -15,26 +15,32 @@ from fmplex_backend.repository.following import Following
 from fmplex_backend.status import BackboneStatus
 from fmplex_controller.records.journal import Journal
 from fmplex_controller.sidecar.actions import Action, Lift, Quarantine
+from fmplex_controller.sidecar.adaptation import Adaptation, ElasticOptions
 from fmplex_controller.sidecar.board import Board
 from fmplex_controller.sidecar.demand import Demands
 from fmplex_controller.sidecar.execution import Attempts, Execution
 from fmplex_controller.sidecar.health import Health, Turn
 from fmplex_controller.sidecar.observer import Observer
-from fmplex_controller.sidecar.probes import Probes
+from fmplex_controller.sidecar.probes import PERIOD_S, Probes
 from fmplex_controller.sidecar.processes import Processes
 from fmplex_controller.sidecar.reconcile import BAD_S, STILL_S, reconcile
 from fmplex_controller.sidecar.seen import Directory, Miss, Model, Seen, Sick, Since
-from fmplex_controller.sidecar.triton import Triton
+from fmplex_controller.sidecar.triton import SILENT, Triton
 
 log = logging.getLogger("fmplex.controller")
 
 POLL_S = 1.0  # between rounds in which nothing is about to happen
 SOON_S = 0.2  # while a directory is not still yet
+ELASTIC_S = 0.2  # between probes, where overload is to be seen soon
 GROUPS = 16  # backbones that are worked on side by side
 
 
 class Controller:
-    """Of one repository and its server. A backbone and its tasks are worked on in order, several backbones at once."""
+    """Of one repository and its server. A backbone and its tasks are worked on in order, several backbones at once.
+
+    Args:
+        elastic: what it may do about overload; None: nothing.
+    """
 
     def __init__(
         self,
@@ -42,15 +48,17 @@ class Controller:
         triton: Triton,
         clock: Callable[[], float] = time.monotonic,
         journal: Journal | None = None,
+        elastic: ElasticOptions | None = None,
     ) -> None:
         self.root, self.triton, self.clock = root.resolve(), triton, clock
         self.journal = journal or Journal()
         self.observer = Observer(self.root)
         self.demands = Demands()
         self.execution = Execution(self.root, triton, self.journal, self.demands)
+        self.adaptation = Adaptation(self.root, triton, self.journal, elastic, clock) if elastic else None
         self.health, self.processes = Health(), Processes()
         self.board = Board()
-        self.probes = Probes(triton, self._told, clock)
+        self.probes = Probes(triton, self._told, clock, PERIOD_S if elastic is None else ELASTIC_S)
         self._attempts: Attempts = {}
         self._ready_since, self._gone_since = Since(), Since()
         self._kept_unloaded: set[str] | None = None  # directories with the file UNLOADED; None: not looked at yet
@@ -67,6 +75,8 @@ class Controller:
             threading.Thread(target=following.follow_forever, name="fmplex-following"),
             threading.Thread(target=self.probes.run, args=(stop,), name="fmplex-probes"),
         ]
+        if self.adaptation is not None:
+            threads.append(threading.Thread(target=self.adaptation.run, args=(stop,), name="fmplex-adaptation"))
         for thread in threads:
             thread.start()
         pool = ThreadPoolExecutor(GROUPS, "fmplex-work")
@@ -98,6 +108,8 @@ class Controller:
         self._say("")
         seen = self._seen(directories, loaded, now)
         self.board.round(seen)
+        if self.adaptation is not None:
+            self.adaptation.errors = {name: each.error for name, each in directories.items() if each.error}
         self._tell_kept_unloaded({name for name, each in directories.items() if each.unloaded})
         self._dispatch(reconcile(seen, str(self.root)), seen, pool)
         waits = any(each.still_s < (BAD_S if each.inspected.problem else STILL_S) for each in directories.values())
@@ -174,6 +186,8 @@ class Controller:
 
     def _changed(self, names: set[str] | None) -> None:
         self.observer.changed(names)
+        if self.adaptation is not None:
+            self.adaptation.changed(names)
         self._wake.set()
 
     def _told(self, backbone: str, told: BackboneStatus | Miss, sent: float) -> None:
@@ -182,6 +196,8 @@ class Controller:
             if isinstance(told, Miss):
                 if self.processes.is_dead(backbone):
                     told = replace(told, enough=1)
+                elif told.enough == SILENT:  # for as many seconds, however often it is probed
+                    told = replace(told, enough=round(SILENT * PERIOD_S / self.probes.period_s))
                 turn = "dead" if self.health.missed(backbone, told, sent, self.clock()) else ""
             else:
                 self.processes.named(backbone, told.pid)
@@ -191,6 +207,8 @@ class Controller:
         if isinstance(told, BackboneStatus):
             self.board.told(told, self.clock())
             self.journal.sample(told)
+            if self.adaptation is not None:
+                self.adaptation.told(told, sent)
         if turn == "dead":
             log.error("the backbone %s: %s", backbone, reason)
             self.journal.tell("given-up" if is_given_up else "dead", backbone, reason)

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from fmplex_backend.status import BackboneStatus, TaskStatus
 
 MEMORY_S = 5.0  # time constant of the moving averages
+CARRIED_S = 2.0  # after which a backbone tells of a task that was bound to it
 QUEUE_FULL = "queue_full"  # the reason of these failures
 
 
@@ -26,6 +27,7 @@ class Demand:
     queue_s: float = 0.0  # that a request waits
     misses: float = 0.0  # the part of its requests that finished after their deadline
     service: float = 0.0  # seconds of the backbone's time per second
+    served: float = 0.0  # rows per second that were served, of those that were asked for
 
 
 @dataclass(slots=True)
@@ -34,6 +36,7 @@ class _Track:
     at: float
     demand: Demand | None = None
     seen_s: float = 0.0  # for how long it has been followed
+    kept_until: float = -math.inf  # a task that was bound there a moment ago may not be told of yet
 
 
 @dataclass(slots=True)
@@ -50,7 +53,8 @@ class Demands:
     def observe(self, status: BackboneStatus, now: float) -> None:
         """Take in what a backbone tells of all its tasks."""
         present = {(task.name, status.name): task for task in status.tasks if task.state != "leaving"}
-        for key in [key for key in self._tracks if key[1] == status.name and key not in present]:
+        own = [key for key in self._tracks if key[1] == status.name]
+        for key in [key for key in own if key not in present and now >= self._tracks[key].kept_until]:
             del self._tracks[key]
         for key, task in present.items():
             track = self._tracks.get(key)
@@ -72,11 +76,10 @@ class Demands:
         """Of all that were followed."""
         return {key: track.demand for key, track in self._tracks.items() if track.demand is not None}
 
-    def carry(self, task: str, former: str, backbone: str, status: TaskStatus, now: float) -> None:
-        """A task was bound to another backbone: what was seen of it goes along."""
-        track = self._tracks.pop((task, former), None)
-        if track is not None and track.demand is not None:
-            self._tracks[task, backbone] = _Track(status, now, track.demand, track.seen_s)
+    def carry(self, task: str, demand: Demand, backbone: str, now: float) -> None:
+        """A task was bound to another backbone, where its counts begin anew: what was seen of it goes along."""
+        begun = TaskStatus(name=task, backbone=backbone, state="serving")
+        self._tracks[task, backbone] = _Track(begun, now, demand, self.memory_s, now + CARRIED_S)
 
     def _smoothed(self, track: _Track, fresh: Demand, seconds: float) -> Demand:
         """An exponential moving average that begins with the plain mean of what was seen."""
@@ -100,4 +103,5 @@ def _between(before: TaskStatus, after: TaskStatus, seconds: float, known: Deman
         queue_s=(after.queue_s - before.queue_s) / requests if requests else known.queue_s * (after.queued > 0),
         misses=(after.misses - before.misses) / requests if requests else 0.0,
         service=max(0.0, after.service_s - before.service_s) / seconds,
+        served=rows / seconds,
     )

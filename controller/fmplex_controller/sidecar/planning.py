@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from fmplex_backend.errors import TaskProblem
 from fmplex_backend.profiles import find_profile
@@ -26,6 +27,8 @@ HERE = "this server"
 DEFAULT_TOKENS = 16.0  # of a row of a task that nobody has asked yet
 LEAST_LOAD = 0.01  # rows per second of some task: below, nothing tells where there is room
 MOST_PARALLEL = 64
+MOST_SLOWNESS = 4.0
+LEAST_SECONDS = 0.1  # per second that a backbone is at work, to tell how slow it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,11 @@ class Limits:
 
     memory: int | None = None  # bytes
     parallel: float | None = None  # backbones that run side by side without slowing each other down
+
+    @staticmethod
+    def given(gib: float | None, parallel: float | None) -> Limits:
+        """As options have them: memory in GiB."""
+        return Limits(None if gib is None else round(gib * 2**30), parallel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +52,12 @@ class Known:
     model_of: Mapping[str, str]  # by backbone
     specs: Mapping[str, tuple[str, TaskSpec]]  # by task: its backbone, and its entry
     taken: frozenset[str]  # names that no new backbone may have
+    asked: frozenset[str] = frozenset()  # backbones that have told something, also where the repository has none
+
+    @property
+    def grouped(self) -> frozenset[str]:
+        """Tasks of groups: a group asks one backbone for all of its tasks."""
+        return frozenset(name for status in self.statuses.values() for each in status.tasks for name in each.members)
 
     @property
     def templates(self) -> Mapping[str, str]:
@@ -64,13 +78,19 @@ def read(root: Path, statuses: Iterable[BackboneStatus]) -> Known:
     model_of = {name: model_key(root, name) for name in backbones}
     put_away = {name for name in reader.backbones() if (root / name / UNLOADED).exists()}
     taken = frozenset({*reader.names()} - {name for name in put_away if model_key(root, name) in model_of.values()})
-    return Known({name: told[name] for name in backbones}, model_of, specs, taken)
+    return Known({name: told[name] for name in backbones}, model_of, specs, taken, frozenset(told))
 
 
-def situation(known: Known, demands: Demands, limits: Limits) -> Situation:
-    """What a planner goes by."""
+def situation(
+    known: Known, demands: Demands, limits: Limits, slowness: Mapping[str, float] = MappingProxyType({})
+) -> Situation:
+    """What a planner goes by.
+
+    Args:
+        slowness: by model, the factor by which its rows take longer than its cost model says, see `slowness`.
+    """
     templates = sorted(known.templates.items())
-    models = tuple(_model(model, known.statuses[name], name) for model, name in templates)
+    models = tuple(_model(model, known.statuses[name], name, slowness.get(model, 1.0)) for model, name in templates)
     tasks = tuple(
         _task(spec, known.model_of[backbone], demands.of(name, backbone))
         for name, (backbone, spec) in sorted(known.specs.items())
@@ -78,6 +98,22 @@ def situation(known: Known, demands: Demands, limits: Limits) -> Situation:
     backbones = tuple(Backbone(name, model, HERE) for name, model in sorted(known.model_of.items()))
     bindings = tuple(Binding(name, backbone) for name, (backbone, _) in sorted(known.specs.items()))
     return Situation((_server(known, limits),), models, tasks, backbones, bindings, known.taken)
+
+
+def slowness(known: Known, demands: Demands, backbone: str) -> float | None:
+    """The factor by which a backbone that is always at work takes longer than its cost model says, 1 at least.
+
+    Such a one runs full batches. What it takes beside those of its cost model is for adapters, and for what else runs
+    on its device. None where nothing tells.
+    """
+    status = known.statuses[backbone]
+    model = _model(known.model_of[backbone], status, backbone, 1.0)
+    own = [demands.of(name, backbone) for name, (place, _) in known.specs.items() if place == backbone]
+    seconds = [each.served * model.latency(model.max_batch, each.tokens) / model.max_batch for each in own]
+    predicted = sum(seconds)
+    if predicted < LEAST_SECONDS:
+        return None
+    return min(MOST_SLOWNESS, max(1.0, sum(each.service for each in own) / predicted))
 
 
 def place(known: Known, demands: Demands, task: str) -> str | None:
@@ -105,7 +141,7 @@ def latency(cost: Cost | CostModel) -> Latency:
     return seconds
 
 
-def _model(model: str, status: BackboneStatus, first: str) -> Model:
+def _model(model: str, status: BackboneStatus, first: str, slower: float) -> Model:
     """By its profile on this hardware; without one by the cost model that a backbone has fitted to its load."""
     try:
         profile = find_profile(status.model, status.dtype, status.hardware)
@@ -114,7 +150,9 @@ def _model(model: str, status: BackboneStatus, first: str) -> Model:
         profile = None
     cost = profile.cost() if profile is not None else status.cost or CostModel()
     memory = status.memory or (profile.memory if profile is not None else 0)
-    return Model(model, memory, latency(cost), status.max_batch or 32, status.slots, first)
+    once = latency(cost)
+    timed = once if slower == 1 else lambda rows, tokens: slower * once(rows, tokens)
+    return Model(model, memory, timed, status.max_batch or 32, status.slots, first)
 
 
 def _task(spec: TaskSpec, model: str, demand: Demand) -> Task:

@@ -23,16 +23,16 @@ Told = Callable[[str, BackboneStatus | Miss, float], None]
 class Probes:
     """Probes the backbones `targets` from a thread of its own, `run`; calls `told` for each answer, on any thread."""
 
-    def __init__(self, triton: Triton, told: Told, clock: Callable[[], float]) -> None:
+    def __init__(self, triton: Triton, told: Told, clock: Callable[[], float], period_s: float = PERIOD_S) -> None:
         self.targets: frozenset[str] = frozenset()
-        self._triton, self._told, self._clock = triton, told, clock
+        self._triton, self._told, self._clock, self.period_s = triton, told, clock, period_s
         self._under_way: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def run(self, stop: threading.Event) -> None:
         """Until stopped."""
         with ThreadPoolExecutor(32, "fmplex-probe") as pool:
-            while not stop.wait(PERIOD_S):
+            while not stop.wait(self.period_s):
                 for backbone in self.targets:
                     with self._lock:
                         if self._under_way.get(backbone, 0) >= OVERLAP:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from fmplex.client.status import by_name
-from fmplex_backend.errors import FmplexError, TaskProblem
+from fmplex_backend.errors import FmplexError, ServerProblem, TaskProblem
 from fmplex_backend.repository.rebinding import Rebinding, Rebound
+from fmplex_controller.records.journal import Journal
 from fmplex_controller.sidecar.triton import PROBE_S, Triton
+
+AHEAD_WAIT_S = 0.5  # for what is worth little beside a move that comes late
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,26 +27,61 @@ class Moved:
     seconds: float
 
 
-def rebind(root: Path, triton: Triton, task: str, backbone: str) -> Moved | None:
+def rebind(
+    root: Path, triton: Triton, task: str, backbone: str, *, journal: Journal, why: str, ahead_s: float | None = None
+) -> Moved | None:
     """Bind a task to another backbone of its model, on disk and on the server; None where it is bound to it already.
 
     The entry is written, the new backbone reads and attaches the task, and then the server loads the entry. Until then
     requests go to the former backbone, which serves a task that has moved for two seconds more, and what it holds to
     the end. Where the new backbone or the server refuses, or does not answer, the entry is as it was before these two
     seconds are over. Raises TaskProblem, Refused, or ServerProblem.
+
+    Args:
+        journal: is told of it, also where it fails.
+        why: for the journal.
+        ahead_s: see `Rebinding.rebind`; None: the former backbone is asked.
     """
     start = time.perf_counter()
-    repository = Rebinding(root)
-    rebound = repository.rebind(task, backbone)
+    try:
+        rebound = _rebound(Rebinding(root), triton, task, backbone, ahead_s)
+    except FmplexError as error:
+        journal.tell("rebound", task, f"to {backbone}: {why}", str(error))
+        raise
+    if rebound is None:
+        return None
+    moved = Moved(task, rebound.former, backbone, rebound.tag, time.perf_counter() - start)
+    journal.tell(
+        "rebound", task, f"from {moved.former} to {backbone}, in force after {moved.seconds * 1e3:.0f} ms: {why}"
+    )
+    return moved
+
+
+def _rebound(repository: Rebinding, triton: Triton, task: str, backbone: str, ahead_s: float | None) -> Rebound | None:
+    former = repository.backbone_of(task)
+    if former == backbone:
+        return None
+    with ThreadPoolExecutor(1) as pool:  # the former backbone tells while the entry is checked
+        asked = pool.submit(lambda: _ahead(triton, former, task) if ahead_s is None else ahead_s)
+        rebound = repository.rebind(task, backbone, asked.result)
     if rebound is None:
         return None
     try:
-        _check_attached(triton, rebound, root)
+        _check_attached(triton, rebound, repository.root)
         triton.load(task)
     except FmplexError:
         repository.undo(rebound)
         raise
-    return Moved(task, rebound.former, backbone, rebound.tag, time.perf_counter() - start)
+    return rebound
+
+
+def _ahead(triton: Triton, backbone: str, task: str) -> float:
+    """Seconds by which a task is ahead of its share; 0 where its backbone does not tell."""
+    try:
+        told = by_name(triton.status(backbone, timeout=AHEAD_WAIT_S).tasks).get(task)
+    except ServerProblem:  # a backbone that is dead is a reason to leave it
+        return 0.0
+    return 0.0 if told is None else told.ahead_s
 
 
 def _check_attached(triton: Triton, rebound: Rebound, root: Path) -> None:

@@ -51,6 +51,10 @@ class Extensions:
     def adapted(self) -> bool:
         return self.adapter is not None
 
+    @property
+    def repeats(self) -> bool:
+        return False  # it samples, and streams
+
 
 class CausalLmRuntime:
     """One language model in memory, for all tasks.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import torch
 from fmplex_backend.adapters.peft import Adapter
 from fmplex_backend.adapters.saved_modules import modules_by_row
 from fmplex_backend.errors import TaskRefused
+from fmplex_backend.families.adaptable import check_adaptable, not_adaptable
 from fmplex_backend.families.encoder_runtime import EncoderRuntime, Extensions
-from fmplex_backend.families.vision_encoder.adaptable import not_adaptable
 from fmplex_backend.families.vision_encoder.forward import Forward
 from fmplex_backend.families.vision_encoder.huggingface import load_backbone
 from fmplex_backend.families.vision_encoder.parameters import VisionEncoderConfig
@@ -53,7 +54,8 @@ class VisionEncoderRuntime(EncoderRuntime[Pixels]):
             unread=UNREAD,
             tokens=LARGER * max_items * self._grey(self.preprocessor.own_side).length,
         )
-        self.not_adaptable = not_adaptable(self.model, self.anatomy, self.preprocessor.own_side)
+        side = self.preprocessor.own_side
+        self.not_adaptable = not_adaptable(self.model, partial(self.anatomy.run, self.model), (3, side, side))
         self.forward = Forward(self.model, self.bank, self.anatomy, self.preprocessor, max_items)
         self.by_row = modules_by_row(self.model, self.run_rows)
 
@@ -69,14 +71,7 @@ class VisionEncoderRuntime(EncoderRuntime[Pixels]):
         return reader
 
     def check_adapter(self, adapter: Adapter, file: Path) -> None:
-        odd = sorted({*adapter.lora, *adapter.solo} & self.not_adaptable)
-        if odd:
-            raise TaskRefused(
-                file,
-                "target_modules",
-                f"{odd[0]} sees no rows of pictures, so that adapters on it cannot be told apart",
-                "Train without that target module",
-            )
+        check_adaptable(adapter, file, self.not_adaptable, "pictures")
 
     def encode(self, extensions: Extensions, value: Any) -> list[list[Pixels]]:
         return [[row] for row in extensions.encoder.encode(value)]

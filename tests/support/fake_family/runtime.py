@@ -54,6 +54,7 @@ class FakeExtensions:
     adapter: str | None = None
     repeat: int = 1
     takes: str = "WORDS"
+    repeats: bool = True
 
     @property
     def adapted(self) -> bool:

@@ -19,6 +19,9 @@ from fmplex_controller.openai.process import OpenAiProcess
 from fmplex_controller.server import foreground
 from fmplex_controller.server.options import ServerOptions
 from fmplex_controller.server.process import Server, free_ports
+from fmplex_controller.sidecar.adaptation import ElasticOptions
+from fmplex_controller.sidecar.elastic import Settings
+from fmplex_controller.sidecar.planning import Limits
 from fmplex_controller.sidecar.process import SidecarProcess
 
 runner = CliRunner()
@@ -95,6 +98,18 @@ class TestServe:
         }.items():
             refused = runner.invoke(cli.app, ["serve", *wrong.split()])
             assert (refused.exit_code, says in refused.stderr) == (1, True), refused.stderr
+
+    def test_elasticity_is_asked_for_and_needs_the_controller(self, served: list[ServerOptions]) -> None:
+        line = "serve --no-api --elastic --elastic-moves 3 --no-elastic-start --elastic-memory 2 --elastic-parallel 4"
+        assert runner.invoke(cli.app, ["serve", "--no-api"]).exit_code == 0
+        assert runner.invoke(cli.app, line.split()).exit_code == 0
+        without, with_it = (companion._options for companion in companions if companion is not None)
+        assert "--elastic" not in without
+        found = ElasticOptions.of(with_it[-1])
+        assert found == ElasticOptions(Settings(moves_per_minute=3, start=False), Limits(memory=2 << 30, parallel=4))
+        for more in (["--no-controller"], ["--control", "poll"]):
+            refused = runner.invoke(cli.app, [*line.split(), *more])
+            assert (refused.exit_code, "--elastic needs the controller" in refused.stderr) == (1, True)
 
     def test_who_may_control_it(self, served: list[ServerOptions], tmp_path: Path) -> None:
         (tmp_path / "key").write_text("s3cret\n")

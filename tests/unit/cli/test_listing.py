@@ -30,7 +30,10 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def server(monkeypatch: pytest.MonkeyPatch) -> FakeServer:
-    told = (task("one", queued=4, requests=9, service_s=1.0), task("two", tag=1, state="refused", error="2/x: short"))
+    told = (
+        task("one", queued=4, requests=9, service_s=1.0, cache_hits=7, cache_misses=2),
+        task("two", tag=1, state="refused", error="2/x: short"),
+    )
     server = FakeServer({"base": status(*told)})
     server.loaded = {"one", "two"}
     monkeypatch.setattr(live, "Client", server.client)
@@ -91,6 +94,13 @@ def test_show(root: Path) -> None:
     out, _ = run("show", "two", "-r", root)
     assert "state: refused" in out
     assert "error: 2/x: short" in out
+
+
+def test_show_of_a_task_whose_answers_are_kept(root: Path) -> None:
+    assert "cache_hits" not in document("show", "one", "-r", root)
+    write_config(root, "one", 0, cache=True)
+    shown = document("show", "one", "-r", root)
+    assert (shown["cache"], shown["cache_hits"], shown["cache_misses"]) == (True, 7, 2)
 
 
 def test_show_of_what_cannot_be_read(root: Path, server: FakeServer) -> None:

@@ -44,6 +44,7 @@ def test_a_task_that_is_served(tmp_path: Path) -> None:
         "slo_ms": 50.0,
         "max_queue": None,
         "max_queue_bytes": None,
+        "cache": False,
         "version": 1,
         "adapter": None,
         "decoder": "classification",

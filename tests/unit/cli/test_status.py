@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from live_server import FakeServer, status, task
+from rich.console import Console
 from task_fixtures import tiny_repository
 from typer.testing import CliRunner
 
@@ -17,6 +18,7 @@ from fmplex.cli import events as events_command
 from fmplex.cli import live
 from fmplex.cli import status as status_command
 from fmplex_backend.errors import Unreachable
+from fmplex_backend.status import CandidateStatus
 from fmplex_controller.records.events import CONTROLLER, EventLog, event_now
 from fmplex_controller.records.ledger import Ledger
 
@@ -84,9 +86,26 @@ def test_as_json(root: Path, records: Path) -> None:
     assert found["events"][0]["kind"] == "loaded"
 
 
-def test_in_a_terminal_names_are_no_markup(root: Path, records: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from rich.console import Console
+def test_versions_that_are_tried_have_a_table(root: Path, records: Path, server: FakeServer) -> None:
+    shadow = CandidateStatus(role="shadow", version=3, account=9, requests=8, compared=8, agreed=6, compute_s=0.016)
+    refused = CandidateStatus(role="canary", version=2, error="no [b]head[/b]")
+    tries = task("a", account=1, candidates=(refused, shadow))
+    server.backbones["base"] = server.backbones["base"].model_copy(update={"tasks": (tries,)})
+    record(records, "loaded")
+    *_, versions, _ = run("status", "-r", root).strip().split("\n\n")
+    assert [line.split("\t") for line in versions.splitlines()[1:]] == [
+        ["a", "1", "serves", "100.0%", "0", "-", "-", "0", "-"],
+        ["a", "2", "canary", "-", "-", "-", "-", "-", "-"],
+        ["a", "3", "shadow", "100.0%", "8", "-", "2", "0", "75.0%"],
+    ]
+    assert json.loads(run("status", "-r", root, "--json"))["versions"][1]["error"] == "no [b]head[/b]"
+    console = Console(width=160, color_system=None)
+    with console.capture() as captured:
+        console.print(status_command.rendered(status_command.Looker(root, "localhost:8001", None).look()))
+    assert "a: version 2 as a canary is refused: no [b]head[/b]" in captured.get()
 
+
+def test_in_a_terminal_names_are_no_markup(root: Path, records: Path, capsys: pytest.CaptureFixture[str]) -> None:
     glance = status_command.Looker(root, "localhost:8001", None).look()
     console = Console(width=160, force_terminal=True, color_system=None)
     console.print(status_command.rendered(glance))

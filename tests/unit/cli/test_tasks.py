@@ -66,6 +66,10 @@ def test_a_tasks_life(root: Path, rows: Path) -> None:
     assert "spam" in run("task", "list", "-r", root)
     assert document("task", "set", "spam", "-r", root, "--weight", 5, "--slo-ms", 40)["weight"] == 5
     assert document("task", "set", "spam", "-r", root, "--new-tag")["tag"] != row["tag"]
+    assert not document("task", "list", "-r", root)[0]["cache"]
+    assert "spam: cache true" in run("task", "set", "spam", "-r", root, "--cache")
+    assert document("task", "list", "-r", root)[0]["cache"]
+    assert document("task", "set", "spam", "-r", root, "--no-cache")["cache"] is False
     shown = document("task", "show", "spam", "-r", root)
     assert (shown["weight"], shown["slo_ms"], shown["versions"]) == (5.0, 40.0, [1])
     assert shown["task.json"]["decoder"]["labels"] == ["ham", "spam"]

@@ -237,7 +237,7 @@ def test_a_repository_that_goes_away_costs_nothing(root: Path, rows: Path, monke
     assert (done.exit_code, (root / "spam" / "1" / "task.json").is_file()) == (0, True), done.output
 
 
-def _refuse(self: Task, repository: Path) -> Path:
+def _refuse(self: Task, repository: Path, *, held: bool) -> Path:
     raise TaskProblem("the disk is full")
 
 
@@ -313,6 +313,17 @@ def test_add_takes_no_name_that_is_there(root: Path, rows: Path) -> None:
     assert (root / "spam" / "2").exists()
 
 
+def test_a_version_that_is_held_is_saved_and_does_not_serve(root: Path, rows: Path) -> None:
+    early = invoke(root, rows, "--hold")
+    assert (early.exit_code, "--hold goes with --new-version" in early.output) == (1, True)
+    assert invoke(root, rows).exit_code == 0
+    held = invoke(root, rows, "--new-version", "--hold", "--server", "nobody:1")
+    assert held.exit_code == 0, held.output
+    assert "to try it: fmplex task canary spam" in held.output
+    assert writer.ModelRepository(root).task("spam")[1].version.number == 1
+    assert (root / "spam" / "2").exists()
+
+
 def test_restart_begins_anew(root: Path, rows: Path) -> None:
     folder = root.resolve().parent / ".fmplex-training" / "spam"
     folder.mkdir(parents=True)
@@ -329,6 +340,6 @@ def test_a_score_head_without_labels_is_said(root: Path, tmp_path: Path, monkeyp
     assert invoke(root, rows).exit_code == 0
     monkeypatch.setattr(Task, "_take_imported", imported)
     add = ["task", "add", "more", "--backbone", "base", "-r", root, "--adapter", root / "spam" / "1" / "adapter"]
-    monkeypatch.setattr(Task, "save", lambda self, repository: root)
+    monkeypatch.setattr(Task, "save", lambda self, repository, held: root)
     done = runner.invoke(cli.app, [str(each) for each in add])
     assert "note: the adapter's score head (3 outputs) is left out" in done.stdout, done.output

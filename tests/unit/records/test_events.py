@@ -16,6 +16,7 @@ from fmplex_controller.records.events import (
     SERVER,
     EventLog,
     Following,
+    SharedEventLog,
     event_now,
     file_of,
     latest_events,
@@ -126,3 +127,27 @@ def test_a_file_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: pyte
     for _ in range(3):
         log.add(event_now("loaded"))
     assert caplog.text.count("no event can be written") == 1
+
+
+def test_commands_append_to_one_file_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events_module, "MOST_BYTES", 1000)  # it is rotated meanwhile
+
+    def command(name: str) -> None:
+        for number in range(5):
+            SharedEventLog(tmp_path).add(event_now("rebound", f"{name}{number}"))
+
+    threads = [threading.Thread(target=command, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    write(tmp_path, "loaded", model="last")
+    found = [event.model for event in read_events(tmp_path)]
+    assert sorted(found[:-1]) == sorted(f"{name}{number}" for name in "abc" for number in range(5))
+    assert [event.model for event in latest_events(tmp_path, 1)] == ["last"]
+
+
+def test_a_command_whose_event_cannot_be_written_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "taken").touch()
+    SharedEventLog(tmp_path / "taken").add(event_now("rebound"))
+    assert "no event can be written to" in caplog.text

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from live_server import status, task
 
 from fmplex_backend.errors import SetupProblem
-from fmplex_backend.status import BackboneStatus, ClosedAccount
+from fmplex_backend.status import BackboneStatus, CandidateStatus, ClosedAccount
 from fmplex_controller.records.ledger import FILE, HOUR, MINUTES_FOR_S, SAMPLE_S, Ledger
 from fmplex_controller.records.usage import as_csv, read_usage
 
@@ -190,3 +190,23 @@ def test_files_that_are_no_ledgers(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(SetupProblem, match="version 9"):
         Ledger(tmp_path)
+
+
+def test_what_a_canary_and_a_shadow_are_charged_is_the_tasks(tmp_path: Path) -> None:
+    """The copies of a shadow are no requests, also once its account is closed."""
+    canary = CandidateStatus(
+        role="canary", version=2, account=2, service_s=0.5, preparation_s=0.1, requests=3, items=4, share=0.1
+    )
+    shadow = CandidateStatus(role="shadow", version=3, account=3, service_s=0.25, requests=90, items=90)
+    refused = CandidateStatus(role="shadow", version=4, error="it is wrong")
+    own = task("a", account=1, service_s=1.0, requests=10, items=20, candidates=(canary, shadow, refused))
+    ledger = Ledger(tmp_path)
+    at_first = {"pid": 7, "started_at": 5.0, "busy_s": 1.75}
+    ledger.sample(status(own).model_copy(update=at_first), NOW)
+    gone = ClosedAccount(account=3, task="a", requests=0, items=0, service_s=0.5, preparation_s=0)
+    later = at_first | {"busy_s": 2.0, "closed": (gone,)}
+    ledger.sample(status(own.model_copy(update={"candidates": (canary,)})).model_copy(update=later), NOW + 5)
+    (row,), (backbone,) = read_usage(tmp_path).tasks, read_usage(tmp_path).backbones
+    assert (row.seconds, row.preparation_s, row.requests, row.items) == (2.0, 0.1, 13, 24)
+    assert (backbone.busy_s, backbone.charged_s) == (2.0, 2.0)
+    ledger.close()

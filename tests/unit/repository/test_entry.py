@@ -29,6 +29,7 @@ ENTRIES = st.builds(
     slo_ms=st.none() | POSITIVE,
     max_queue=st.none() | st.integers(1, 10**9),
     max_queue_bytes=st.none() | st.integers(1, 10**12),
+    cache=st.booleans(),
     sizes=st.sampled_from([(), (("SCORES", 7),), (("EMBEDDING", 384),), (("SCORES", 3), ("LABEL", 3))]),
 )
 
@@ -42,7 +43,7 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, entry
     spec = Repository(root, entry.backbone).read_task("task")
     assert isinstance(spec, TaskSpec)
     assert (spec.name, spec.vfm, spec.weight, spec.max_queue) == ("task", entry.vfm, entry.weight, entry.max_queue)
-    assert spec.max_queue_bytes == entry.max_queue_bytes
+    assert (spec.max_queue_bytes, spec.cache) == (entry.max_queue_bytes, entry.cache)
     assert spec.slo == (None if entry.slo_ms is None else pytest.approx(entry.slo_ms / 1000))
     assert spec.outputs.keys() == {output.name for output in entry.outputs()}
     sizes = dict(entry.sizes)

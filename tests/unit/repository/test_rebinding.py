@@ -10,6 +10,7 @@ from model_fixtures import save_tiny
 from task_fixtures import BASE, tiny_repository
 
 from fmplex_backend.errors import TaskProblem
+from fmplex_backend.repository import terms
 from fmplex_backend.repository.configs import read_config, tags_of
 from fmplex_backend.repository.rebinding import Rebinding
 from fmplex_backend.repository.tasks import Repository, TaskSpec
@@ -44,6 +45,23 @@ def test_it_keeps_its_tag_and_everything_else(root: Path) -> None:
     after = read_config(root / "a" / "config.pbtxt")
     after.ensemble_scheduling.step[0].model_name = BASE
     assert after == before
+
+
+def test_what_it_had_beyond_its_share_goes_along_for_a_while(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("time.time", lambda: now)
+    Rebinding(root).rebind("a", "twin", lambda: 0.25)
+
+    def begins_with() -> float:
+        entry = Repository(root, "twin").read_task("a")
+        assert isinstance(entry, TaskSpec)
+        return entry.ahead_s
+
+    assert begins_with() == 0.25
+    now += terms.AHEAD_S + 1
+    assert begins_with() == 0.0
+    Rebinding(root).rebind("a", BASE)
+    assert not {terms.AHEAD, terms.REBOUND_AT} & read_config(root / "a" / "config.pbtxt").parameters.keys()
 
 
 def test_a_tag_that_is_taken_is_replaced_by_one_that_no_backbone_has(root: Path) -> None:

@@ -96,6 +96,16 @@ def test_a_number_that_is_none(tmp_path: Path, key: str, value: str) -> None:
     assert repr(value) in entry.error.problem
 
 
+@pytest.mark.parametrize("value", ["", "True", "1", "yes"])
+def test_a_cache_that_is_neither_true_nor_false(tmp_path: Path, value: str) -> None:
+    write_task(tmp_path, "task", 4, cache=True)
+    file = tmp_path / "task" / "config.pbtxt"
+    file.write_text(file.read_text().replace('"true"', f'"{value}"'))
+    entry = broken(tmp_path)
+    assert (entry.vfm, entry.error.field) == (4, "parameters.cache")
+    assert repr(value) in entry.error.problem
+
+
 @pytest.mark.parametrize("weight", ["0.0009", "1000.1", "1e-18", "1e300"])
 def test_a_weight_beyond_the_limits(tmp_path: Path, weight: str) -> None:
     write_task(tmp_path, "task", 4, weight=7.0)

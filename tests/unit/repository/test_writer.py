@@ -185,11 +185,14 @@ def test_what_a_person_wrote_stays(root: Path) -> None:
     file = root / "a" / "config.pbtxt"
     file.write_text(file.read_text() + 'parameters { key: "team" value { string_value: "search" } }\n')
     models = ModelRepository(root)
-    models.set("a", Terms(weight=2.0, slo_ms=40.0, max_queue=7, max_queue_bytes=1 << 30))
+    models.set("a", Terms(weight=2.0, slo_ms=40.0, max_queue=7, max_queue_bytes=1 << 30, cache=True))
     models.save("a", BASE, pipeline(("x", "y")), Terms())
     assert '"search"' in file.read_text()
     entry = spec(root, "a")
     assert (entry.weight, entry.slo, entry.max_queue, entry.max_queue_bytes) == (2.0, 0.04, 7, 1 << 30)
+    assert entry.cache
+    models.set("a", Terms(cache=False))
+    assert not spec(root, "a").cache
 
 
 def test_a_write_that_fails_leaves_nothing(root: Path) -> None:

@@ -57,6 +57,28 @@ def test_weights_set_the_order(make_rig: MakeRig, policy: str) -> None:
 
 
 @pytest.mark.parametrize("policy", FAIR)
+def test_a_vfm_that_comes_from_another_backbone_waits_for_what_it_had_beyond_its_share(
+    make_rig: MakeRig, policy: str
+) -> None:
+    there, here = make_rig(policy, max_items=1), make_rig(policy, max_items=1)
+    mover, left = there.vfm(2.0), there.vfm()
+    there.send(mover, 60)
+    there.send(left, 10)
+    there.send(left, 10)
+    there.step()
+    ahead = there.scheduler.ahead_s(mover)
+    assert ahead == pytest.approx(0.06)
+    rounds(there, 2)
+    stays, came = here.vfm(), here.vfm(2.0)
+    here.scheduler.begin_ahead(came, ahead)
+    for _ in range(5):
+        here.send(stays, 10)
+    here.send(came, 10)
+    order = [request.vfm for request in rounds(here, 6)]
+    assert order == [stays, stays, stays, came, stays, stays], "30 ms of virtual time at weight 2"
+
+
+@pytest.mark.parametrize("policy", FAIR)
 def test_long_requests_count_for_more(make_rig: MakeRig, policy: str) -> None:
     rig = make_rig(policy, max_items=1)
     long, short = rig.vfm(), rig.vfm()

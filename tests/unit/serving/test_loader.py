@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import shutil
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -218,6 +219,21 @@ def test_a_task_that_moves_to_another_backbone(rig: LoaderRig) -> None:
     write_config(rig.root, "one", 3)
     rig.refresh("one")
     assert rig.mark(3) == 0
+
+
+def test_a_task_that_comes_from_another_backbone_brings_what_it_had_beyond_its_share(rig: LoaderRig) -> None:
+    write_task(rig.root, "one", 0)
+    config = rig.root / "one" / "config.pbtxt"
+    lines = [
+        f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}'
+        for key, value in (("ahead_s", "0.5"), ("rebound_at", f"{time.time():.3f}"))
+    ]
+    config.write_text("\n".join([config.read_text(), *lines]))
+    rig.refresh("one")
+    assert rig.vfm(0).start == 0.5
+    edit(config, "0.5", "0.75")
+    rig.refresh("one")
+    assert rig.vfm(0).start == 0.5, "only where it begins"
 
 
 def test_a_new_name(rig: LoaderRig) -> None:

@@ -9,12 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backend_fixtures import BACKBONE, Caller, TextStandIn, edit, group_outputs, write_group, write_task
-from service_fixtures import ServiceRig
+from backend_fixtures import (
+    BACKBONE,
+    Caller,
+    TextStandIn,
+    edit,
+    group_outputs,
+    text_task,
+    write_group,
+    write_task,
+    write_version,
+)
+from service_fixtures import ServiceRig, until
 
 from fmplex_backend.repository.parameters import BackboneConfig
 from fmplex_backend.serving import metrics
 from fmplex_backend.serving.metrics import FAMILIES, Publisher, samples
+from fmplex_backend.serving.portion import point
 from fmplex_backend.serving.service import Service
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
@@ -114,7 +125,8 @@ def test_every_sample_is_of_a_family_and_none_comes_twice(service: Service, call
     ask(service, caller, 0, "fail")
     service.submit(caller.call(()))
     found = list(samples(service))
-    assert {sample.family for sample in found} == FAMILIES.keys()
+    of_shadows = {"fmplex_shadow_copies_total", "fmplex_shadow_rows_total"}  # see the last test
+    assert {sample.family for sample in found} == FAMILIES.keys() - of_shadows
     assert len({(sample.family, sample.labels) for sample in found}) == len(found)
     assert all(dict(sample.labels)["backbone"] == BACKBONE for sample in found)
     assert of(service, "fmplex_group_requests_total", task="both") == 1
@@ -131,6 +143,8 @@ def test_a_backbones_samples(service: Service, caller: Caller) -> None:
         "items_total": 3,
         "rows_saved_total": 0,
         "broken_passes_total": 0,
+        "kept_answers": 0,
+        "kept_bytes": 0,
         "vfms": 2,
         "adapters": 1,
     }
@@ -307,3 +321,29 @@ def test_a_round_that_fails_is_not_the_last(service: Service, monkeypatch: pytes
     publisher.start()
     assert again.wait(20)
     publisher.stop()
+
+
+# -- versions that are tried
+
+
+def test_a_canary_counts_as_the_tasks_and_a_shadow_only_what_it_is_charged(tmp_path: Path) -> None:
+    embed = text_task({"kind": "embedding"})
+    tried = {"canary_version": "2", "canary_share": "0.5", "shadow_version": "3"}
+    write_task(tmp_path, "one", 0, task=embed, serves=1, parameters=tried)
+    for number in (2, 3):
+        write_version(tmp_path, "one", number, embed)
+    rig = ServiceRig(tmp_path)
+    rig.service.start()
+    for number in range(10):
+        rig.ask(0, request_id=f"r{number}")
+    own = sum(point("one/2", f"r{number}") >= 0.5 for number in range(10))
+    assert 0 < own < 10
+    until(lambda: of(rig.service, "fmplex_shadow_copies_total", outcome="compared") == own)
+    assert of(rig.service, "fmplex_requests_total", role="canary", version="2") == 10 - own
+    assert of(rig.service, "fmplex_requests_total", role="shadow") is None
+    assert of(rig.service, "fmplex_shadow_rows_total", outcome="agreed", version="3") == own
+    found = [sample for sample in samples(rig.service) if sample.family == "fmplex_service_seconds_total"]
+    assert len(found) == 3
+    busy = of(rig.service, "fmplex_backbone_busy_seconds_total")
+    assert sum(sample.value for sample in found) == pytest.approx(busy)
+    rig.stop()

@@ -17,8 +17,10 @@ from fmplex_backend.errors import ServerProblem, Unreachable
 from fmplex_backend.repository.configs import read_config
 from fmplex_backend.status import BackboneStatus
 from fmplex_controller.records.journal import Journal
+from fmplex_controller.sidecar.adaptation import ElasticOptions
 from fmplex_controller.sidecar.controller import POLL_S, SOON_S, Controller
 from fmplex_controller.sidecar.seen import Miss
+from fmplex_controller.sidecar.triton import SILENT
 
 DEAD = Miss("it is dead", enough=2)
 EMBEDDING = text_task({"kind": "embedding"})
@@ -69,13 +71,13 @@ class Rig:
         self.begin_anew()
         self.pool = ThreadPoolExecutor(2)
 
-    def begin_anew(self) -> None:
+    def begin_anew(self, elastic: ElasticOptions | None = None) -> None:
         """Another controller, which knows nothing."""
         fake: Any = self.triton
         self.journal = Journal()
         self.events: list[tuple[str, str]] = []  # kinds and models
         self.journal.listeners.append(lambda event: self.events.append((event.kind, event.model)))
-        self.controller = Controller(self.root, fake, lambda: self.now, self.journal)
+        self.controller = Controller(self.root, fake, lambda: self.now, self.journal, elastic)
 
     def run(self, seconds: float) -> list[str]:
         """Rounds every half second; what the server was told in them."""
@@ -224,6 +226,17 @@ def test_a_backbone_that_does_not_answer_is_unloaded_and_loaded_again(rig: Rig) 
         *(("dead", BASE), ("unloaded", "a"), ("unloaded", BASE), ("loaded", BASE), ("back", BASE), ("loaded", "a"))
     ]
     assert [row.state for row in rig.controller.board.overview().backbones] == ["serving"]
+
+
+@pytest.mark.parametrize(("elastic", "probes"), [(None, SILENT), (ElasticOptions(), 2 * SILENT)])
+def test_a_silent_process_has_as_long_however_often_it_is_probed(
+    rig: Rig, elastic: ElasticOptions | None, probes: int
+) -> None:
+    rig.begin_anew(elastic)
+    for number in range(probes):
+        assert ("dead", BASE) not in rig.events, number
+        rig.controller._told(BASE, Miss("its process does not answer", SILENT), rig.now)
+    assert ("dead", BASE) in rig.events
 
 
 def test_the_file_unloaded_comes_and_goes(rig: Rig) -> None:

@@ -15,6 +15,7 @@ def test_rates_tokens_and_waits_come_of_two_readings() -> None:
     demands.observe(status(task("a", requests=20, items=60, tokens=1000.0, queue_s=2.0, service_s=4.0, misses=5)), 7.0)
     found = demands.of("a", "base")
     assert (found.rows, found.tokens, found.queue_s, found.misses, found.service) == (20, 20, 0.1, 0.5, 0.5)
+    assert found.served == 20
 
 
 def test_what_is_refused_or_waits_is_asked_for_too() -> None:
@@ -52,6 +53,10 @@ def test_it_goes_along_with_a_task_that_is_rebound() -> None:
     demands = Demands()
     demands.observe(status(task("a")), 0.0)
     demands.observe(status(task("a", requests=10, items=10)), 1.0)
-    demands.carry("a", "base", "other", task("a"), 1.5)
+    demands.carry("a", demands.of("a", "base"), "other", 1.5)
     assert demands.of("a", "other").rows == 10
-    assert demands.of("a", "base").rows == 0
+    other = status().model_copy(update={"name": "other"})
+    demands.observe(other, 2.0)
+    assert demands.of("a", "other").rows == 10, "the backbone may have told this before it had the task"
+    demands.observe(other, 4.0)
+    assert demands.of("a", "other").rows == 0

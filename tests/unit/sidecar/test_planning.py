@@ -11,13 +11,12 @@ from backend_fixtures import text_task, write_config, write_version
 from live_server import status, task
 from task_fixtures import BASE, tiny_repository
 
-from fmplex_backend.errors import TaskProblem
 from fmplex_backend.profiles import file_of
-from fmplex_backend.repository.configs import read_config
 from fmplex_backend.status import BackboneStatus, Cost
 from fmplex_controller.planner.max_share import max_share
+from fmplex_controller.records.journal import Journal
 from fmplex_controller.sidecar import planning
-from fmplex_controller.sidecar.carrying_out import Backbones, carry_out
+from fmplex_controller.sidecar.carrying_out import carry_out
 from fmplex_controller.sidecar.demand import Demands
 from testing.repositories import write_backbone
 
@@ -115,23 +114,11 @@ def test_a_plan_is_carried_out_backbones_first_and_put_away_at_the_end(root: Pat
     known, demands = seen(root, 10.0, 10.0, 10.0)
     plan = max_share(planning.situation(known, demands, planning.Limits()), split=False)
     triton: Any = FakeTriton()
-    done = list(carry_out(root, triton, plan, known.templates))
+    journal, events = Journal(), list[tuple[str, str]]()
+    journal.listeners.append(lambda event: events.append((event.kind, event.model)))
+    done = list(carry_out(root, triton, plan, known.templates, journal))
     assert triton.calls == ["load c", "unload twin"]
+    assert events == [("planned", ""), ("rebound", "c"), ("backbone-stopped", "twin")]
     assert done[-1] == "stopped twin, which has a file UNLOADED now"
     assert (root / "twin" / "UNLOADED").exists()
     assert "twin" not in planning.read(root, [told(BASE)]).taken, "it may be taken again"
-
-
-def test_a_backbone_is_written_after_another_and_one_put_away_is_taken_again(root: Path) -> None:
-    backbones = Backbones(root)
-    backbones.copy("base-2", BASE)
-    former, copied = (read_config(root / name / "config.pbtxt") for name in (BASE, "base-2"))
-    former.name = "base-2"
-    assert copied == former
-    backbones.put_away("base-2")
-    backbones.copy("base-2", BASE)
-    assert not (root / "base-2" / "UNLOADED").exists()
-    with pytest.raises(TaskProblem, match="a, b are bound to it"):
-        backbones.put_away(BASE)
-    with pytest.raises(TaskProblem, match="exists"):
-        backbones.copy("a", BASE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from live_server import status, task
 from task_fixtures import BASE, tiny_repository
 
 from fmplex_backend.errors import DeadlineExceeded, FmplexError, ServerProblem
-from fmplex_backend.repository.tasks import Repository
+from fmplex_backend.repository.tasks import Repository, TaskSpec
 from fmplex_backend.status import BackboneStatus
+from fmplex_controller.records.journal import Journal
 from fmplex_controller.sidecar.rebinding import rebind
 from testing.repositories import write_backbone
 
@@ -26,6 +28,8 @@ class FakeTriton:
         self.problem: ServerProblem | None = None
 
     def status(self, backbone: str, name: str = "", timeout: float = 0) -> BackboneStatus:
+        if not name:
+            return status(task("a", ahead_s=0.25))
         self.calls.append(f"status {backbone}: {sorted(Repository(self.root, backbone).read())}")
         if isinstance(self.told, Exception):
             raise self.told
@@ -46,17 +50,38 @@ def root(tmp_path: Path) -> Path:
     return found
 
 
-def test_the_backbone_has_the_task_before_the_server_loads_it(root: Path) -> None:
-    triton = FakeTriton(root)
-    moved = rebind(root, triton, "a", "twin")  # type: ignore[arg-type]
+@pytest.fixture
+def told() -> list[tuple[str, str, str, str]]:
+    """What the journal was told: kind, model, reason, outcome."""
+    return []
+
+
+@pytest.fixture
+def journal(told: list[tuple[str, str, str, str]]) -> Journal:
+    found = Journal()
+    found.listeners.append(lambda event: told.append((event.kind, event.model, event.reason, event.outcome)))
+    return found
+
+
+def test_the_backbone_has_the_task_before_the_server_loads_it(
+    root: Path, journal: Journal, told: list[tuple[str, str, str, str]]
+) -> None:
+    triton: Any = FakeTriton(root)
+    moved = rebind(root, triton, "a", "twin", journal=journal, why="to see")
     assert moved is not None
     assert (moved.task, moved.former, moved.backbone, moved.tag) == ("a", BASE, "twin", 1)
     assert triton.calls == ["status twin: ['a']", "load a"]
-    assert rebind(root, triton, "a", "twin") is None  # type: ignore[arg-type]
+    entry = Repository(root, "twin").read_task("a")
+    assert isinstance(entry, TaskSpec)
+    assert entry.ahead_s == 0.25, "what it had beyond its share goes along"
+    assert rebind(root, triton, "a", "twin", journal=journal, why="again") is None
+    ((kind, model, reason, outcome),) = told
+    assert (kind, model, outcome) == ("rebound", "a", "done")
+    assert re.fullmatch(rf"from {BASE} to twin, in force after \d+ ms: to see", reason)
 
 
 @pytest.mark.parametrize(
-    ("told", "problem", "message"),
+    ("state", "problem", "message"),
     [
         ("refused", None, "the backbone 'twin' refuses 'a': why"),
         ("", None, "does not find 'a' in its model repository"),
@@ -65,12 +90,20 @@ def test_the_backbone_has_the_task_before_the_server_loads_it(root: Path) -> Non
     ],
 )
 def test_what_is_refused_leaves_everything_as_it_was(
-    root: Path, told: Any, problem: ServerProblem | None, message: str
+    root: Path,
+    journal: Journal,
+    told: list[tuple[str, str, str, str]],
+    state: Any,
+    problem: ServerProblem | None,
+    message: str,
 ) -> None:
-    triton = FakeTriton(root)
-    triton.told, triton.problem = told, problem
+    triton: Any = FakeTriton(root)
+    triton.told, triton.problem = state, problem
     before = (root / "a" / "config.pbtxt").read_text()
     with pytest.raises(FmplexError, match=message):
-        rebind(root, triton, "a", "twin")  # type: ignore[arg-type]
+        rebind(root, triton, "a", "twin", journal=journal, why="to see")
     assert sorted(Repository(root, BASE).read()) == ["a"]
     assert (root / "a" / "config.pbtxt").read_text() == before
+    ((kind, _, reason, outcome),) = told
+    assert (kind, reason) == ("rebound", "to twin: to see")
+    assert message in outcome

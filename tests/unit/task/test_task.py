@@ -96,13 +96,13 @@ def test_results_are_typed(backbone: Backbone) -> None:
 
 
 def test_its_terms_are_kept(root: Path, backbone: Backbone) -> None:
-    terms = Terms(weight=3.0, slo_ms=20.0, max_queue=5, max_queue_bytes=4096)
+    terms = Terms(weight=3.0, slo_ms=20.0, max_queue=5, max_queue_bytes=4096, cache=True)
     fitted(spam(backbone, **terms.given()), labelled(20)).save()
     again = Task.load(root / "spam", backbone)
     assert again.terms == terms
     again.save()
     _, saved = ModelRepository(root).task("spam")
-    assert (saved.weight, saved.max_queue, saved.max_queue_bytes) == (3.0, 5, 4096)
+    assert (saved.weight, saved.max_queue, saved.max_queue_bytes, saved.cache) == (3.0, 5, 4096, True)
 
 
 # -- what cannot be done

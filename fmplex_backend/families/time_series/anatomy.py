@@ -1,0 +1,129 @@
+"""How a time-series model of transformers is run, and what it answers, whatever its architecture.
+
+A model whose channels do not see each other takes any number of them: each channel is a row of the backbone. One that
+mixes them takes exactly those it was trained with, as one row.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fmplex_backend.families.pooling import pool
+from fmplex_backend.families.time_series.architectures import PATCHES, Architecture, Ran
+
+
+class States(NamedTuple):
+    """Of a pass of n rows of c channels."""
+
+    tokens: Tensor  # [n, c, t, d]: the class token, where there is one, and the patches
+    seen: Tensor  # [n, c, p] bool: patches that hold an observed value
+    location: Tensor  # [n, c]: the level that the model takes away from each channel
+    scale: Tensor  # [n, c]: and what it divides it by
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """It does not hold the model: training runs a copy with an adapter around it.
+
+    Args:
+        context: steps that the model takes.
+        channels: of a row; 1 where channels do not see each other.
+        separate: whether they do not.
+        extra: class tokens, which come before those of patches.
+    """
+
+    architecture: Architecture
+    context: int
+    channels: int
+    separate: bool
+    patch: int
+    stride: int
+    patches: int
+    extra: int
+    width: int
+
+    @classmethod
+    def of(cls, model: Any, architecture: Architecture) -> Anatomy:
+        """By the model's config, and a pass of an empty series."""
+        config = model.config
+        context, patch = int(config.context_length), int(config.patch_length)
+        stride = int(getattr(config, "patch_stride", patch))
+        patches = (max(context, patch) - patch) // stride + 1
+        separate = architecture.separates(config)
+        channels = 1 if separate else int(config.num_input_channels)
+        anatomy = cls(architecture, context, channels, separate, patch, stride, patches, 0, 0)
+        zeros = torch.zeros(1, context, channels, device=model.device)
+        with torch.inference_mode():
+            found = anatomy.run(model, zeros, torch.ones_like(zeros, dtype=torch.bool)).tokens
+        if found.dim() != 4 or found.shape[1] != channels or found.shape[2] - patches not in (0, 1):
+            raise ValueError(f"it makes states {list(found.shape)} of {channels} channels of {patches} patches")
+        return cls(
+            architecture,
+            context,
+            channels,
+            separate,
+            patch,
+            stride,
+            patches,
+            int(found.shape[2]) - patches,
+            int(found.shape[3]),
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Of a row."""
+        return self.channels * (self.patches + self.extra)
+
+    def run(self, model: Any, values: Tensor, observed: Tensor) -> Ran:
+        """[n, context, channels] float32 and bool -> what the model makes of them."""
+        return self.architecture.run(model, values, observed)
+
+    def states(self, model: Any, values: Tensor, observed: Tensor) -> States:
+        """The same -> what decoders read."""
+        found = self.run(model, values, observed)
+        start = self.context - (self.patch + self.stride * (self.patches - 1))  # steps before the first patch
+        seen = observed[:, start:].unfold(1, self.patch, self.stride).any(dim=-1).mT
+        return States(found.tokens, seen, found.location, found.scale)
+
+    def width_of(self, reads: str) -> int:
+        """Of what a decoder reads of a channel: its pooled vector, or the vectors of all its tokens."""
+        return (self.patches + self.extra) * self.width if reads == PATCHES else self.width
+
+    def read(self, kind: str, states: States) -> Tensor:
+        """What a decoder reads, float32.
+
+        [n, d] of a pooling over patches that hold something, and over channels. Of PATCHES [n, c, t * d + 2]: the
+        vectors of all tokens, then location and scale.
+        """
+        if kind == PATCHES:
+            aside = torch.stack([states.location, states.scale], dim=-1)
+            return torch.cat([states.tokens.flatten(2), aside], dim=-1).float()
+        if kind == "cls":
+            return states.tokens[:, :, 0].mean(dim=1).float()
+        rows, channels = states.seen.shape[:2]
+        patches = states.tokens[:, :, self.extra :].flatten(0, 1)
+        pooled = pool(kind, patches, states.seen.flatten(0, 1)).view(rows, channels, -1)
+        return pooled.amax(dim=1) if kind == "max" else pooled.mean(dim=1)
+
+
+def import_needed(architecture: Architecture) -> None:
+    """Import what has an architecture's class; raises ImportError that says what to install."""
+    if not architecture.package:
+        return
+    try:
+        class_of(architecture, architecture.forecaster)
+    except ImportError as error:
+        raise ImportError(f"{error}: {architecture.install}") from error
+
+
+def class_of(architecture: Architecture, name: str) -> Callable[..., Any]:
+    """A class of the architecture, by its name."""
+    module = importlib.import_module(architecture.package or "transformers")
+    found: Callable[..., Any] = getattr(module, name)
+    return found

@@ -1,0 +1,111 @@
+"""The architectures of time-series models that can be backbones, by their model type. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+PATCHES = "patches"  # in the place of a pooling: the decoder reads the vectors of all patches, and the scale
+
+
+class Ran(NamedTuple):
+    """What a model makes of n rows of c channels, as tensors."""
+
+    tokens: Any  # [n, c, t, d]
+    location: Any  # [n, c]: the level that the model takes away from each channel
+    scale: Any  # [n, c]: and what it divides it by
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What differs from one to the other.
+
+    Args:
+        run: a model, values [n, context, c] and which of them were observed -> its answer.
+        separates: whether a config has channels that do not see each other, so that any number may come.
+        forecaster: the class with the model's own forecast head; `backbone` is its attribute for the rest.
+        head: that model without the rest, and tokens [n, c, t, d] -> [n, steps, channels], scaled; with quantiles
+            [n, steps, channels, 1 + levels]. It may be several parameters of a distribution.
+        steps: of a config, those that the head forecasts.
+        package: what has the class, where that is not transformers, whose AutoModel then does not know the model
+            without its head; `install`: how to have it.
+        unread: fields that a backbone's config must not have set, and why.
+    """
+
+    run: Callable[[Any, Any, Any], Ran]
+    separates: Callable[[Any], bool]
+    forecaster: str
+    backbone: str = "model"
+    head: Callable[[Any, Any], Any] = lambda module, tokens: module.head(tokens)
+    steps: Callable[[Any], int] = lambda config: int(config.prediction_length)
+    package: str = ""
+    install: str = ""
+    unread: tuple[tuple[str, str], ...] = ()
+
+
+def _masked_by(name: str) -> Callable[[Any, Any, Any], Ran]:
+    """Of a model that takes a mask under this name."""
+
+    def run(model: Any, values: Any, observed: Any) -> Ran:
+        found = model(past_values=values, **{name: observed.to(values.dtype)})
+        return Ran(found.last_hidden_state, found.loc[:, 0], found.scale[:, 0])
+
+    return run
+
+
+def _run_timesfm(model: Any, values: Any, observed: Any) -> Ran:
+    """Of one channel; the frequency is 0 ("high"), as it is by default."""
+    frequency = values.new_zeros((len(values), 1)).long()
+    padding = (~observed[..., 0]).to(values.dtype)
+    found = model(past_values=values[..., 0], past_values_padding=padding, freq=frequency)
+    return Ran(found.last_hidden_state[:, None], found.loc[:, None], found.scale[:, None])
+
+
+def _timesfm_head(module: Any, tokens: Any) -> Any:
+    """What the last patch says of the steps after it."""
+    config = module.config
+    found = module.horizon_ff_layer(tokens[:, :, -1])
+    return found.unflatten(-1, (config.horizon_length, -1)).transpose(1, 2)
+
+
+def _tiny_time_mixer_head(module: Any, tokens: Any) -> Any:
+    if module.use_decoder:
+        tokens, _ = module.decoder(hidden_state=tokens, patch_input=None)
+    return module.head(tokens, past_values=None)
+
+
+ARCHITECTURES = {
+    "patchtst": Architecture(
+        _masked_by("past_observed_mask"),
+        lambda config: bool(config.share_embedding and not config.channel_attention),
+        "PatchTSTForPrediction",
+    ),
+    "patchtsmixer": Architecture(
+        _masked_by("observed_mask"), lambda config: config.mode == "common_channel", "PatchTSMixerForPrediction"
+    ),
+    "timesfm": Architecture(
+        _run_timesfm,
+        lambda config: True,
+        "TimesFmModelForPrediction",
+        "decoder",
+        _timesfm_head,
+        lambda config: int(config.horizon_length),
+    ),
+    "tinytimemixer": Architecture(
+        _masked_by("past_observed_mask"),
+        lambda config: config.mode == "common_channel",
+        "TinyTimeMixerForPrediction",
+        "backbone",
+        _tiny_time_mixer_head,
+        lambda config: int(config.prediction_filter_length or config.prediction_length),
+        package="tsfm_public.models.tinytimemixer",
+        install="pip install --no-deps granite-tsfm==0.3.11 && pip install 'fmplex[tiny-time-mixer]'",
+        unread=(
+            ("resolution_prefix_tuning", "it wants the frequency of each series"),
+            ("categorical_vocab_size_list", "it wants categories beside each series"),
+            ("enable_forecast_channel_mixing", "it wants values of the future"),
+            ("decoder_raw_residual", "its head reads the series beside the backbone's vectors"),
+        ),
+    ),
+}

@@ -1,0 +1,255 @@
+"""FORECAST [horizon, channels] by the forecast head that a model was published with, or a fine-tuned one of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fmplex_backend.decoders.decoder import Array, Encoded, LoadedDecoder, Outputs, Weighted
+from fmplex_backend.decoders.results import Result
+from fmplex_backend.errors import TaskProblem, TaskRefused
+from fmplex_backend.families.time_series.architectures import ARCHITECTURES, PATCHES
+from fmplex_backend.families.time_series.forecasting import Forecasting, Horizon
+from fmplex_backend.families.time_series.results import Forecast
+from fmplex_backend.files import read_json
+from fmplex_backend.interface import TensorSpec
+from fmplex_backend.section import CHECKED, TrainingOnly
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fmplex_backend.families.time_series.anatomy import Anatomy
+
+QUANTILES = TensorSpec("QUANTILES", "TYPE_FP32", (-1, -1, -1))  # [levels, horizon, channels]
+AGAIN = "Save the tensors of the head as the model's own checkpoint names them"
+
+
+@dataclass(config=CHECKED, frozen=True)
+class OwnForecaster(Weighted, Forecasting):
+    """The forecast head of the model's own checkpoint: nothing is fitted.
+
+    Args:
+        horizon: steps; those of the head by default. Of a longer one the forecast is put behind the series and the
+            model is run again, as often as it takes: errors add up.
+        quantiles: levels that are answered too, of those that the head has; they are not rolled.
+        head: whose it is: the backbone's, or one that the task brings, of a checkpoint with the same backbone.
+        checkpoint: where the task's own is: a directory with model.safetensors, or such a file.
+    """
+
+    horizon: Horizon | None = None
+    head: Literal["backbone", "task"] = "backbone"
+    quantiles: Sequence[Annotated[float, Field(gt=0, lt=1)]] = ()
+    checkpoint: TrainingOnly[str | Path | None] = field(default=None, compare=False)
+
+    kind: Literal["own-forecast"] = field(default="own-forecast", kw_only=True, repr=False)
+    learns = "nothing"
+    needs_weights = False
+    may_give = (QUANTILES,)
+
+    @property
+    def label_names(self) -> Sequence[str]:
+        """The levels of QUANTILES."""
+        return [f"{level:g}" for level in self.quantiles]
+
+    def sizes(self, directory: Path, hidden: int | None) -> dict[str, int | None]:
+        return super().sizes(directory, hidden) | ({"QUANTILES": None} if self.quantiles else {})
+
+    @classmethod
+    def result(cls, labels: Sequence[str], item: Any, outputs: Outputs, truncated: bool) -> Result:
+        quantiles = dict(zip(labels, outputs.get("QUANTILES", ()), strict=False))
+        return Forecast(outputs["FORECAST"], truncated, quantiles)
+
+    @property
+    def steps(self) -> int:
+        if self.horizon is None:
+            raise TaskProblem("the horizon is the head's, which is not known here. Say it: OwnForecaster(horizon=96)")
+        return self.horizon
+
+    def brought(self) -> dict[str, Tensor]:
+        """All tensors of the checkpoint but the backbone's, which its config.json tells apart."""
+        if self.checkpoint is None:
+            return {}
+        if self.head != "task":
+            raise TaskProblem('a checkpoint is given, but the head is the backbone\'s. Say head="task"')
+        from fmplex_backend.weights import read_safetensors
+
+        place = Path(self.checkpoint)
+        file = place / "model.safetensors" if place.is_dir() else place
+        described = file.parent / "config.json"
+        kind = read_json(described).get("model_type") if described.is_file() else None
+        inner = f"{ARCHITECTURES[kind].backbone}." if kind in ARCHITECTURES else None
+        return {name: each for name, each in read_safetensors(file).items() if not inner or not name.startswith(inner)}
+
+
+@plain_dataclass(frozen=True, slots=True)
+class Rolled(Encoded):
+    """The states of the last run, and the forecasts of those before: [n, steps, channels] each."""
+
+    before: Sequence[Array] = ()
+
+
+@plain_dataclass(frozen=True, slots=True)
+class LoadedHead(LoadedDecoder):
+    """A head with its weights."""
+
+    times: int  # that a series runs
+    forecast: Callable[[Encoded], Array]  # of one run: [n, steps, channels], without quantiles
+
+
+class OwnHeads:
+    """The forecast heads of one model. A head is made when a task wants it.
+
+    What the checkpoint has of one is read with the backbone: a task's load reads nothing but the task's own files.
+
+    Args:
+        directory: of the model.
+    """
+
+    def __init__(self, directory: Path, anatomy: Anatomy) -> None:
+        from transformers import AutoConfig
+
+        self.anatomy = anatomy
+        self.config = AutoConfig.from_pretrained(directory)
+        if hasattr(self.config, "do_mask_input"):
+            self.config.do_mask_input = False
+        self.tensors = _without(f"{anatomy.architecture.backbone}.", directory)
+
+    def load(self, section: OwnForecaster, channels: int | None, version: Path) -> LoadedHead:
+        """Raises TaskRefused.
+
+        Args:
+            channels: that a series of the task has; None: any number.
+        """
+        import torch
+
+        file = version / "task.json"
+        module, config = self._module(section, version)
+        steps = self.anatomy.architecture.steps(config)
+        chosen = getattr(config, "prediction_channel_indices", None)
+        if not self._takes_any(config) and channels != config.num_input_channels:
+            problem = f"it is {channels}, and the head sees {config.num_input_channels} channels at once"
+            raise TaskRefused(file, "encoder.channels", problem, f"Say {config.num_input_channels}")
+        times = -(-(section.horizon or steps) // steps)
+        if times > 1 and chosen:
+            problem = f"it is {section.horizon}; the head forecasts {steps} steps of {len(chosen)} channels alone"
+            raise TaskRefused(file, "decoder.horizon", problem, f"Say {steps} or less")
+
+        levels = _places(section, config, times, file)
+
+        def run(encoded: Encoded) -> Array:
+            with torch.inference_mode():
+                found = self._forecast(module, chosen, torch.from_numpy(encoded.vectors))
+            return found if found.ndim == 4 else found[..., None]
+
+        def forecast(encoded: Encoded) -> Array:
+            return run(encoded)[..., 0]
+
+        def decode(encoded: Encoded) -> dict[str, Array]:
+            before, found = encoded.before if isinstance(encoded, Rolled) else (), run(encoded)
+            whole = np.concatenate([*before, found[..., 0]], axis=1)
+            answer = {"FORECAST": whole[:, : section.horizon]}
+            if levels:
+                answer["QUANTILES"] = np.moveaxis(found[:, : section.horizon][..., levels], -1, 1)
+            return answer
+
+        try:
+            width = self.anatomy.width_of(PATCHES) + 2
+            forecast(Encoded(np.ones((1, channels or 1, width), np.float32), [], [], np.zeros((1, 1), np.bool_)))
+        except Exception as error:  # the module raises whatever it stumbles over
+            problem = f"the forecast head of a {config.model_type} does not run: {type(error).__name__}: {error}"
+            raise TaskRefused(file, "decoder.kind", problem, "Fit a Forecaster") from error
+        return LoadedHead(PATCHES, section.sizes(version, None), decode, times, forecast)
+
+    def _forecast(self, module: Any, chosen: list[int] | None, vectors: Tensor) -> Array:
+        """[n, c, t * d + 2] -> [n, steps, channels]."""
+        rows, channels = vectors.shape[:2]
+        tokens = vectors[..., :-2].reshape(rows, channels, -1, self.anatomy.width)
+        level, scale = vectors[..., -2][:, None], vectors[..., -1][:, None]  # [n, 1, c]
+        found = self.anatomy.architecture.head(module, tokens)
+        if chosen:
+            level, scale = level[..., sorted(chosen)], scale[..., sorted(chosen)]
+        if (distribution := getattr(module, "distribution_output", None)) is not None:
+            found = distribution.distribution(found, loc=level, scale=scale).mean
+        elif found.dim() == 4:  # with quantiles
+            found = found * scale[..., None] + level[..., None]
+        else:
+            found = found * scale + level
+        whole: Array = found.numpy()
+        return whole
+
+    def _takes_any(self, config: Any) -> bool:
+        """Whether each channel is forecast by itself, all by the same weights."""
+        shared = getattr(config, "share_projection", True) and not getattr(config, "prediction_channel_indices", None)
+        mixed = getattr(config, "use_decoder", False) and config.decoder_mode != "common_channel"
+        return bool(self.anatomy.separate and shared and not mixed)
+
+    def _module(self, section: OwnForecaster, version: Path) -> tuple[Any, Any]:
+        """The model without its backbone, with the weights of the head, and its config; raises TaskRefused."""
+        import torch
+
+        from fmplex_backend.families.time_series.anatomy import class_of
+        from fmplex_backend.weights import read_safetensors
+
+        architecture, config = self.anatomy.architecture, copy.deepcopy(self.config)
+        with torch.device("meta"):  # the backbone's part would take memory, and is not used
+            whole: Any = class_of(architecture, architecture.forecaster)(config)
+        inner = f"{architecture.backbone}."
+        wanted = {name: each for name, each in whole.state_dict().items() if not name.startswith(inner)}
+        if section.head == "task":
+            file = version / section.weights
+            given = read_safetensors(file)
+        else:
+            file = version / "task.json"
+            given = {name: each for name, each in self.tensors.items() if name in wanted}
+        _check(given, wanted, file, section.head)
+        whole.load_state_dict(given, strict=False, assign=True)
+        delattr(whole, architecture.backbone)
+        return whole.float().eval().requires_grad_(False), config
+
+
+def _without(prefix: str, directory: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint whose names begin in another way; none where it is not in safetensors."""
+    from safetensors import safe_open
+
+    found: dict[str, Tensor] = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            names: list[str] = opened.keys()
+            found |= {name: opened.get_tensor(name).clone() for name in names if not name.startswith(prefix)}
+    return found
+
+
+def _places(section: OwnForecaster, config: Any, times: int, file: Path) -> list[int]:
+    """Of the levels that a task wants, in what a head says of a step; raises TaskRefused."""
+    has = [float(level) for level in getattr(config, "quantiles", ())]
+    missing = [level for level in section.quantiles if level not in has]
+    if missing:
+        names = ", ".join(f"{level:g}" for level in has) or "none"
+        problem = f"the head of a {config.model_type} does not have {missing[0]:g}, but {names}"
+        raise TaskRefused(file, "decoder.quantiles", problem, "Name some of these, or leave it out")
+    if section.quantiles and times > 1:
+        problem = f"a horizon of {section.horizon} is rolled, which says nothing of quantiles"
+        raise TaskRefused(file, "decoder.quantiles", problem, "Lower the horizon, or leave them out")
+    return [1 + has.index(level) for level in section.quantiles]
+
+
+def _check(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], file: Path, whose: str) -> None:
+    """Raise TaskRefused where names or shapes differ."""
+    remedy = AGAIN if whose == "task" else "Name a backbone that was saved with its head, or fit a Forecaster"
+    if missing := sorted(wanted.keys() - given.keys()):
+        holder = "the file" if whose == "task" else "the backbone's checkpoint"
+        raise TaskRefused(file, missing[0], f"{holder} holds no such tensor of a forecast head", remedy)
+    if unknown := sorted(given.keys() - wanted.keys()):
+        raise TaskRefused(file, unknown[0], "the model's forecast head has no such tensor", remedy)
+    for name, tensor in given.items():
+        if tensor.shape != wanted[name].shape:
+            problem = f"its shape is {list(tensor.shape)}, the model's is {list(wanted[name].shape)}"
+            raise TaskRefused(file, name, problem, remedy)
