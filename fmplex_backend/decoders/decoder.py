@@ -50,6 +50,7 @@ class Encoded:
     offsets: list[npt.NDArray[np.int32]]  # n arrays [t_i, 2], characters [start, end) in the text as sent
     truncated: npt.NDArray[np.bool_]  # [n, 1]
     rows: Sequence[Any] = ()  # as the backbone took them, of families whose decoders compare with what was sent
+    lengths: Sequence[int] = ()  # n, the tokens that the backbone read of each item, special tokens included
 
     @property
     def vectors(self) -> Array:

@@ -143,7 +143,12 @@ class EncoderRuntime(KeepsNothing, ABC, Generic[RowT]):
     def encoded(self, payload: Payload[RowT], results: list[Any], reads: str) -> Encoded:
         """Rows' results -> what a decoder reads."""
         pooled = _joined(np.stack(results), payload.starts, reads)
-        return Encoded(pooled, [], [], np.zeros((len(payload.starts), 1), dtype=np.bool_))
+        truncated = np.zeros((len(payload.starts), 1), dtype=np.bool_)
+        ends = [*payload.starts[1:], len(payload.rows)]
+        lengths = [
+            sum(row.length for row in payload.rows[start:end]) for start, end in zip(payload.starts, ends, strict=True)
+        ]
+        return Encoded(pooled, [], [], truncated, lengths=lengths)
 
     def common_tensors(self, encoded: Encoded) -> Mapping[str, Any]:
         """The tensors of `common_outputs`."""

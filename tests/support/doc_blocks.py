@@ -36,6 +36,8 @@ NOT_RUN = {
     ("serve.md", 'pip install ".[server,demo,gguf]"'): "installs 2 GB, and serves until Ctrl-C",
     ("serve.md", "fmplex serve --allow-links"): "serves until Ctrl-C; tests/unit/server/test_options.py has the option",
     ("serve.md", "tritonserver ..."): "is a pattern; tests/triton/test_closed.py has what it does",
+    ("run-an-llm.md", "aiperf profile"): "minutes of load, and installs aiperf; test_openai.py runs perf_analyzer so",
+    ("serve-openai.md", "fmplex serve --openai-port"): "serves until Ctrl-C; test_openai.py has what it does",
     ("sidecar.md", "--server triton:8001"): "runs until Ctrl-C; tests/triton/test_sidecar.py has what it does",
     ("sidecar.md", "--elastic"): "serves until Ctrl-C; tests/triton/test_rebind.py has what it does",
     ("sidecar.md", "docker run"): "needs Docker",

@@ -135,13 +135,14 @@ class CausalLmRuntime:
 
     def decode(self, request: Request, value: Delta) -> Mapping[str, Any]:
         """A part of an answer -> output tensors, [1, 1] each."""
-        prompt = len(request.prepared.asked.prompt)
+        prompt, total = len(request.prepared.asked.prompt), value.cumulative_logprob or 0.0
         return {
             "text_output": np.array([[value.text.encode("utf-8", "replace")]], dtype=np.object_),
             "finish_reason": np.array([[value.finish_reason.encode()]], dtype=np.object_),
             "num_input_tokens": np.array([[prompt]], dtype=np.uint32),
             "num_output_tokens": np.array([[value.tokens]], dtype=np.uint32),
             "logprobs": as_tensor(value.logprobs)[None],
+            "cumulative_logprob": np.array([[total]], dtype=np.float32),
         }
 
     # -- the engine thread

@@ -20,8 +20,8 @@ from fmplex_backend.decoders.results import Result, strings
 from fmplex_backend.decoders.rows import Rows, places
 from fmplex_backend.errors import TaskProblem
 from fmplex_backend.families.causal_lm.inputs import (
+    CUMULATIVE_LOGPROB,
     FINISH_REASON,
-    INPUT_TOKENS,
     LOGPROBS,
     OUTPUT_TOKENS,
     PROMPT,
@@ -30,6 +30,7 @@ from fmplex_backend.families.causal_lm.inputs import (
 )
 from fmplex_backend.families.causal_lm.sampling import FIELDS, Sampling
 from fmplex_backend.families.spec import Input
+from fmplex_backend.interface import INPUT_TOKENS
 from fmplex_backend.section import CHECKED
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class Generator(Sampling, Decoder):
 
     kind: Literal["generator"] = field(default="generator", kw_only=True, repr=False)
     gives = (TEXT_OUTPUT, FINISH_REASON, INPUT_TOKENS, OUTPUT_TOKENS, LOGPROBS)
+    may_give = (CUMULATIVE_LOGPROB,)  # 0 unless asked for: JSON has no NaN
     telling = (INPUT_TOKENS,)  # answers may be random, and differ with the dtype
     learns = "sequences"
     label_column = "completion"
@@ -115,7 +117,7 @@ class Generator(Sampling, Decoder):
         return Sampling(**{name: getattr(self, name) for name in FIELDS})
 
     def sizes(self, directory: Path, hidden: int | None) -> dict[str, int | None]:
-        return {spec.name: 1 for spec in self.gives}
+        return {spec.name: 1 for spec in (*self.gives, *self.may_give)}
 
     @classmethod
     def joined(cls, parts: Sequence[Outputs]) -> Outputs:

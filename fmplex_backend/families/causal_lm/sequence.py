@@ -19,6 +19,7 @@ class Asked:
     sampling: Sampling
     streams: bool
     echo: str = ""  # what the answer begins with
+    sums_logprobs: bool = False  # whether the sum of its tokens' logarithmic probabilities is told
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +30,12 @@ class Delta:
     tokens: int
     finish_reason: str
     logprobs: list[Mapping[str, Any]] | None
+    cumulative_logprob: float | None = None  # of all tokens until now
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A token, and its logarithmic probabilities where they were asked for."""
+    """A token, and its logarithmic probabilities where they were asked for; its own comes first."""
 
     token: int
     logprobs: Mapping[str, Any] | None = None
@@ -59,6 +61,7 @@ class Sequence:
     _text: str = ""  # not sent yet
     _unsent: int = 0  # tokens since the part before
     _logprobs: list[Mapping[str, Any]] = field(default_factory=list)
+    _sum: float = 0.0  # of the tokens' own logarithmic probabilities
 
     def __post_init__(self) -> None:
         self.tokens = list(self.asked.prompt)
@@ -87,6 +90,11 @@ class Sequence:
         return len(self.tokens) - len(self.asked.prompt)
 
     @property
+    def tells_logprobs(self) -> bool:
+        """Whether its tokens' logarithmic probabilities are wanted."""
+        return self.asked.sums_logprobs or self.asked.sampling.logprobs is not None
+
+    @property
     def closed_to_end(self) -> bool:
         """Whether the next token must not end the answer."""
         return self.generated < self.asked.sampling.min_tokens
@@ -104,6 +112,7 @@ class Sequence:
         self._unsent += 1
         if chosen.logprobs is not None:
             self._logprobs.append(chosen.logprobs)
+            self._sum += next(iter(chosen.logprobs.values()))["logprob"]
         if chosen.token in self.ends and not self.closed_to_end:
             self._let_go()
             return "stop"
@@ -129,6 +138,6 @@ class Sequence:
         if not finish_reason and not (self.asked.streams and self._text):
             return None
         told = self._logprobs if self.asked.sampling.logprobs is not None else None
-        delta = Delta(self._text, self._unsent, finish_reason, told)
+        delta = Delta(self._text, self._unsent, finish_reason, told, self._sum if self.tells_logprobs else None)
         self._text, self._unsent, self._logprobs = "", 0, []
         return delta

@@ -8,7 +8,15 @@ from typing import Any, ClassVar
 
 from fmplex_backend.adapters.kinds import PeftAdapter
 from fmplex_backend.errors import TaskProblem
-from fmplex_backend.families.causal_lm.inputs import EXCLUDE_INPUT, PROMPT, SAMPLING_PARAMETERS, STREAM
+from fmplex_backend.families.causal_lm.inputs import (
+    EXCLUDE_INPUT,
+    MESSAGES,
+    PROMPT,
+    RETURN_CUMULATIVE,
+    RETURN_OTHERS,
+    SAMPLING_PARAMETERS,
+    STREAM,
+)
 from fmplex_backend.families.causal_lm.parameters import CausalLmConfig
 from fmplex_backend.families.causal_lm.sections import Generator, Prompt
 from fmplex_backend.families.model_files import fingerprint_of
@@ -22,7 +30,7 @@ class CausalLms(Family):
 
     name = "causal-lm"
     inputs = (PROMPT,)
-    optional_inputs = (STREAM, SAMPLING_PARAMETERS, EXCLUDE_INPUT)
+    optional_inputs = (STREAM, SAMPLING_PARAMETERS, EXCLUDE_INPUT, MESSAGES, RETURN_CUMULATIVE, *RETURN_OTHERS)
     encoders = (Prompt,)
     adapters = (PeftAdapter,)
     decoders = (Generator,)

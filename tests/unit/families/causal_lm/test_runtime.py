@@ -92,6 +92,12 @@ class Rig:
     def ask(self, task: int, text: str, **wishes: Any) -> Request:
         stream = wishes.pop("stream", False)
         inputs = {"text_input": np.array([[text.encode()]], dtype=np.object_)}
+        if "messages" in wishes:
+            messages = wishes.pop("messages")
+            written = messages if isinstance(messages, str) else json.dumps(messages)
+            inputs["messages"] = np.array([[written.encode()]], dtype=np.object_)
+        for flag in [name for name in wishes if name.startswith("return_") or name == "exclude_input_in_output"]:
+            inputs[flag] = np.array([[wishes.pop(flag)]])
         inputs["sampling_parameters"] = np.array([[json.dumps(wishes).encode()]], dtype=np.object_)
         inputs["stream"] = np.array([[stream]])
         request = Request(self.vfms[task], inputs, (), 0.0, lambda *_: None)
@@ -412,6 +418,90 @@ def test_log_probabilities(rig: Rig, generate: Any) -> None:
         assert each[str(token)]["rank"] == 1
         assert each[str(token)]["logprob"] == pytest.approx(float(expected[token]), abs=1e-3)
         assert {int(key) for key in each} == set(expected.topk(2).indices.tolist())
+
+
+def test_a_token_is_told_before_the_best_ones_and_their_sum(rig: Rig) -> None:
+    drawn = rig.ask(0, "fox", seed=3, temperature=5, max_tokens=12, logprobs=4, ignore_eos=True, stream=True)
+    summed = rig.ask(0, "fox", seed=3, temperature=5, max_tokens=12, ignore_eos=True, return_cumulative_logprob=True)
+    plain = rig.ask(0, "fox", max_tokens=2)
+    rig.run()
+    told = [each for part in rig.parts[drawn] for each in part.value.logprobs]  # type: ignore[union-attr]
+    assert [int(next(iter(each))) for each in told] == rig.answer(drawn)
+    assert any(next(iter(each.values()))["rank"] > 1 for each in told), "a hot draw takes others than the best"
+    total = sum(next(iter(each.values()))["logprob"] for each in told)
+    (whole,), last = rig.parts[summed], rig.parts[drawn][-1]
+    assert whole.value.cumulative_logprob == last.value.cumulative_logprob == pytest.approx(total)  # type: ignore[union-attr]
+    assert whole.value.logprobs is None  # type: ignore[union-attr]
+    tensors = [rig.runtime.decode(each, rig.parts[each][-1].value) for each in (summed, plain)]  # type: ignore[union-attr]
+    assert [float(each["cumulative_logprob"].item()) for each in tensors] == [pytest.approx(total, rel=1e-5), 0]
+
+
+CHAT = [
+    {"role": "user", "content": "fox"},
+    {"role": "assistant", "content": "dog"},
+    {"role": "user", "content": "日本"},
+]
+
+
+def shown(rig: Rig, task: int, messages: Any) -> str:
+    """The prompt of a conversation, as text."""
+    prompt = rig.ask(task, "", messages=messages, max_tokens=1).prepared.asked.prompt
+    rig.run()
+    return str(rig.runtime.tokenizer.decode(prompt))
+
+
+def test_a_conversation_is_shown_in_the_chat_template_behind_the_tasks_system_prompt(rig: Rig) -> None:
+    text = "<|im_start|>system\nbe brief{}<|im_end|>\n<|im_start|>user\nfox<|im_end|>\n"
+    rest = "<|im_start|>assistant\ndog<|im_end|>\n<|im_start|>user\n日本<|im_end|>\n<|im_start|>assistant\n"
+    assert shown(rig, 1, CHAT) == text.format("") + rest
+    for role in ("system", "developer"):
+        assert shown(rig, 1, [{"role": role, "content": "and kind"}, *CHAT]) == text.format("\n\nand kind") + rest
+    one = rig.ask(1, "fox", max_tokens=1)
+    assert shown(rig, 1, CHAT[:1]) == rig.runtime.tokenizer.decode(one.prepared.asked.prompt)
+
+
+def test_every_users_turn_is_shown_as_the_tasks_texts_are(rig: Rig, tmp_path: Path) -> None:
+    document = {"family": "causal-lm", "encoder": {"template": "Say: {text}!"}, "decoder": {}}
+    (tmp_path / "task.json").write_text(json.dumps(document))
+    extensions = rig.runtime.load(tmp_path)
+    tokens = extensions.reader.conversation(CHAT)
+    said = rig.runtime.tokenizer.decode(tokens)
+    assert said.count("Say: fox!") == said.count("Say: 日本!") == 1
+    assert "Say: dog" not in said
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "messages", "says"),
+    [
+        (1, "", "[{", "messages is not JSON"),
+        (1, "", [], "messages is to be a JSON list"),
+        (1, "", {"role": "user"}, "messages is to be a JSON list"),
+        (1, "", ["fox"], "messages[0] is to be an object"),
+        (1, "", [*CHAT, {"role": "tool", "content": "4"}], "messages[3].role is 'tool': say system, developer, user"),
+        (1, "", [{"role": "user", "content": [{"type": "text"}]}], "messages[0].content is to be a text"),
+        (1, "", [{"role": "user", "content": "a", "tool_calls": []}], "messages[0]: there is no field 'tool_calls'"),
+        (1, "", [CHAT[0]] * 5000, "5000 turns, more than 4096"),
+        (1, "", [{"role": "user", "content": "日" * 600}], "messages and the task's template are"),
+        (1, "fox", CHAT, "messages stands in the place of text_input"),
+        (0, "", CHAT, "messages: 'task0' has no chat template, or does not use it"),
+    ],
+)
+def test_conversations_that_cannot_be_read(rig: Rig, task: int, text: str, messages: Any, says: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        rig.ask(task, text, messages=messages)
+    assert says in str(caught.value)
+
+
+def test_a_conversation_is_not_put_before_its_answer_and_may_be_refused_by_the_template(
+    rig: Rig, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidRequest, match="exclude_input_in_output"):
+        rig.ask(1, "", messages=CHAT, exclude_input_in_output=False)
+    template = "{% if messages|length > 1 %}{{ raise_exception('one turn only') }}{% endif %}{{ messages[0].content }}"
+    document = {"family": "causal-lm", "decoder": {"chat_template": template}}
+    (tmp_path / "task.json").write_text(json.dumps(document))
+    with pytest.raises(InvalidRequest, match="messages: the chat template does not take them: one turn only"):
+        rig.runtime.load(tmp_path).reader.conversation(CHAT)
 
 
 @pytest.mark.parametrize(
