@@ -1,9 +1,9 @@
-"""A conversation as a request's `messages` has it, and the turns that a chat template is given. Imports no torch."""
+"""Conversations, as requests and training rows have them, and the turns that a chat template is given. No torch."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fmplex_backend.errors import InvalidRequest
@@ -24,19 +24,29 @@ def read_turns(text: str, source: str) -> list[Turn]:
         raise InvalidRequest(f'{source} is to be a JSON list such as [{{"role": "user", "content": "Hello"}}]')
     if len(document) > MAX_TURNS:
         raise InvalidRequest(f"{source} has {len(document)} turns, more than {MAX_TURNS}: leave the oldest out")
-    return [_turn(each, f"{source}[{place}]") for place, each in enumerate(document)]
+    return [_requested(each, f"{source}[{place}]") for place, each in enumerate(document)]
 
 
-def _turn(given: Any, source: str) -> Turn:
+def _requested(given: Any, source: str) -> Turn:
     if not isinstance(given, dict):
         raise InvalidRequest(f'{source} is to be an object with "role" and "content"')
     if odd := sorted(given.keys() - {"role", "content"}):
         raise InvalidRequest(f"{source}: there is no field {odd[0]!r}; there are role and content")
+    try:
+        return turn_of(given, source)
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from None
+
+
+def turn_of(given: Mapping[str, Any], source: str) -> Turn:
+    """A message as chat templates take it; raises ValueError, naming `source`, where it is none."""
     role, content = given.get("role"), given.get("content")
+    if isinstance(content, (list, tuple)) and all(isinstance(each, Mapping) and "text" in each for each in content):
+        content = "".join(str(each["text"]) for each in content)  # the parts that OpenAI's format allows
     if not isinstance(role, str) or role not in ROLES:
-        raise InvalidRequest(f"{source}.role is {str(role)[:80]!r}: say {', '.join(ROLES)}")
+        raise ValueError(f"{source}.role is {str(role)[:80]!r}: say {', '.join(ROLES)}")
     if not isinstance(content, str):
-        raise InvalidRequest(f"{source}.content is to be a text")
+        raise ValueError(f"{source}.content is {str(content)[:80]!r}: it is to be a text")
     return {"role": ROLES[role], "content": content}
 
 

@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fmplex_backend.families.causal_lm.conversation import Turn, turn_of
 from fmplex_backend.families.strings import StringInput
 from fmplex_backend.interface import TensorSpec
-
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}  # as templates know them
-Message = Mapping[str, Any]  # {"role": ..., "content": ...}, as chat templates take it
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +19,7 @@ class Conversation:
     turns: tuple[tuple[str, str], ...]
 
     @property
-    def messages(self) -> list[dict[str, str]]:
+    def messages(self) -> list[Turn]:
         """As chat templates take them."""
         return [{"role": role, "content": content} for role, content in self.turns]
 
@@ -40,18 +38,8 @@ def turns_of(cell: Any) -> list[tuple[str, str]] | None:
         cell = cell.tolist()
     if not isinstance(cell, (list, tuple)) or not cell or not all(isinstance(each, Mapping) for each in cell):
         return None
-    return [_turn(number, each) for number, each in enumerate(cell)]
-
-
-def _turn(number: int, message: Message) -> tuple[str, str]:
-    role, content = message.get("role"), message.get("content")
-    if isinstance(content, (list, tuple)) and all(isinstance(each, Mapping) and "text" in each for each in content):
-        content = "".join(str(each["text"]) for each in content)  # the parts that OpenAI's format allows
-    if not isinstance(role, str) or role not in ROLES:
-        raise ValueError(f"message {number} has the role {role!r}, which is none of {', '.join(ROLES)}. Correct it")
-    if not isinstance(content, str):
-        raise ValueError(f"message {number} has no text, but {content!r}. Give its content as a string")
-    return ROLES[role], content
+    turns = [turn_of(each, f"message[{number}]") for number, each in enumerate(cell)]
+    return [(turn["role"], turn["content"]) for turn in turns]
 
 
 class PromptInput(StringInput):

@@ -99,8 +99,8 @@ def test_what_is_said_before_the_last_answer_is_the_item() -> None:
     ("data", "match"),
     [
         ([TALKS[0], TALKS[1][:1]], "row 1: its last message is no answer of the assistant's"),
-        ([TALKS[0], [{"role": "bot", "content": "x"}, TALKS[0][1]]], "row 1: message 0 has the role 'bot'"),
-        ([[{"role": "user", "content": None}, TALKS[0][1]]], "row 0: message 0 has no text"),
+        ([TALKS[0], [{"role": "bot", "content": "x"}, TALKS[0][1]]], r"row 1: message\[0\].role is 'bot'"),
+        ([[{"role": "user", "content": None}, TALKS[0][1]]], r"row 0: message\[0\].content is 'None'"),
         ([{"messages": TALKS[0]}, {"messages": "hello"}], "row 1: 'hello' is none of the messages"),
         ([{"body": "x"}], "no column 'prompt', but body"),
         ([TALKS[0], ("a", "b")], "row 0: .* is not a text"),

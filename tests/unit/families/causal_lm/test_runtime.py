@@ -478,7 +478,12 @@ def test_every_users_turn_is_shown_as_the_tasks_texts_are(rig: Rig, tmp_path: Pa
         (1, "", {"role": "user"}, "messages is to be a JSON list"),
         (1, "", ["fox"], "messages[0] is to be an object"),
         (1, "", [*CHAT, {"role": "tool", "content": "4"}], "messages[3].role is 'tool': say system, developer, user"),
-        (1, "", [{"role": "user", "content": [{"type": "text"}]}], "messages[0].content is to be a text"),
+        (
+            1,
+            "",
+            [{"role": "user", "content": [{"type": "text"}]}],
+            "it is to be a text",
+        ),
         (1, "", [{"role": "user", "content": "a", "tool_calls": []}], "messages[0]: there is no field 'tool_calls'"),
         (1, "", [CHAT[0]] * 5000, "5000 turns, more than 4096"),
         (1, "", [{"role": "user", "content": "日" * 600}], "messages and the task's template are"),
