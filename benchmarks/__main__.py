@@ -41,6 +41,10 @@ EXPERIMENTS = (
     "capacity",
     "overhead",
     "ceiling",
+    "prefixes",
+    "generation",
+    "streaming",
+    "shares",
     "peers",
     "churn",
     "rebind",
@@ -49,7 +53,11 @@ EXPERIMENTS = (
     "recovery",
     "simulator",
     "replay",
+    "greedy",
+    "conversations",
 )
+WITH_DATA = ("replay", "conversations")
+APART = ("greedy", "conversations")  # many minutes each: run where they are named
 RESULTS = Path("benchmarks/results")
 MAIN_DTYPE = "float32"  # results in another lie in a folder of its name
 
@@ -75,11 +83,12 @@ def machine() -> dict[str, Any]:
 
 def main(
     names: Annotated[
-        list[str] | None, typer.Argument(help=f"Some of {', '.join(EXPERIMENTS)}; all by default.")
+        list[str] | None,
+        typer.Argument(help=f"Some of {', '.join(EXPERIMENTS)}; all but the last {len(APART)} by default."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds: a look, no figure to quote.")] = False,
     data: Annotated[
-        Path | None, typer.Option("--data", help="A folder with the Azure traces; without, replay is left out.")
+        Path | None, typer.Option("--data", help=f"A folder with the Azure traces, for {' and '.join(WITH_DATA)}.")
     ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="Of the backbone, the baselines' too.")] = MAIN_DTYPE,
 ) -> None:
@@ -90,14 +99,14 @@ def main(
         raise typer.BadParameter(
             f"no such experiment: {', '.join(sorted(unknown))}; there are {', '.join(EXPERIMENTS)}"
         )
-    if data is None and "replay" in (names or ()):
-        raise typer.BadParameter("replay needs --data, a folder with the Azure traces")
+    if data is None and (needing := set(names or ()) & set(WITH_DATA)):
+        raise typer.BadParameter(f"{' and '.join(sorted(needing))} needs --data, a folder with the Azure traces")
     results = RESULTS if dtype == MAIN_DTYPE else RESULTS / dtype
     results.mkdir(parents=True, exist_ok=True)
     with subject_in(dtype):
-        for name in names or EXPERIMENTS:
-            if name == "replay" and data is None:
-                print("== replay: left out, no --data", flush=True)
+        for name in names or [each for each in EXPERIMENTS if each not in APART]:
+            if name in WITH_DATA and data is None:
+                print(f"== {name}: left out, no --data", flush=True)
                 continue
             _run(name, results, data, quick=quick)
 
@@ -106,7 +115,7 @@ def _run(name: str, results: Path, data: Path | None, *, quick: bool) -> None:
     module = importlib.import_module(f"benchmarks.experiments.{name}")
     print(f"== {name}: {(module.__doc__ or '').splitlines()[0]}", flush=True)
     start = time.monotonic()
-    rows = module.run(quick=quick, data=data) if name == "replay" else module.run(quick=quick)
+    rows = module.run(quick=quick, data=data) if name in WITH_DATA else module.run(quick=quick)
     document = {"experiment": name, "quick": quick, "machine": machine(), "rows": rows}
     if results != RESULTS:
         document["dtype"] = results.name

@@ -31,6 +31,11 @@ def _value(file: Path, key: str) -> str:
     return ""
 
 
+def processor_vendor(file: Path = CPUS) -> str:
+    """As the processor says it, e.g. AuthenticAMD; "" where that cannot be read."""
+    return _value(file, "vendor_id")
+
+
 def memory_of_machine(file: Path = Path("/proc/meminfo")) -> int:
     """Bytes of main memory; 0 where that cannot be read."""
     return _kib(_value(file, "MemTotal"))

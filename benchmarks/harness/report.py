@@ -22,9 +22,10 @@ INTRODUCTION = """# Benchmarks
 
 `make bench` measures all of this anew (`make bench QUICK=1` for a look, `make bench ONLY=throughput` for one), and
 `python -m benchmarks.harness.report` writes this page from what it left in `benchmarks/results/`. The server is the
-real tritonserver, the backbone all-MiniLM-L6-v2; adapters and heads have random weights, because what they cost does
-not depend on their values. Where two arms are compared, they run in turn within one run (A B A B ...), and the figure
-is the median of the rounds' ratios, the furthest rounds in brackets. Run it on a machine that does nothing else.
+real tritonserver, the backbone all-MiniLM-L6-v2, or SmolLM2-135M-Instruct where an experiment says so; adapters and
+heads have random weights, because what they cost does not depend on their values. Where two arms are compared, they run
+in turn within one run (A B A B ...), and the figure is the median of the rounds' ratios, the furthest rounds in
+brackets. Run it on a machine that does nothing else.
 
 What is compared: **shared** is FMplex, one backbone and one process; **per-task** is plain Triton, a Python-backend
 model and a copy of the backbone for each task, its adapter merged into the weights, dynamic batching on;
@@ -44,8 +45,9 @@ All is in float32 unless a title says otherwise. `make bench ONLY="throughput sh
 measures in bfloat16, the bare loop and the plain models as well, and leaves its results in
 `benchmarks/results/bfloat16/`. A faster backbone shows what everything else costs: the same seconds are a larger part.
 
-The Azure traces of `replay` are not part of the project: `python -m benchmarks replay --data DIR` reads them from a
-folder with `azure_llm_2023/` and `azure_functions_sample/` out of https://github.com/Azure/AzurePublicDataset.
+The Azure traces of `replay` and `conversations` are not part of the project: `python -m benchmarks replay --data DIR`
+reads them from a folder with `azure_llm_2023/` and `azure_functions_sample/` out of
+https://github.com/Azure/AzurePublicDataset. `greedy` and `conversations` take many minutes and run only by name.
 
 On a machine with a GPU `make bench-gpu` runs capacity, sharing, fairness, adapters and overhead on a
 1.5-billion-parameter backbone with random weights in bfloat16 (`SHAPE=bert-large` for another), next to the bare

@@ -10,7 +10,7 @@ The data is not part of the project: https://github.com/Azure/AzurePublicDataset
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -24,6 +24,7 @@ class Arrival:
     time: float
     function: str
     tokens: int = 0
+    answer: int = 0  # tokens of its answer, likewise
 
 
 def read_trace(file: Path) -> list[Arrival]:
@@ -32,7 +33,10 @@ def read_trace(file: Path) -> list[Arrival]:
         reader = csv.DictReader(stream)
         fields, rows = set(reader.fieldnames or ()), list(reader)
     if "ContextTokens" in fields:
-        found = [Arrival(_seconds(row["TIMESTAMP"]), "llm", int(row["ContextTokens"])) for row in rows]
+        found = [
+            Arrival(_seconds(row["TIMESTAMP"]), "llm", int(row["ContextTokens"]), int(row["GeneratedTokens"]))
+            for row in rows
+        ]
     elif "end_timestamp" in fields:
         found = [Arrival(float(row["end_timestamp"]) - float(row["duration"]), row["func"]) for row in rows]
     elif "HashFunction" in fields:
@@ -40,7 +44,7 @@ def read_trace(file: Path) -> list[Arrival]:
     else:
         raise ValueError(f"{file.name} is no trace of a known format: {', '.join(sorted(fields))}")
     found.sort(key=lambda arrival: arrival.time)
-    return [Arrival(each.time - found[0].time, each.function, each.tokens) for each in found]
+    return [replace(each, time=each.time - found[0].time) for each in found]
 
 
 def replay(trace: list[Arrival], rate: float, seconds: float, *, offset: int = 0) -> list[Arrival]:
@@ -50,10 +54,7 @@ def replay(trace: list[Arrival], rate: float, seconds: float, *, offset: int = 0
     gaps = np.maximum(np.diff([arrival.time for arrival in part]), 0.0)  # 0 where the trace starts over
     times = np.concatenate([[0.0], np.cumsum(gaps)])
     scale = seconds / times[-1] if times[-1] > 0 else 0.0
-    return [
-        Arrival(float(time * scale), arrival.function, arrival.tokens)
-        for time, arrival in zip(times[:-1], part, strict=False)
-    ]
+    return [replace(arrival, time=float(time * scale)) for time, arrival in zip(times[:-1], part, strict=False)]
 
 
 def _seconds(stamp: str) -> float:
