@@ -84,7 +84,7 @@ def tiny_series_model(kind: str, seed: int = 0) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 2:
-                parameter.normal_(std=0.2)
+                parameter.normal_(std=0.1 if kind.startswith("mix") else 0.2)
     return model.eval().requires_grad_(False)
 
 
@@ -116,7 +116,7 @@ def filled(values: Array, context: int = CONTEXT) -> tuple[Array, Array]:
     last = values[-context:]
     whole = np.concatenate([np.full((context - len(last), last.shape[1]), np.nan, dtype=np.float32), last])
     known = ~np.isnan(whole)
-    return np.where(known, whole, np.nanmean(last, axis=0)).astype(np.float32), known
+    return np.where(known, whole, np.nanmean(last, axis=0, dtype=np.float64)).astype(np.float32), known
 
 
 def serve(runtime: TimeSeriesRuntime, folder: Path, **task: Any) -> Vfm:
