@@ -193,7 +193,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "adapters": GROUND,
     "decoders": GROUND,
     "repository.parameters": ("confinement",),
-    "families": (*GROUND, "adapters", "decoders", "repository.parameters", "repository.config"),
+    "families": (*GROUND, "adapters", "decoders", "hardware", "repository.parameters", "repository.config"),
     "repository": (*GROUND, "repository.parameters", "families"),
     "serving": (
         "errors",
