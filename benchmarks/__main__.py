@@ -41,6 +41,7 @@ EXPERIMENTS = (
     "capacity",
     "overhead",
     "ceiling",
+    "prefixes",
     "generation",
     "streaming",
     "shares",

@@ -5,6 +5,7 @@
     |-- QueueFull              a vFM's queue is at its bound                        UNAVAILABLE
     |-- ShuttingDown           the backbone or the task is being unloaded           UNAVAILABLE
     |-- TagContested           requests of another task may come with this tag      UNAVAILABLE
+    |-- TimeLimit              a task's max_seconds are over                        UNAVAILABLE
     |-- GroupChanged           a group's entry is not the one the server loaded     UNAVAILABLE
     |-- Cancelled              the client went away                                 CANCELLED
     |-- ExecutionFailed        the pass or the decoder raised                       INTERNAL
@@ -75,6 +76,13 @@ class TagContested(FmplexError):
 
     code = "UNAVAILABLE"
     reason = "contested"
+
+
+class TimeLimit(FmplexError):
+    """The time limit of the task was over before there was an answer; Triton says the same of its own time-outs."""
+
+    code = "UNAVAILABLE"
+    reason = "time_limit"
 
 
 class GroupChanged(FmplexError):

@@ -37,6 +37,7 @@ SCORES = TensorSpec("SCORES", "TYPE_FP32", (-1,))
 LABEL = TensorSpec("LABEL", "TYPE_STRING", (-1,))
 TOKEN_SCORES = TensorSpec("TOKEN_SCORES", "TYPE_FP32", (-1, -1), shown_as="SCORES")
 CONFIDENCE = TensorSpec("CONFIDENCE", "TYPE_FP32", (1,))
+INPUT_TOKENS = TensorSpec("num_input_tokens", "TYPE_UINT32", (1,))  # as Triton's vLLM backend names it
 OFFSETS = TensorSpec("OFFSETS", "TYPE_INT32", (-1, 2))
 TRUNCATED = TensorSpec("TRUNCATED", "TYPE_BOOL", (1,))
 

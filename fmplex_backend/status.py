@@ -69,6 +69,9 @@ class TaskStatus(Report):
     slo_ms: float | None = None
     max_queue: int | None = None
     max_queue_bytes: int | None = None
+    max_seconds: float | None = None
+    max_running: int | None = None
+    max_kv_share: float | None = None
     queued: int = 0  # requests that wait
     queue_bytes: int = 0  # of the requests that are not answered yet
     requests: int = 0  # that went through the backbone

@@ -9,10 +9,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, Protocol
 
 from fmplex_backend.errors import FmplexError
 
@@ -141,6 +142,11 @@ class Request:
         return self.input_bytes + self.prepared_bytes
 
     @property
+    def expires_at(self) -> float:
+        """When its vFM's time limit is over."""
+        return self.arrived_at + self.vfm.max_seconds
+
+    @property
     def resolved(self) -> bool:
         """Whether its last reply has been sent."""
         return not self._unanswered
@@ -225,6 +231,7 @@ class Vfm:
         slo: float | None = None,
         max_queue: int = 1024,
         max_queue_bytes: int = MAX_QUEUE_BYTES,
+        max_seconds: float = math.inf,
         spare: bool = False,
     ) -> None:
         self.id = vfm
@@ -234,6 +241,12 @@ class Vfm:
         self.slo = slo  # seconds
         self.max_queue = max_queue
         self.max_queue_bytes = max_queue_bytes
+        self.max_seconds = max_seconds  # from a request's arrival to its last reply
+        # The most of its requests that are between two of their steps, and the part of what is kept in memory for such
+        # that may be for its own, where its family keeps anything; None: no limit.
+        self.max_running: int | None = None
+        self.max_kv_share: float | None = None
+        self.held_back = False  # set by `Runtime.has_room`: its head waits for such a limit, not for others
         self.spare = spare  # its requests are copies, which run in time that nobody else wants
         # under the lock of `Preparation`
         self.preparing: deque[Request] = deque()  # wait to be prepared
@@ -347,8 +360,26 @@ class Extensions(Protocol):
         """Every tensor it answers with -> its last dim, None where that varies."""
 
 
+class Metric(NamedTuple):
+    """A metric on the server's port."""
+
+    kind: Literal["counter", "gauge"]
+    description: str
+
+
+class Reading(NamedTuple):
+    """The present value of one, with labels beside those of the backbone and the vFM."""
+
+    metric: str
+    value: float
+    labels: tuple[tuple[str, str], ...] = ()
+
+
 class Runtime(Protocol):
-    """A family on an executor. What says nothing else runs on the engine thread."""
+    """A family on an executor. What says nothing else runs on the engine thread.
+
+    One that keeps nothing between two steps, and has no metrics of its own, inherits `KeepsNothing`.
+    """
 
     max_batch_tokens: int
     dtype: str  # of the weights in memory, as a backbone's parameter `dtype` names it
@@ -356,6 +387,7 @@ class Runtime(Protocol):
     # Whether `run` queues a batch's passes on a device and returns, so that the next batch can be queued behind it;
     # else each pass is run when it is asked for.
     queues_passes: bool
+    metrics: Mapping[str, Metric]  # those of its own, by name
 
     def prepare(self, request: Request) -> None:
         """Validate and tokenise for `request.extensions`; raises InvalidRequest. Any thread.
@@ -384,6 +416,12 @@ class Runtime(Protocol):
     def forget(self, request: Request) -> None:
         """Free what is kept for a request that has its outcome, whether it ran or not."""
 
+    def cut_short(self, request: Request) -> Any:
+        """The value of a `Finished` with what a request has after its last step; None where that is no answer.
+
+        Asked between two of its steps, where its time is over.
+        """
+
     def run(self, batch: Sequence[Request]) -> Iterator[Pass]:
         """Run a batch; yields after every pass, so that replies need not wait for the rest. See `queues_passes`."""
 
@@ -395,3 +433,27 @@ class Runtime(Protocol):
 
     def profile(self) -> Iterator[tuple[PassShape, float]]:
         """A few measured passes at load, of few and of many rows: the cost model starts from them."""
+
+    def readings(self, vfm: Vfm | None) -> Iterable[Reading]:
+        """Values of `metrics`: those of a vFM, or of the backbone. The metrics thread."""
+
+
+class KeepsNothing:
+    """What a runtime says that keeps nothing between two steps, and has no metrics of its own."""
+
+    metrics: Mapping[str, Metric] = MappingProxyType({})
+
+    def has_room(self, request: Request) -> bool:
+        """Always."""
+        return True
+
+    def forget(self, request: Request) -> None:
+        """There is nothing to free."""
+
+    def cut_short(self, request: Request) -> Any:
+        """An answer is whole, or none."""
+        return None
+
+    def readings(self, vfm: Vfm | None) -> Iterable[Reading]:
+        """None."""
+        return ()

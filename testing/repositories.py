@@ -9,6 +9,7 @@ import itertools
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -204,7 +205,7 @@ def _head(task: Task) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def copy_repository(source: Path, target: Path) -> Path:
-    """Copy a repository, or a model of it, without caches and hidden files."""
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+def copy_repository(source: Path, target: Path, *, without: Sequence[str] = ()) -> Path:
+    """Copy a repository, or a model of it, without caches and hidden files, and without some models."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", ".*", *without))
     return target

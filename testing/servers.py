@@ -88,7 +88,8 @@ class Serving:
     def metrics(self) -> dict[tuple[str, str, str], float]:
         """Samples of /metrics by (family, task, reason); "" for a label that a sample does not have.
 
-        A version that is tried counts as TASK/ROLE, and the outcome of a shadow's copies as the reason.
+        A version that is tried counts as TASK/ROLE, and the outcome of a shadow's copies as the reason; so does a
+        histogram's bucket.
         """
         url = f"http://127.0.0.1:{self.server.options.metrics_port}/metrics"
         with urllib.request.urlopen(url, timeout=10) as response:
@@ -97,7 +98,7 @@ class Serving:
         for sample in filter(None, map(SAMPLE.match, lines)):
             labels = dict(re.findall(r'(\w+)="([^"]*)"', sample["labels"]))
             task = "/".join(labels[label] for label in ("task", "role") if label in labels)
-            key = (sample["name"], task, labels.get("reason") or labels.get("outcome", ""))
+            key = (sample["name"], task, labels.get("reason") or labels.get("outcome") or labels.get("le", ""))
             assert key not in found, f"{key} is on /metrics twice"
             found[key] = float(sample["value"])
         return found

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.harness.language_model import BACKBONE, MODEL, model_directory, texts, tokenizer
 from benchmarks.harness.serving import serving
-from fmplex import Backbone, Client, Generator, Pretrained, Task
+from fmplex import Backbone, Client, Generated, Generator, Pretrained, Task
 from testing.adapters import lora, save_adapter
 from testing.repositories import write_backbone
 
@@ -83,7 +83,7 @@ def _decoder(system: str = "") -> Generator:
 def asked(url: str, question: Question) -> list[int]:
     """The tokens that a task streams: its logprobs name each."""
     with Client(url, timeout=600) as client:
-        parts = client.stream(question.task, question.text)
+        parts = [part for part in client.stream(question.task, question.text) if isinstance(part, Generated)]
         return [int(token) for part in parts for each in part.logprobs or () for token in each]
 
 

@@ -4,7 +4,8 @@ The same model, 32 clients in a closed loop, one text a request, everything on t
 embeddings API over HTTP, vectors in base64; FMplex is asked over HTTP too, and over gRPC. Each has an environment of
 its own with what its newest release takes, pinned in `benchmarks/peers`, and is tuned first: setting by setting (dtype,
 threads, rows of a batch, how long one waits, workers, threads of the tokenizer) the one that serves more texts of 16
-and of 64 tokens is kept. Of FMplex dtype and threads are tuned alike. The bests then take turns.
+and of 64 tokens is kept. Of FMplex dtype, threads and `batch_efficiency` are tuned alike. The bests then take turns.
+Each of LitServe's workers has a copy of the model.
 
 Before that, each must answer a few texts with FMplex's vectors, up to their length and the rounding of bfloat16.
 """
@@ -35,7 +36,7 @@ CLIENTS = 32
 TOKENS = (16, 64)
 TASK = "embed"
 OWN = "fmplex"
-CHOICES = {"dtype": ("bfloat16", "float32"), "threads": (2, 1)}
+CHOICES = {"dtype": ("bfloat16", "float32"), "threads": (2, 1), "batch_efficiency": ("0.95", "1")}
 SAMPLE = ("a warm, funny film", "the bank raised its rates again", "who won the match last night?")
 LEAST_COSINE = 0.999  # bfloat16 gives 0.9999 and more
 TRIED_S = 0.8  # a setting, with texts of each length
@@ -64,7 +65,7 @@ def own(settings: Settings) -> Iterator[Server]:
     """FMplex with the one task."""
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder)
-        write_backbone(repository, dtype=settings["dtype"], threads=str(settings["threads"]))
+        write_backbone(repository, **{name: str(value) for name, value in settings.items()})
         task = repositories.Task(TASK, 0, "embedding", backbone=BACKBONE, model=model_directory())
         repositories.write_task(repository, task)
         with serving(repository) as server, server.client() as client:

@@ -20,7 +20,7 @@ import numpy as np
 from fmplex_backend.families.text_encoder.spec import TextEncoders
 from fmplex_backend.interface import TRUNCATED
 from fmplex_backend.repository.parameters import BackboneConfig
-from fmplex_backend.types import Finished, Pass, PassShape, Predict, Request, Runtime, Work
+from fmplex_backend.types import Finished, KeepsNothing, Pass, PassShape, Predict, Request, Runtime, Work
 
 if TYPE_CHECKING:
     from fmplex_backend.families.forward import Launched
@@ -82,7 +82,7 @@ class InstantTask:
     outputs: ClassVar[Mapping[str, int | None]] = {"SCORES": LABELS, "LABEL": 1, TRUNCATED.name: 1}
 
 
-class InstantRuntime:
+class InstantRuntime(KeepsNothing):
     """Implements `fmplex_backend.types.Runtime`."""
 
     max_batch_tokens = 1 << 20
@@ -103,13 +103,6 @@ class InstantRuntime:
 
     def detach(self, extensions: InstantTask) -> None:
         """There is nothing to free."""
-
-    def has_room(self, request: Request) -> bool:
-        """There always is."""
-        return True
-
-    def forget(self, request: Request) -> None:
-        """Nothing is kept."""
 
     def run(self, batch: Sequence[Request]) -> Iterator[Pass]:
         rows = sum(request.items for request in batch)

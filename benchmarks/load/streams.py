@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any
 
-from fmplex import AsyncClient, ServerProblem
+from fmplex import AsyncClient, Generated, ServerProblem
 
 TIMEOUT_S = 600.0
 
@@ -148,6 +148,7 @@ class _Run:
         wishes = {"temperature": 0, "max_tokens": prompt.tokens, "ignore_eos": True}
         try:
             async for part in self.client.stream(task, prompt.text, timeout=TIMEOUT_S, parameters=wishes):
+                assert isinstance(part, Generated)
                 now = time.perf_counter()
                 if self.begin <= now < self.end or (counts and not self._is_closed):
                     tally.tokens += part.output_tokens

@@ -50,6 +50,7 @@ class Encoded:
     offsets: list[npt.NDArray[np.int32]]  # n arrays [t_i, 2], characters [start, end) in the text as sent
     truncated: npt.NDArray[np.bool_]  # [n, 1]
     rows: Sequence[Any] = ()  # as the backbone took them, of families whose decoders compare with what was sent
+    lengths: Sequence[int] = ()  # n, the tokens that the backbone read of each item, special tokens included
 
     @property
     def vectors(self) -> Array:
@@ -75,8 +76,11 @@ class Decoder:
 
     gives: ClassVar[tuple[TensorSpec, ...]] = ()
     may_give: ClassVar[tuple[TensorSpec, ...]] = ()  # outputs that only some tasks of the kind have
-    # gradient: a head is trained; vectors: its tensors are computed from the rows' vectors; nothing: it takes no labels
-    learns: ClassVar[Literal["gradient", "vectors", "nothing"]] = "gradient"
+    # gradient: a head is trained; vectors: its tensors are computed from the rows' vectors; sequences: it has no
+    # tensors, and the adapter is trained by the loss of whole sequences; nothing: it takes no labels
+    learns: ClassVar[Literal["gradient", "vectors", "sequences", "nothing"]] = "gradient"
+    label_column: ClassVar[str] = "label"  # the table's column of labels, where none is named
+    whole_column: ClassVar[str] = ""  # one whose cells hold items and labels both, see `parted`; "": there is none
     by_token: ClassVar[bool] = False  # whether it reads every token's state; else one pooled vector an item
     stratified: ClassVar[bool] = False  # whether validation rows are held out label by label
     needs_weights: ClassVar[bool] = True  # whether it must be fitted before it can be served
@@ -142,6 +146,14 @@ class Decoder:
 
     # -- fitting
 
+    @classmethod
+    def parted(cls, cell: Any) -> tuple[Any, Any] | None:
+        """Of a cell that holds an item and its label both: the item's cell and the label; None of any other.
+
+        Raises ValueError, which says what is wrong, where it should hold both.
+        """
+        return None
+
     def brought(self) -> dict[str, Tensor]:
         """Tensors that it comes with, so that it need not be fitted; raises TaskProblem."""
         return {}
@@ -182,6 +194,10 @@ class Decoder:
     def figure_of(self, values: Tensor, targets: Tensor) -> tuple[str, float] | None:
         """A figure's name and value, of a head's values for rows and their stacked targets; None for kinds without."""
         return None
+
+    def figures_of_loss(self, loss: float) -> dict[str, float]:
+        """Figures that follow from the mean loss of held-out rows, the most telling one first."""
+        return {}
 
     @property
     def plain(self) -> Self:

@@ -31,7 +31,7 @@ from fmplex_backend.families.shared_rows import SharedRow, divide, unite
 from fmplex_backend.fingerprint import fingerprint
 from fmplex_backend.repository.config import TaskConfig, load_task_config
 from fmplex_backend.repository.parameters import BackboneConfig
-from fmplex_backend.types import Outcome, Pass, PassShape, Predict, Request
+from fmplex_backend.types import KeepsNothing, Outcome, Pass, PassShape, Predict, Request
 
 
 class LoadedEncoder(Protocol):
@@ -66,7 +66,7 @@ class Extensions:
         return {**self.decoder.sizes, **self.common_outputs}
 
 
-class EncoderRuntime(ABC, Generic[RowT]):
+class EncoderRuntime(KeepsNothing, ABC, Generic[RowT]):
     """One encoder in memory, for all tasks; implements `fmplex_backend.types.Runtime`.
 
     Args:
@@ -143,7 +143,12 @@ class EncoderRuntime(ABC, Generic[RowT]):
     def encoded(self, payload: Payload[RowT], results: list[Any], reads: str) -> Encoded:
         """Rows' results -> what a decoder reads."""
         pooled = _joined(np.stack(results), payload.starts, reads)
-        return Encoded(pooled, [], [], np.zeros((len(payload.starts), 1), dtype=np.bool_))
+        truncated = np.zeros((len(payload.starts), 1), dtype=np.bool_)
+        ends = [*payload.starts[1:], len(payload.rows)]
+        lengths = [
+            sum(row.length for row in payload.rows[start:end]) for start, end in zip(payload.starts, ends, strict=True)
+        ]
+        return Encoded(pooled, [], [], truncated, lengths=lengths)
 
     def common_tensors(self, encoded: Encoded) -> Mapping[str, Any]:
         """The tensors of `common_outputs`."""
@@ -201,13 +206,6 @@ class EncoderRuntime(ABC, Generic[RowT]):
         return {**decoder.decode(encoded), **self.common_tensors(encoded)}
 
     # -- the engine thread
-
-    def has_room(self, request: Request) -> bool:
-        """Nothing stays in memory between two passes."""
-        return True
-
-    def forget(self, request: Request) -> None:
-        """Nothing to free."""
 
     def attach(self, extensions: Extensions) -> None:
         """Put a version's adapter into the bank."""

@@ -1,4 +1,7 @@
-"""Rows -> vectors while a task of an encoder is fitted, as the server computes them. Imported only when fitting."""
+"""What fitting needs whatever the family, and rows -> vectors of an encoder, as the server computes them.
+
+Imported only when fitting.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,13 @@ import torch
 from torch import Tensor
 
 BATCH = 64
+
+
+def autocast(wanted: str, device: torch.device) -> Any:
+    """The context manager of a step's forward pass: to bfloat16 where it is asked for, or with "auto" on a GPU."""
+    if wanted == "bfloat16" or (wanted == "auto" and device.type == "cuda"):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
 
 
 class PooledExample(Protocol):
@@ -62,10 +72,8 @@ class PooledFeatures(ABC, Generic[ExampleT]):
         return [torch.arange(int(end) - each.rows, int(end)) for end, each in zip(ends, examples, strict=True)]
 
     def precision(self, wanted: str) -> Any:
-        """Autocast to bfloat16 where it is asked for, or with "auto" on a GPU."""
-        if wanted == "bfloat16" or (wanted == "auto" and self.device.type == "cuda"):
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return contextlib.nullcontext()
+        """See `autocast`."""
+        return autocast(wanted, self.device)
 
     def _all(self, model: Any, examples: Sequence[ExampleT]) -> Tensor:
         """Vectors in the order of the examples, computed in batches of about equal lengths."""

@@ -5,7 +5,7 @@ The backbone's boundary, the repository's reader and writer, the Task-API and th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -155,6 +155,55 @@ class FittingInputs(Protocol):
         """A pooling over the bare backbone and over the model that is being fitted."""
 
 
+class SequenceExample(Protocol):
+    """A row as a whole sequence: what the model is asked, and what it is to answer."""
+
+    @property
+    def length(self) -> int:
+        """Tokens."""
+
+    @property
+    def words(self) -> Sequence[int]:
+        """None."""
+
+    @property
+    def counted(self) -> int:
+        """Tokens of the answer: those that the loss is of."""
+
+
+class SequenceLosses(Protocol):
+    """A model, as the training of whole sequences sees it."""
+
+    model: Any  # with the adapter that is being fitted
+
+    def losses(self, examples: Sequence[Any], precision: str = "float32") -> Iterator[tuple[Tensor, int]]:
+        """The loss of so many sequences, pack by pack: a pack's sum over `counted` tokens, a scalar, and their number.
+
+        A pack is computed when it is asked for, so that one at a time takes memory. `precision` is that of a training
+        step: see `families.fitting.autocast`.
+        """
+
+
+class SequenceInputs(Protocol):
+    """A task whose decoder learns from whole sequences, while it is fitted or evaluated."""
+
+    @property
+    def learning_rate(self) -> float | None:
+        """Of an adapter by default; None: that of the adapter's kind."""
+
+    def examples(self, rows: Rows) -> list[Any]:
+        """Rows with the answers to them, as `SequenceExample`s; raises TaskProblem."""
+
+    def losses(self, model: Any, pack_tokens: int) -> SequenceLosses:
+        """Over the backbone with an adapter in it, in packs of at most so many tokens; 0: chosen for the device."""
+
+    def compared(self, rows: Rows) -> list[int]:
+        """The rows whose item can be asked in a request, so that its answer can be compared with theirs."""
+
+    def compared_by(self, examples: Sequence[Any]) -> Mapping[str, str]:
+        """Parameters of these requests."""
+
+
 class Family:
     """Base of all specs: all that code outside of a family needs to know about it."""
 
@@ -169,6 +218,7 @@ class Family:
     streams: ClassVar[bool] = False  # whether a reply may come in several parts
     # Whether tensors have a batch dimension; without one a request is one item, and max_batch_size is 0.
     batched: ClassVar[bool] = True
+    limits: ClassVar[tuple[str, ...]] = ()  # terms of a task's entry that mean something to this family only
     optional_inputs: ClassVar[tuple[TensorSpec, ...]] = ()  # that clients may send beside a task's input
     probe_parameters: ClassVar[Mapping[str, str]] = {}  # of requests that try a task: quick, and the same each time
 
@@ -247,4 +297,8 @@ class Family:
 
     def fitting_inputs(self, encoder: Any, runtime: Any, tensors: Mapping[str, Tensor], seed: int) -> FittingInputs:
         """The encoder of a task that is about to be fitted, with the tensors it has, if any."""
+        raise NotImplementedError
+
+    def sequence_inputs(self, encoder: Any, decoder: Any, runtime: Any) -> SequenceInputs:
+        """Of a task whose decoder's `learns` is "sequences"; raises TaskProblem or TaskRefused."""
         raise NotImplementedError

@@ -14,6 +14,7 @@ from fmplex_backend.errors import TaskProblem
 from fmplex_backend.files import read_text
 from fmplex_backend.interface import backbone_asked, tag_of
 from fmplex_backend.repository.entry import TaskEntry
+from fmplex_backend.repository.terms import TERMS
 from fmplex_backend.types import weight_problem
 
 CONFIG = "config.pbtxt"
@@ -21,23 +22,25 @@ CONFIG = "config.pbtxt"
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """A task's weight, latency objective, queue bounds, and whether its answers are kept.
+    """A task's weight, latency objective, limits, and whether its answers are kept.
 
     None keeps what is there, or is the default of a new task. `cleared` names those that an existing task loses: it
-    then has no objective, or its backbone's queue bound.
+    then has no objective, or its backbone's limit.
     """
 
     weight: float | None = None
     slo_ms: float | None = None
     max_queue: int | None = None
     max_queue_bytes: int | None = None
-    cleared: frozenset[str] = frozenset()  # of slo_ms, max_queue, max_queue_bytes
+    max_seconds: float | None = None
+    max_running: int | None = None
+    max_kv_share: float | None = None
+    cleared: frozenset[str] = frozenset()  # of all but the weight
     cache: bool | None = None
 
     def given(self) -> dict[str, Any]:
         """Those that are not None, by name: arguments of `Task`."""
-        names = ("weight", "slo_ms", "max_queue", "max_queue_bytes", "cache")
-        values = {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in (*TERMS, "cache")}
         return {name: value for name, value in values.items() if value is not None}
 
     def check(self) -> None:
@@ -47,6 +50,8 @@ class Terms:
         for name, value in self.given().items():
             if name != "cache" and not (0 < value < float("inf")):
                 raise TaskProblem(f"{name} is {value:g}. It must be a number above 0")
+        if (self.max_kv_share or 0) > 1:
+            raise TaskProblem(f"max_kv_share is {self.max_kv_share:g}. It is a part: give one of 1 at most")
 
 
 def backbone_parameters(root: Path, name: str) -> dict[str, str] | None:

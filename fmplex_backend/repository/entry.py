@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from tritonclient.grpc import model_config_pb2
 from fmplex_backend.errors import TaskProblem
 from fmplex_backend.families import family, input_named
 from fmplex_backend.interface import USAGE, USAGE_DIMS, TensorSpec, tag_name
+from fmplex_backend.repository.terms import COMMON, TERMS
 from fmplex_backend.types import weight_problem
 
 
@@ -29,6 +31,9 @@ class TaskEntry:
     slo_ms: float | None = None
     max_queue: int | None = None
     max_queue_bytes: int | None = None
+    max_seconds: float | None = None
+    max_running: int | None = None
+    max_kv_share: float | None = None
     cache: bool = False
     sizes: tuple[tuple[str, int], ...] = ()
     labels: tuple[str, ...] = ()  # of SCORES, in their order: for clients
@@ -39,6 +44,7 @@ class TaskEntry:
     def __post_init__(self) -> None:
         if problem := weight_problem(self.weight):
             raise TaskProblem(f"the weight of {self.name!r} is {self.weight}, {problem}. Give one that is")
+        check_limits(self.family, [key for key in TERMS if getattr(self, key) is not None])
 
     def input(self) -> TensorSpec:
         """The tensor its clients send."""
@@ -74,10 +80,8 @@ class TaskEntry:
         config.parameters["decoder"].string_value = self.decoder
         if self.labels:
             config.parameters["labels"].string_value = json.dumps(list(self.labels), ensure_ascii=False)
-        terms = {"weight": self.weight, "slo_ms": self.slo_ms}
-        terms |= {"max_queue": self.max_queue, "max_queue_bytes": self.max_queue_bytes}
-        for key, value in terms.items():
-            if value is not None:
+        for key in TERMS:
+            if (value := getattr(self, key)) is not None:
                 config.parameters[key].string_value = _number_text(value)
         if self.cache:
             config.parameters["cache"].string_value = "true"
@@ -90,6 +94,12 @@ class TaskEntry:
     def to_pbtxt(self) -> str:
         """As the text of config.pbtxt."""
         return str(text_format.MessageToString(self.to_proto()))
+
+
+def check_limits(family_name: str, terms: Collection[str]) -> None:
+    """Raise TaskProblem where one of the terms means nothing to tasks of a family."""
+    if odd := [key for key in terms if key not in (*COMMON, *family(family_name).limits)]:
+        raise TaskProblem(f"{odd[0]} limits nothing in a task of the family {family_name!r}. Leave it out")
 
 
 def _number_text(value: float) -> str:

@@ -25,6 +25,7 @@ class BackboneConfig(BaseModel):
     group_members: int = Field(default=16, ge=0, le=256)  # the most tasks of a group
     max_queue: int = Field(default=1024, ge=1)
     max_queue_bytes: int = Field(default=256 << 20, ge=1)
+    max_seconds: float = Field(default=0, ge=0, allow_inf_nan=False)  # from arrival to the last reply; 0: no limit
     cache_bytes: int = Field(default=64 << 20, ge=0)  # that kept answers of tasks with `cache` may take together
     max_version_bytes: int = Field(default=MAX_VERSION_BYTES, ge=1)  # all files of a task's version together
     max_batch_tokens: int = Field(default=0, ge=0)  # 0: chosen by the runtime for its device

@@ -32,7 +32,10 @@ Stamp = tuple[int, int, int]  # (mtime_ns, size in bytes, inode) of a file: anot
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
-    """What a task's ensemble entry says about its vFM. `slo` is in seconds, `max_queue` in requests."""
+    """What a task's ensemble entry says about its vFM. `slo` is in seconds, `max_queue` in requests.
+
+    Limits that it does not say are None.
+    """
 
     name: str
     vfm: int
@@ -44,9 +47,17 @@ class TaskSpec:
     inputs: tuple[str, ...]  # the backbone's tensors that the entry fills
     outputs: Mapping[str, tuple[int, ...]]  # the backbone's tensor -> dims the entry declares for it
     max_queue_bytes: int | None = None
+    max_seconds: float | None = None
+    max_running: int | None = None
+    max_kv_share: float | None = None
     cache: bool = False  # whether its answers are kept
     candidates: tuple[CandidateSpec, ...] = ()  # that are tried beside the version
     ahead_s: float = field(default=0.0, compare=False)  # that its account begins with, see `terms.ahead_s`
+
+    @property
+    def slo_ms(self) -> float | None:
+        """The objective as the entry says it."""
+        return None if self.slo is None else self.slo * 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +229,9 @@ def _entry(name: str, file: Path, proto: Any, steps: list[Any]) -> Entry:
             slo=terms.slo(file, parameters),
             max_queue=terms.whole(file, parameters, "max_queue"),
             max_queue_bytes=terms.whole(file, parameters, "max_queue_bytes"),
+            max_seconds=terms.optional(file, parameters, "max_seconds"),
+            max_running=terms.whole(file, parameters, "max_running"),
+            max_kv_share=terms.part(file, parameters, "max_kv_share"),
             cache=terms.flag(file, parameters, "cache"),
             ahead_s=terms.ahead_s(file, parameters, time.time()),
             version=version,

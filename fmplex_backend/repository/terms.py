@@ -9,6 +9,10 @@ from pathlib import Path
 from fmplex_backend.errors import TaskRefused
 from fmplex_backend.types import weight_problem
 
+# In an entry's parameters, a task's arguments and the command line, in this order: those of all tasks, and those that
+# only some families know (Family.limits).
+COMMON = ("weight", "slo_ms", "max_queue", "max_queue_bytes", "max_seconds")
+TERMS = (*COMMON, "max_running", "max_kv_share")
 # What a rebind writes, so that a task's account goes along with it.
 AHEAD, REBOUND_AT = "ahead_s", "rebound_at"  # seconds; seconds since 1970
 AHEAD_S = 10.0  # after which it is nothing to go by any more: a backbone that starts later begins all accounts anew
@@ -47,6 +51,19 @@ def whole(file: Path, parameters: Mapping[str, str], key: str) -> int | None:
     return int(value)
 
 
+def optional(file: Path, parameters: Mapping[str, str], key: str) -> float | None:
+    """A number above 0; None where the entry does not say it."""
+    return None if key not in parameters else number(file, parameters, key, 0.0)
+
+
+def part(file: Path, parameters: Mapping[str, str], key: str) -> float | None:
+    """A number above 0, of 1 at most; None where the entry does not say it."""
+    value = optional(file, parameters, key)
+    if value is not None and value > 1:
+        raise TaskRefused(file, f"parameters.{key}", f"{parameters[key]!r} is more than 1", 'Write e.g. "0.5"')
+    return value
+
+
 def flag(file: Path, parameters: Mapping[str, str], key: str) -> bool:
     """Whether the entry says true; false where it says nothing."""
     text = parameters.get(key, "false")
@@ -68,4 +85,5 @@ def ahead_s(file: Path, parameters: Mapping[str, str], now: float) -> float:
 
 def slo(file: Path, parameters: Mapping[str, str]) -> float | None:
     """The latency objective, in seconds; None where the entry has none."""
-    return None if "slo_ms" not in parameters else number(file, parameters, "slo_ms", 0.0) / 1000
+    wanted = optional(file, parameters, "slo_ms")
+    return None if wanted is None else wanted / 1000

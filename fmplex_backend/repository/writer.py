@@ -32,11 +32,12 @@ from fmplex_backend.repository.configs import (
     put_terms,
     read_config,
 )
-from fmplex_backend.repository.entry import TaskEntry
+from fmplex_backend.repository.entry import TaskEntry, check_limits
 from fmplex_backend.repository.loadable import check_loadable
 from fmplex_backend.repository.reader import RepositoryReader
 from fmplex_backend.repository.tags import check_tag, free_tag, put_tag
 from fmplex_backend.repository.tasks import TaskSpec
+from fmplex_backend.repository.terms import COMMON
 
 LOCK = ".fmplex.lock"
 LOCK_S = 60.0  # how long a writer waits for another one
@@ -130,6 +131,8 @@ class ModelRepository(RepositoryReader):
         terms.check()
         with self._locked():
             _, spec = self.task(name)
+            if limits := terms.given().keys() - {*COMMON, "cache"}:
+                check_limits(load_task_config(spec.version.path / "task.json").family, limits)
             if terms.cache:
                 _check_cache(name, load_task_config(spec.version.path / "task.json"))
             proto = self._proto(name)
@@ -274,11 +277,7 @@ class ModelRepository(RepositoryReader):
             family=pipeline.config.family,
             decoder=decoder.kind,
             max_batch_size=min(MAX_BATCH_SIZE, largest),
-            weight=1.0 if terms.weight is None else terms.weight,
-            slo_ms=terms.slo_ms,
-            max_queue=terms.max_queue,
-            max_queue_bytes=terms.max_queue_bytes,
-            cache=bool(terms.cache),
+            **terms.given(),
             sizes=tuple(sizes.items()),
             labels=tuple(decoder.label_names),
             gives=tuple(pipeline.outputs),

@@ -40,7 +40,8 @@ class Scheduler:
         max_items: Bmax, the most rows of a batch; a row that several requests share counts once.
         max_tokens: the most tokens of a batch, likewise. A single request over either limit still runs, alone.
         efficiency: the part of a full batch's throughput at which a batch ends; 1: at none.
-        has_room: see `types.Runtime`; a vFM whose head has none is passed over in this batch and keeps its tag.
+        has_room: see `types.Runtime`; a vFM whose head has none is passed over in this batch and keeps its tag, unless
+            it is held back by a limit of its own.
     """
 
     def __init__(
@@ -124,6 +125,8 @@ class Scheduler:
         passed_over: list[Vfm] = []
         batch = self._chosen(now, passed_over)
         for vfm in passed_over:
+            if vfm.held_back:  # by a limit of its own: it banks no credit, as if it were idle
+                vfm.start, vfm.held_back = max(self.virtual_time, vfm.start), False
             self._place(vfm)
         return batch
 
@@ -144,10 +147,13 @@ class Scheduler:
             if batch and not free and self._may_end(request, finish, ends) and self.suffices(rows.total, len(adapters)):
                 self.efficiency.ended += 1
                 break
+            asked = request.work
             if self.has_room is not None and not self.has_room(request):
                 passed_over.append(vfm)
                 self._lift_out(vfm)
                 continue
+            if request.work is not asked:  # a part of it is in memory already
+                wanted = rows.total_with(request)
             self._schedule(vfm, now, rows.add(request, wanted))
             batch.append(request)
             ends = finish

@@ -20,8 +20,12 @@ class Closed(NamedTuple):
     preparation_s: float
 
 
+def account_of(vfm: Vfm) -> Closed:
+    """As it is now."""
+    counts = Counts() if vfm.spare else vfm.engine  # copies are no requests of the task
+    return Closed(vfm.account, vfm.name, counts.requests, counts.items, vfm.service, vfm.preparation_s)
+
+
 def with_closed(closed: tuple[Closed, ...], vfm: Vfm) -> tuple[Closed, ...]:
     """The latest closed accounts, that of a vFM which is being retired included."""
-    counts = Counts() if vfm.spare else vfm.engine  # copies are no requests of the task
-    own = Closed(vfm.account, vfm.name, counts.requests, counts.items, vfm.service, vfm.preparation_s)
-    return (*closed, own)[-MOST:]
+    return (*closed, account_of(vfm))[-MOST:]

@@ -123,6 +123,11 @@ class Candidates:
         self._said: dict[tuple[str, str], str] = {}  # by task and role, why it was refused
 
     @property
+    def ending(self) -> list[Vfm]:
+        """Those that nothing new is sent to, and that are not retired yet. Any thread."""
+        return [vfm for vfm, _ in list(self._ending)]
+
+    @property
     def are_settled(self) -> bool:
         """Whether none is about to be retired."""
         return not self._ending

@@ -19,15 +19,28 @@ from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from fmplex_backend.errors import Cancelled, ExecutionFailed, FmplexError, ShuttingDown
+from fmplex_backend.errors import Cancelled, ExecutionFailed, FmplexError, ShuttingDown, TimeLimit
 from fmplex_backend.scheduling import CostModel, Scheduler
 from fmplex_backend.scheduling.rows import BatchRows
 from fmplex_backend.serving.accounts import Closed, with_closed
 from fmplex_backend.serving.sequences import Sequences
 from fmplex_backend.serving.spare import Spare
-from fmplex_backend.types import Extensions, Failed, Outcome, Pass, Request, Running, Runtime, Sharing, Vfm, Work
+from fmplex_backend.types import (
+    Extensions,
+    Failed,
+    Finished,
+    Outcome,
+    Pass,
+    Request,
+    Running,
+    Runtime,
+    Sharing,
+    Vfm,
+    Work,
+)
 
 EARLY = 0.95  # of a batch's predicted time: the next one is there if it ends this much sooner
+LIMITS_EVERY_S = 0.05  # how often time limits are looked at; a step may be shorter
 LEAD_GAIN = 0.1  # of the exponential moving average of the seconds that starting a batch takes
 
 Command = Callable[[], None]
@@ -105,6 +118,7 @@ class Engine:
         self._lead_s = 0.0  # what starting a batch takes
         self._reply_latencies: dict[int, float] = {}  # by reply thread
         self._last_pass_at = 0.0
+        self._limits_at = 0.0  # when time limits are looked at next
         self._in_flight: dict[Request, None] = {}  # of the batch at hand: those without an outcome
         self._running: list[Request] = []  # of the batch at hand: those that need another step
         self._sequences = Sequences(lambda extensions: self.runtime.detach(extensions))
@@ -196,6 +210,7 @@ class Engine:
     def _choose_and_start(self, at: float) -> Batch | None:
         """Start a batch that will run from `at` on."""
         start = self.clock()
+        self._end_late(start)
         batch = self._start(self.scheduler.choose(at), start)
         if batch:
             self._lead_s += LEAD_GAIN * (self.clock() - start - self._lead_s)
@@ -253,6 +268,23 @@ class Engine:
             self.spare.add(request)
         else:
             self.scheduler.admit(request)
+
+    def _end_late(self, now: float) -> None:
+        """End queued requests whose time is over: with what they have so far, or an error."""
+        if now < self._limits_at:
+            return
+        self._limits_at = now + LIMITS_EVERY_S
+        for vfm in self.vfms:
+            late = [] if math.isinf(vfm.max_seconds) else [each for each in vfm.queue if each.expires_at <= now]
+            if late:
+                self.scheduler.discard(vfm, late)
+            for request in late:
+                value = self.runtime.cut_short(request) if request in self._sequences else None
+                if value is None:
+                    self._give_up(request, time_limit(request))
+                else:
+                    request.queue_s = now - request.arrived_at - request.compute_s
+                    self._finish(request, Finished(value), now)
 
     def _run(self, batch: Batch) -> tuple[list[tuple[Request, Work]], float]:
         """Run a batch and hand over its outcomes. Returns who took part with how much work, and the seconds."""
@@ -314,17 +346,17 @@ class Engine:
         """Hand over the replies and parts of replies that a pass made, while the rest of the batch may go on."""
         now = self.clock()
         for request, outcome in done.outcomes:
-            self._count(request, outcome, now)
+            request.compute_s += max(0.0, now - request.scheduled_at)  # it may run sooner than predicted
+            request.queue_s = now - request.arrived_at - request.compute_s
             self._in_flight.pop(request, None)
-            if isinstance(outcome, Running):
-                request.work, request.rows = outcome.next_work, outcome.next_rows
-                self._running.append(request)
-                if outcome.value is None:
-                    continue
+            if not isinstance(outcome, Running):
+                self._finish(request, outcome, now)
+                continue
+            request.work, request.rows = outcome.next_work, outcome.next_rows
+            self._running.append(request)
+            if outcome.value is not None:
                 self._meet_deadline(request, now)
-            else:
-                self._forget(request)
-            self.hand_over(request, outcome)
+                self.hand_over(request, outcome)
 
     def _meet_deadline(self, request: Request, now: float) -> None:
         """The objective of a reply of several parts is the time to its first one."""
@@ -336,11 +368,8 @@ class Engine:
         for request, rows in sharing.rows.items():
             request.vfm.engine.shared += rows
 
-    def _count(self, request: Request, outcome: Outcome, now: float) -> None:
-        request.compute_s += max(0.0, now - request.scheduled_at)  # it may run sooner than predicted
-        request.queue_s = now - request.arrived_at - request.compute_s
-        if isinstance(outcome, Running):
-            return
+    def _finish(self, request: Request, outcome: Finished | Failed, now: float) -> None:
+        """Of a request that went through the backbone."""
         counts = request.vfm.engine
         counts.requests += 1
         counts.items += request.items
@@ -349,6 +378,8 @@ class Engine:
         counts.misses += now > request.deadline
         if isinstance(outcome, Failed):
             counts.fail(outcome.error.reason)
+        self._forget(request)
+        self.hand_over(request, outcome)
 
     def _settle(self, batch: list[Request], portions: list[tuple[Request, Work]], elapsed: float) -> None:
         """Correct the tags by what the batch took as a whole, then queue the sequences again that need another step.
@@ -459,6 +490,15 @@ class Engine:
         for request in left:
             request.vfm.given_bytes += request.bytes
             self.hand_over(request, Failed(error))
+
+
+def time_limit(request: Request) -> TimeLimit:
+    """What a request gets whose time is over before there is an answer."""
+    limit = request.vfm.max_seconds
+    return TimeLimit(
+        f"{request.vfm.name!r} gives a request {limit:g} s (its max_seconds), and these are over: send less at a time, "
+        "or raise it"
+    )
 
 
 def _gone(vfm: Vfm) -> ShuttingDown:

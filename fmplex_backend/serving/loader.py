@@ -7,6 +7,7 @@ changes: files are read and checked here, and the engine attaches what is ready 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -58,7 +59,7 @@ class Loader:
     a lock.
 
     Args:
-        max_queue, max_queue_bytes: of vFMs whose task does not set them.
+        max_queue, max_queue_bytes, max_seconds: of vFMs whose task does not set them.
         slots: tags from 0 to slots - 1 exist.
         grace: seconds that a task which was removed or moved is still served, where no other task claims its tag.
         confinement: what a version may have read.
@@ -75,13 +76,14 @@ class Loader:
         max_queue: int,
         slots: int,
         max_queue_bytes: int = MAX_QUEUE_BYTES,
+        max_seconds: float = math.inf,
         grace: float = REMOVAL_GRACE_S,
         confinement: Confinement = ALONE,
         models: Models | None = None,
         answers: AnswerCache | None = None,
     ) -> None:
         self.repository, self.runtime, self.engine = repository, runtime, engine
-        self.max_queue, self.max_queue_bytes = max_queue, max_queue_bytes
+        self.max_queue, self.max_queue_bytes, self.max_seconds = max_queue, max_queue_bytes, max_seconds
         self.slots, self.grace = slots, grace
         self.confinement = confinement
         self.models: Models = models or Unasked()
@@ -316,11 +318,13 @@ class Loader:
         for each in weights:
             each.max_queue = spec.max_queue or self.max_queue
             each.max_queue_bytes = spec.max_queue_bytes or self.max_queue_bytes
+            each.max_seconds = spec.max_seconds or self.max_seconds
 
         def set_terms() -> None:
             for each, weight in weights.items():
                 each.set_weight(weight)
                 each.slo = spec.slo
+                each.max_running, each.max_kv_share = spec.max_running, spec.max_kv_share
                 if spec.cache and each.refused is None:
                     self.answers.open(each.extensions)
                 else:

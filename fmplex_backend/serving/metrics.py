@@ -33,7 +33,7 @@ class Sample(NamedTuple):
     value: float
 
 
-FAMILIES: dict[str, tuple[str, str]] = {
+FAMILIES: dict[str, tuple[str, str]] = {  # those of every family of models; a runtime's own beside them
     "fmplex_requests_total": ("counter", "Requests of a vFM that went through the backbone"),
     "fmplex_items_total": ("counter", "Items (rows) of these requests"),
     "fmplex_tokens_total": ("counter", "Tokens of these items; those of a shared one are divided among its tasks"),
@@ -84,12 +84,14 @@ def samples(service: Service) -> Iterator[Sample]:
     yield Sample("fmplex_backbone_kept_bytes", backbone, service.answers.bytes)
     yield Sample("fmplex_backbone_vfms", backbone, len(vfms))
     yield Sample("fmplex_backbone_adapters", backbone, sum(vfm.adapted for vfm in vfms))
+    yield from _of_runtime(service, backbone, None)
     for reason, count in list(service.intake.counts.failures.items()):
         yield Sample("fmplex_failures_total", (*backbone, ("task", ""), ("reason", reason)), count)
     for tag, entry in table.items():
         labels = (*backbone, ("task", printable(entry.name)), ("vfm", str(tag)))
         if isinstance(entry, Vfm):
             yield from _of_vfm(labels, entry)
+            yield from _of_runtime(service, labels, entry)
             for each in service.loader.candidates.beside.get(entry, NOTHING).every:
                 yield from _of_candidate(labels, each)
             continue
@@ -136,6 +138,11 @@ def _of_vfm(labels: Labels, vfm: Vfm) -> Iterator[Sample]:
     yield from _failures(labels, vfm.failures())
 
 
+def _of_runtime(service: Service, labels: Labels, vfm: Vfm | None) -> Iterator[Sample]:
+    for metric, value, more in service.runtime.readings(vfm):
+        yield Sample(metric, (*labels, *more), value)
+
+
 def _failures(labels: Labels, failures: dict[str, int]) -> Iterator[Sample]:
     for reason, count in list(failures.items()):
         yield Sample("fmplex_failures_total", (*labels, ("reason", reason)), count)
@@ -151,9 +158,10 @@ class Publisher:
     def __init__(self, service: Service, metric_family: Any) -> None:
         self.service = service
         self._kinds = {"counter": metric_family.COUNTER, "gauge": metric_family.GAUGE}
+        self._described: dict[str, tuple[str, str]] = {**FAMILIES, **service.runtime.metrics}
         self._families = {
             name: metric_family(name=name, description=text, kind=self._kinds[kind])
-            for name, (kind, text) in FAMILIES.items()
+            for name, (kind, text) in self._described.items()
         }
         self._metrics: dict[tuple[str, Labels], Any] = {}
         self._published: dict[tuple[str, Labels], float] = {}
@@ -194,7 +202,7 @@ class Publisher:
         before = self._published.get(key, 0.0)
         if key not in self._metrics:
             self._metrics[key] = self._families[family].Metric(labels=dict(labels))
-        if FAMILIES[family][0] == "gauge":
+        if self._described[family][0] == "gauge":
             self._metrics[key].set(value)
         elif value > before:
             self._metrics[key].increment(value - before)

@@ -18,7 +18,7 @@ from itertools import chain, islice
 from time import thread_time
 
 from fmplex_backend.errors import Cancelled, ExecutionFailed, FmplexError, InvalidRequest, QueueFull
-from fmplex_backend.serving.engine import Engine
+from fmplex_backend.serving.engine import Engine, time_limit
 from fmplex_backend.types import Failed, Request, Runtime, Vfm
 
 WORKERS = 2  # so many vFMs may have slow requests before those of another wait for them
@@ -168,6 +168,10 @@ class Preparation:
         small = request.input_bytes <= SMALL_BYTES and vfm.small_s <= SMALL_S
         return small and not vfm.preparing and self._has_share(vfm)
 
+    def _is_late(self, vfm: Vfm) -> bool:
+        """Whether the time of its first request is over: it is answered with that at once."""
+        return vfm.preparing[0].expires_at <= self.engine.clock()
+
     def _has_share(self, vfm: Vfm) -> bool:
         return self.engine.scheduler.ahead_s(vfm) <= AHEAD_S
 
@@ -183,8 +187,9 @@ class Preparation:
         with self._lock:
             while True:
                 self._held = True  # before looking: what the engine changes from now on wakes this thread
-                first = min(self._ready, key=self.engine.scheduler.ahead_s, default=None)
-                if first is not None and (self._stopping or self._has_share(first)):
+                first = next(filter(self._is_late, self._ready), None)
+                first = first or min(self._ready, key=self.engine.scheduler.ahead_s, default=None)
+                if first is not None and (self._stopping or self._is_late(first) or self._has_share(first)):
                     self._ready.remove(first)
                     self._at_work.add(first)
                     return first
@@ -200,6 +205,8 @@ class Preparation:
         request.extensions, former_bytes = vfm.extensions, request.prepared_bytes
         request.prepared_bytes = 0
         try:
+            if request.expires_at <= self.engine.clock():
+                raise time_limit(request)
             self.runtime.prepare(request)
             _check_size(request)
         except FmplexError as raised:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from fmplex_backend.interface import STATUS, TASK
 from fmplex_backend.printable import printable
 from fmplex_backend.repository.parameters import BackboneConfig
 from fmplex_backend.scheduling.cost import CostModel
-from fmplex_backend.serving.accounts import Closed
+from fmplex_backend.serving.accounts import Closed, account_of
 from fmplex_backend.serving.candidates import NOTHING, Beside, Candidate, Since
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.serving.intake import Call, Intake
@@ -105,7 +106,7 @@ class Reporter:
             kept_answers=self.intake.answers.answers,
             kept_bytes=self.intake.answers.bytes,
             tasks=tuple(self._task(each) for each in standings if name in ("", printable(each.name))),
-            closed=() if name else tuple(map(_closed, self.engine.closed)),
+            closed=() if name else self._closed(),
         )
 
     def _task(self, standing: Standing) -> TaskStatus:
@@ -125,6 +126,11 @@ class Reporter:
             candidates=() if vfm is None else tuple(_candidate(each, vfm) for each in beside.every),
             **(self._failures_of_refused(standing) if vfm is None else self._account(vfm, beside)),
         )
+
+    def _closed(self) -> tuple[ClosedAccount, ...]:
+        """With those of candidates that have just ended, on whose accounts nothing new comes."""
+        ending = [account_of(vfm) for vfm in self.loader.candidates.ending]
+        return tuple(map(_closed, (*ending, *self.engine.closed)))
 
     def _account(self, vfm: Vfm, beside: Beside) -> dict[str, Any]:
         return _counts(vfm, beside) | {"ahead_s": self.engine.scheduler.ahead_s(vfm)}
@@ -181,6 +187,9 @@ def _counts(vfm: Vfm, beside: Beside) -> dict[str, Any]:
         "slo_ms": None if vfm.slo is None else vfm.slo * 1000,
         "max_queue": vfm.max_queue,
         "max_queue_bytes": vfm.max_queue_bytes,
+        "max_seconds": None if math.isinf(vfm.max_seconds) else vfm.max_seconds,
+        "max_running": vfm.max_running,
+        "max_kv_share": vfm.max_kv_share,
         "queued": vfm.depth,
         "queue_bytes": vfm.queue_bytes,
         "requests": vfm.engine.requests,

@@ -11,6 +11,7 @@ Every call gets exactly one last reply, also when a thread dies: the process the
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -91,6 +92,7 @@ class Service:
             self.engine,
             max_queue=config.max_queue,
             max_queue_bytes=config.max_queue_bytes,
+            max_seconds=config.max_seconds or math.inf,
             slots=config.vfm_slots,
             confinement=Confinement.of(os.environ, config.max_version_bytes),
             models=models,

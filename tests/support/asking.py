@@ -16,13 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Protocol
 
+import aiohttp
 import numpy as np
+import numpy.typing as npt
 import tritonclient.http.aio as httpclient
 from tritonclient.utils import InferenceServerException
 from typing_extensions import Self
 
 from fmplex import AsyncClient, Client, ServerProblem
 from fmplex.client.base import Outputs
+from fmplex.client.wire import Interface, array_of
 from testing.clients import TIMEOUT, Answer, GrpcClient, Question, text_tensor
 
 
@@ -67,11 +70,37 @@ async def _ask_items(url: str, questions: Sequence[Question], clients: int) -> l
         async def ask(question: Question) -> Answer:
             async with turn:
                 try:
-                    return _answer(await client.outputs(question.task, question.texts))
+                    interface = await client.interface(question.task)
+                    if interface.streams and url.startswith("http"):
+                        return _answer(await _generated(url, interface, question.texts))
+                    return _answer(await client.outputs(question.task, question.texts, parameters=question.parameters))
                 except ServerProblem as error:
                     return _refusal(error)
 
         return list(await asyncio.gather(*map(ask, questions)))
+
+
+async def _generated(url: str, interface: Interface, items: Sequence[Any]) -> list[Outputs]:
+    """Of a task whose answers may have parts: over HTTP, `generate` gives those that have one."""
+
+    async def generate(session: aiohttp.ClientSession, item: Any) -> Outputs:
+        (cell,) = array_of(interface.takes, [item]).ravel().tolist()
+        body = {interface.takes: cell.decode() if isinstance(cell, bytes) else cell}
+        async with session.post(f"{url}/v2/models/{interface.name}/generate", json=body) as response:
+            document = await response.json(content_type=None)
+        if response.status != 200:
+            raise ServerProblem(document["error"], str(response.status))
+        return {name: _cells(document[name]) for name in interface.outputs}
+
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(TIMEOUT)) as session:
+        return list(await asyncio.gather(*(generate(session, item) for item in items)))
+
+
+def _cells(value: Any) -> npt.NDArray[Any]:
+    """An output of `generate`, which shows one element as itself."""
+    cells = value if isinstance(value, list) else [value]
+    as_bytes = [each.encode() if isinstance(each, str) else each for each in cells]
+    return np.array(as_bytes, dtype=np.object_ if isinstance(cells[0], str) else None)
 
 
 def _answer(rows: Sequence[Outputs], seconds: float = 0.0) -> Answer:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy.typing as npt
 
 from fmplex import Backbone, Task
-from testing.clients import Outputs
+from testing.clients import Outputs, Question
 
 Fit = Callable[[str, Backbone], Task]  # makes a task of that name
 Reference = Callable[[Any], Outputs]  # one item -> the tensors that a client must get, without the batch dimension
@@ -34,12 +34,20 @@ class FamilyCase(ABC):
     """
 
     family: ClassVar[str]  # in the registry
+    # Requests of the test in which tasks share batches, over gRPC; one that streams answers in parts, which are joined.
+    parameters: ClassVar[Mapping[str, str]] = {}
+    bmax: ClassVar[int] = 32  # items of a batch
+    # Answers to the lighter of two rivals that are waited for, at least: what a batch holds too many is much less than
+    # a fiftieth of them.
+    counted: ClassVar[int] = 150
+    shares_rows: ClassVar[bool] = True  # equal rows of a batch run once
     variables: ClassVar[Mapping[str, str]] = {}  # of the server's environment; PYTHONPATH for a family in tests
     served: ClassVar[tuple[str, ...]]  # variants to be compared with the reference: every kind of decoder and adapter
     adapted: ClassVar[frozenset[str]]  # those of `served` that have an adapter
     rivals: ClassVar[tuple[str, str]]  # two of `served`, one of them with an adapter
     versions: ClassVar[tuple[str, ...]]  # variants whose outputs have the same dims, so that one may follow another
     items: ClassVar[Sequence[Any]]  # some twenty or more, all different, of all sizes
+    rows: ClassVar[int] = 1  # of the backbone, that each of `items` is
     # Of about one size each, and all different: equal ones would share rows.
     short: ClassVar[Sequence[Any]]  # 32
     long: ClassVar[Sequence[Any]]  # 256 that cost more than `short`, so that clients keep up with the backbone
@@ -67,6 +75,10 @@ class FamilyCase(ABC):
     @abstractmethod
     def states(self, reference: Any, item: Any) -> npt.NDArray[Any]:
         """What the decoder of a version gets for an item, by what `reference` has returned for that version."""
+
+    def steps(self, question: Question, references: Mapping[str, Any]) -> int:
+        """In how many batches a request is, at least."""
+        return 1
 
     def asked(self, kind: str) -> Sequence[Any]:
         """Items for a task of `fitted`."""

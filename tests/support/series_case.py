@@ -30,9 +30,10 @@ from testing.adapters import lora
 from testing.clients import Outputs
 from testing.repositories import Task as Recipe
 
-CONTEXT, PATCH, HIDDEN, LAYERS = 128, 8, 128, 6  # a pass takes many times as long as preparing its series
+CONTEXT, PATCH, HIDDEN, LAYERS = 128, 8, 128, 10  # a pass takes many times as long as preparing its series
 PATCHES = CONTEXT // PATCH
 OWN_STEPS, HORIZON = 12, 6
+CHANNELS = 4  # of most items
 MODULES = ("q_proj", "v_proj")
 
 
@@ -57,10 +58,10 @@ SERVED = (
     recipe("lora4", 4, "multi-label", adapter=lora(4, "ff.0", "out_proj"), labels=6),
     recipe("lora8", 5, "embedding", adapter=lora(8, *MODULES), seed=7, options={"normalize": False}),
     recipe("dora", 6, adapter=lora(8, *MODULES, use_dora=True)),
-    recipe("ia3", 7, "regression", adapter=ia3("k_proj", "v_proj", feedforward=["ff.3"]), labels=5),
+    recipe("ia3", 7, "regression", adapter=ia3("k_proj", "q_proj"), labels=5, options={"normalize": True}),
     forecast("forecast", 8),
     forecast("forecast-lora", 9, adapter=lora(16, *MODULES), seed=3),
-    forecast("anomaly", 10, "anomaly"),
+    forecast("anomaly", 10, "anomaly", adapter=lora(4, *MODULES)),  # it shows the backbone fewer steps than others
     recipe("own", 11, "own-forecast"),
     recipe("own-rolled", 12, "own-forecast", adapter=lora(4, *MODULES), options={"horizon": 2 * OWN_STEPS + 1}),
 )
@@ -122,12 +123,12 @@ def near_zero(seed: int, steps: int, channels: int, missing: float = 0.0) -> Arr
 
 
 def unfitted(name: str, backbone: Backbone) -> Task:
-    """An embedder has nothing to fit; it takes series of two channels alone."""
-    return Task(name, backbone, decoder=Embedder(pooling="max"), encoder=Window(steps=60, channels=2))
+    """An embedder has nothing to fit; it takes series of so many channels alone."""
+    return Task(name, backbone, decoder=Embedder(pooling="max"), encoder=Window(steps=60, channels=CHANNELS))
 
 
 class SeriesReference(HeadReference):
-    """What a version must answer: transformers' model, and PEFT, on one channel of one series alone."""
+    """What a version must answer: transformers' model, and PEFT, on the channels of one series, each by itself."""
 
     def __init__(self, model: Path, version: Path) -> None:
         document = json.loads((version / "task.json").read_text(encoding="utf-8"))
@@ -160,34 +161,30 @@ class SeriesReference(HeadReference):
         return self._known[id(item)]
 
     def run(self, values: Array, known: npt.NDArray[np.bool_]) -> Any:
-        """One channel, [context, 1] -> the model's output."""
+        """Channels, [c, context, 1], each by itself -> the model's output."""
         with torch.no_grad():
-            return self.model(
-                past_values=torch.from_numpy(values)[None], past_observed_mask=torch.from_numpy(known).float()[None]
-            )
+            return self.model(past_values=torch.from_numpy(values), past_observed_mask=torch.from_numpy(known).float())
 
-    def channels(self, item: Array) -> list[tuple[Array, npt.NDArray[np.bool_]]]:
-        return [filled(item[-self.steps :, [place]], CONTEXT) for place in range(item.shape[1])]
+    def channels(self, item: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
+        """What the model sees of each, and where it was observed: [c, context, 1]."""
+        values, known = filled(item[-self.steps :], CONTEXT)
+        return np.ascontiguousarray(values.T[..., None]), np.ascontiguousarray(known.T[..., None])
 
     def pooled(self, item: Array) -> Tensor:
         """[h]; over the patches that hold something, and over channels."""
-        found = []
-        for values, known in self.channels(item):
-            states = self.run(values, known).last_hidden_state[0, 0]
-            seen = states[torch.from_numpy(known.reshape(PATCHES, PATCH).any(axis=1))]
-            found.append(seen.amax(dim=0) if self.decoder.get("pooling") == "max" else seen.mean(dim=0))
+        values, known = self.channels(item)
+        largest, found = self.decoder.get("pooling") == "max", []
+        for states, own in zip(self.run(values, known).last_hidden_state[:, 0], known, strict=True):
+            seen = states[torch.from_numpy(own.reshape(PATCHES, PATCH).any(axis=1))]
+            found.append(seen.amax(dim=0) if largest else seen.mean(dim=0))
         whole = torch.stack(found)
-        return whole.amax(dim=0) if self.decoder.get("pooling") == "max" else whole.mean(dim=0)
+        return whole.amax(dim=0) if largest else whole.mean(dim=0)
 
     def _forecast(self, item: Array) -> tuple[Tensor, Tensor]:
         """[horizon, channels] and the channels' scales."""
-        found, scales = [], []
-        for values, known in self.channels(item):
-            states = self.run(values, known)
-            scaled = self.head["weight"] @ states.last_hidden_state.flatten() + self.head["bias"]
-            found.append(scaled * states.scale.item() + states.loc.item())
-            scales.append(states.scale.item())
-        return torch.stack(found, dim=1), torch.tensor(scales)
+        found = self.run(*self.channels(item))
+        scaled = found.last_hidden_state.flatten(1) @ self.head["weight"].T + self.head["bias"]
+        return (scaled * found.scale[:, 0] + found.loc[:, 0]).T, found.scale.flatten()
 
     def _anomaly(self, item: Array) -> Array:
         expected, scales = self._forecast(item[:-HORIZON])
@@ -196,20 +193,16 @@ class SeriesReference(HeadReference):
         return found
 
     def _own(self, item: Array) -> Array:
-        horizon = self.decoder.get("horizon", OWN_STEPS)
-        found = [self._own_channel(values, known, horizon) for values, known in self.channels(item)]
-        return np.stack(found, axis=1)
-
-    def _own_channel(self, values: Array, known: npt.NDArray[np.bool_], horizon: int) -> Array:
-        parts: list[Array] = []
+        """What has been forecast is put behind the series, which runs again."""
+        horizon, parts = self.decoder.get("horizon", OWN_STEPS), []
+        values, known = self.channels(item)
         while len(parts) * OWN_STEPS < horizon:
             states = self.run(values, known)
             with torch.no_grad():
-                scaled = self.whole.head(states.last_hidden_state)
-            part = (scaled * states.scale + states.loc)[0].numpy()
-            values = np.concatenate([values, part])[-CONTEXT:]
-            known = np.concatenate([known, np.ones_like(part, dtype=np.bool_)])[-CONTEXT:]
-            parts.append(part[:, 0])
+                part = (self.whole.head(states.last_hidden_state) * states.scale + states.loc).numpy()
+            values = np.concatenate([values, part], axis=1)[:, -CONTEXT:]
+            known = np.concatenate([known, np.ones_like(part, dtype=np.bool_)], axis=1)[:, -CONTEXT:]
+            parts.append(part[..., 0].T)
         return np.concatenate(parts)[:horizon]
 
 
@@ -224,10 +217,11 @@ class SeriesCase(FamilyCase):
     adapted = frozenset(each.name for each in SERVED if each.adapter is not None)
     rivals = ("lora8", "none")
     versions = tuple(each.name for each in VERSIONS)
-    items = tuple(near_zero(seed, 12 + 9 * seed, 2, 0.1 * (seed % 3)) for seed in range(22))
+    items = tuple(near_zero(seed, 12 + 9 * seed, CHANNELS, 0.1 * (seed % 3)) for seed in range(22))
+    rows = CHANNELS
     short = tuple(near_zero(200 + seed, CONTEXT, 1) for seed in range(32))
-    long = tuple(near_zero(300 + seed, CONTEXT, 2) for seed in range(256))
-    longest = tuple(near_zero(600 + seed, CONTEXT, 8) for seed in range(32))
+    long = tuple(near_zero(300 + seed, CONTEXT, 8) for seed in range(256))
+    longest = tuple(near_zero(600 + seed, CONTEXT, 10) for seed in range(32))
     broken: ClassVar = {case.name: Broken(BROKEN[case.name].name, case.spoil, case.says) for case in CASES} | {
         name: Broken(made.name, spoil, says) for name, (made, spoil, says) in PROBLEMS.items()
     }
@@ -285,12 +279,12 @@ class SeriesCase(FamilyCase):
         return SeriesReference(self.path, version)
 
     def states(self, reference: Any, item: Any) -> npt.NDArray[Any]:
-        found: npt.NDArray[Any] = reference.run(*reference.channels(item)[0]).last_hidden_state.numpy()
+        found: npt.NDArray[Any] = reference.run(*reference.channels(item)).last_hidden_state.numpy()
         return found
 
     def _bounds(self, version: Path, variant: str) -> Path:
         if self.recipes[variant].decoder == "anomaly":
-            save_file({"bounds": torch.linspace(4, 16, HORIZON)}, version / "confidence.safetensors")
+            save_file({"bounds": torch.linspace(40, 160, HORIZON)}, version / "confidence.safetensors")
         return version
 
     def _recipe(self, variant: str, **changes: Any) -> Recipe:

@@ -15,7 +15,7 @@ from fmplex_backend.repository.config import load_backbone_config
 from fmplex_backend.repository.configs import backbone_parameters
 from fmplex_backend.repository.tasks import Repository, TaskSpec
 from fmplex_backend.scheduling import CostModel
-from fmplex_backend.types import Request, Vfm
+from fmplex_backend.types import Failed, Request, Running, Runtime, Vfm
 
 
 def main(root: Path, backbone: str) -> None:
@@ -34,10 +34,23 @@ def main(root: Path, backbone: str) -> None:
         request = Request(vfm, {extensions.takes: reads.array([reads.probe(None)])}, (), 0.0, lambda reply, final: None)
         request.extensions = vfm.extensions = extensions
         runtime.prepare(request)
+        answer(runtime, request)
+    print(json.dumps(sorted(sys.modules)))
+
+
+def answer(runtime: Runtime, request: Request) -> None:
+    """Step by step to its end."""
+    running = True
+    while running:
+        assert runtime.has_room(request)
         for done in runtime.run([request]):
             for _, outcome in done.outcomes:
-                assert runtime.decode(request, outcome.value)
-    print(json.dumps(sorted(sys.modules)))
+                assert not isinstance(outcome, Failed), outcome
+                if outcome.value is not None:
+                    assert runtime.decode(request, outcome.value)
+                if running := isinstance(outcome, Running):
+                    request.work, request.rows = outcome.next_work, outcome.next_rows
+    runtime.forget(request)
 
 
 if __name__ == "__main__":

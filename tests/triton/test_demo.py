@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import random
 import re
 import subprocess
@@ -13,24 +15,29 @@ from typing import Any
 
 import pytest
 import torch
-from asking import ask_grpc, ask_http
+from asking import ask_grpc, ask_http, ask_items
 from google.protobuf import text_format
+from language_model_case import GenerateReference
 from reference import Reference, difference
+from rich.console import Console
 from sentences import mixture, sentence
 from tolerances import BFLOAT16
 from tritonclient.grpc import model_config_pb2
 from waiting import LARGE, busy
 
-from fmplex import Client
+from fmplex import Client, Generated
+from fmplex.cli.demo import QUESTIONS, show_stream
+from fmplex_backend.families.model_files import find_model
 from fmplex_backend.families.precision import chosen_dtype, dtype_name
 from fmplex_backend.scheduling.scheduler import MAX_SHARED
 from testing import device
 from testing.clients import Answer, Question
+from testing.language_models import SMOL
 from testing.models import minilm
 from testing.repositories import copy_repository
 from testing.servers import Serving, serving
 
-BACKBONE = "minilm"
+BACKBONE, LANGUAGE_MODEL = "minilm", "smollm2"
 DEMO = Path(__file__).parents[2] / "model_repository"
 TEXTS = mixture(40)
 SIZES = (1, 7, 32)
@@ -67,21 +74,19 @@ def parsed(file: Path) -> Any:
     return text_format.Parse(file.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
 
 
-def tasks_of(repository: Path) -> list[str]:
-    """Every task on the text backbone."""
-    entries = {file.parent.name: parsed(file) for file in sorted(repository.glob("*/config.pbtxt"))}
-    return [
-        name
-        for name, entry in entries.items()
-        if entry.platform == "ensemble" and entry.ensemble_scheduling.step[0].model_name == BACKBONE
-    ]
+def tasks_of(repository: Path, backbone: str = BACKBONE) -> list[str]:
+    """Every ensemble of a backbone."""
+    configs = [parsed(file) for file in sorted(repository.glob("*/config.pbtxt"))]
+    steps = {config.name: [step.model_name for step in config.ensemble_scheduling.step] for config in configs}
+    return [name for name, models in steps.items() if models == [backbone]]
 
 
-def copy_texts(target: Path) -> Path:
-    """The demo's repository without its other backbones and their tasks."""
+def copy_models(target: Path) -> Path:
+    """The demo's text backbone and language model, with their tasks."""
     target.mkdir()
-    for name in (BACKBONE, *tasks_of(DEMO)):
-        copy_repository(DEMO / name, target / name)
+    for backbone in (BACKBONE, LANGUAGE_MODEL):
+        for name in (backbone, *tasks_of(DEMO, backbone)):
+            copy_repository(DEMO / name, target / name)
     return target
 
 
@@ -109,13 +114,14 @@ def add_variant(repository: Path, scheduler: str, tasks: Sequence[str]) -> None:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """The demo's repository, copied."""
     folder = tmp_path_factory.mktemp("demo")
-    repository = copy_texts(folder / "repository")
+    repository = copy_models(folder / "repository")
     tasks = tasks_of(repository)
     references = {task: Reference(minilm(), repository / task / "1") for task in tasks}
-    config = parsed(repository / BACKBONE / "config.pbtxt")
-    assert "dtype" not in config.parameters  # what users start with
-    config.parameters["dtype"].string_value = device.dtype()
-    (repository / BACKBONE / "config.pbtxt").write_text(str(config), encoding="utf-8")
+    for backbone in (BACKBONE, LANGUAGE_MODEL):
+        config = parsed(repository / backbone / "config.pbtxt")
+        assert "dtype" not in config.parameters  # what users start with
+        config.parameters["dtype"].string_value = device.dtype()
+        (repository / backbone / "config.pbtxt").write_text(str(config), encoding="utf-8")
     for scheduler in ("stfq", "fifo", DEVICES_OWN):
         add_variant(repository, scheduler, tasks)
     with serving(repository, folder) as server:
@@ -190,6 +196,25 @@ def test_one_text_alone_and_in_company(demo: Demo) -> None:
     texts = ("", sentence(200, 1), "ok", sentence(120, 2), "\n", sentence(199, 3), "?")
     questions = [Question(task, texts) for task in demo.tasks]
     demo.check(questions, demo.ask("grpc", questions))
+
+
+def test_its_language_model_says_what_transformers_says(demo: Demo) -> None:
+    """Greedily, all tasks at a time, and in parts; one has a LoRA."""
+    repository = demo.serving.repository
+    model = find_model(f"package:{SMOL}", repository / LANGUAGE_MODEL / "config.pbtxt")
+    tasks = tasks_of(repository, LANGUAGE_MODEL)
+    assert any((repository / task / "1" / "adapter").is_dir() for task in tasks)
+    questions = [Question(task, (QUESTIONS[task],), {"stream": "true", "max_tokens": "12"}) for task in tasks]
+    for question, answer in zip(questions, ask_items(demo.serving.grpc_url, questions), strict=True):
+        reference = GenerateReference(model, repository / question.task / "1", max_tokens=12)
+        assert not difference(answer.good(), 0, reference(question.texts[0])), question.task
+    with Client(demo.serving.grpc_url) as client:
+        interface = client.interface("headline")
+        (whole,) = client.predict("headline", QUESTIONS["headline"])
+    shown = io.StringIO()
+    asyncio.run(show_stream(demo.serving.server, interface, Console(file=shown)))
+    assert isinstance(whole, Generated)
+    assert whole.text in shown.getvalue()
 
 
 def ensemble_outputs(demo: Demo, task: str) -> list[str]:

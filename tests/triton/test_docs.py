@@ -30,6 +30,8 @@ from transformers import AutoModelForSequenceClassification
 
 from fmplex import Client, Label
 from fmplex_controller.api.options import ApiOptions
+from fmplex_controller.openai.options import OpenAiOptions
+from fmplex_controller.openai.process import OpenAiProcess
 from fmplex_controller.server.process import free_ports
 from fmplex_controller.sidecar.process import SidecarProcess
 from testing.models import minilm
@@ -38,8 +40,9 @@ from testing.servers import Serving, eventually, serving
 
 ROOT = Path(__file__).parents[2]
 RUN = [block for block in BLOCKS if block.runs]
-ADDRESS = re.compile(r"\b(?:localhost|127\.0\.0\.1):(8000|8001|8002|8003)\b")
+ADDRESS = re.compile(r"\b(?:localhost|127\.0\.0\.1):(8000|8001|8002|8003|9000)\b")
 WITH_CONTROLLER = "watch.md"  # the last page, about the controller that `fmplex serve` runs beside the server
+WITH_OPENAI = "serve-openai.md"
 DOCTOR = "fmplex doctor"  # looks at the ports 8000 to 8002, which something else may hold
 ERROR = re.compile(r"^(?:fmplex: |Error: )", re.MULTILINE)
 REMEDY = re.compile(r"[.:?] (?:[A-Z`]|fmplex |call |docs/)|^Try '", re.MULTILINE)  # what to do: a sentence of its own
@@ -54,13 +57,22 @@ class Desk:
     names: dict[str, dict[str, Any]] = field(default_factory=lambda: defaultdict(lambda: {"__name__": "__main__"}))
     api: ApiOptions | None = None  # of the controller, once it runs
     controller: SidecarProcess | None = None
+    openai: OpenAiProcess | None = None
 
     @property
     def ports(self) -> dict[str, int]:
         """Those of the server that runs, by those of the pages."""
         options = self.served.server.options
         ports = {"8000": options.http_port, "8001": options.grpc_port, "8002": options.metrics_port}
-        return ports if self.api is None else ports | {"8003": self.api.port}
+        more = {"8003": self.api, "9000": self.openai and self.openai.api}
+        return ports | {usual: options.port for usual, options in more.items() if options is not None}
+
+    def start_openai(self) -> None:
+        """Once, and wait until it listens."""
+        if self.openai is None:
+            self.openai = OpenAiProcess(self.served.server, OpenAiOptions(free_ports(1)[0]))
+            self.openai.start()
+            assert self.openai.wait_ready()
 
     def start_controller(self) -> None:
         """Once, and wait until it tells of the backbone."""
@@ -163,8 +175,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
         try:
             yield desk
         finally:
-            if desk.controller is not None:
-                desk.controller.stop()
+            for beside in (desk.controller, desk.openai):
+                if beside is not None:
+                    beside.stop()
 
 
 @pytest.mark.timeout(900)  # a block of ten commands that import and train, on a busy machine
@@ -173,6 +186,8 @@ def test_the_block_runs(desk: Desk, block: Block, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(desk.folder)
     if block.page == WITH_CONTROLLER:
         desk.start_controller()
+    if block.page == WITH_OPENAI:
+        desk.start_openai()
     if block.language == PROGRAM:
         desk.run_program(block)
     elif not block.steps:

@@ -24,6 +24,7 @@ from testing.repositories import copy_repository
 from testing.servers import Serving, eventually, serving
 
 DEMO = Path(__file__).parents[2] / "model_repository"
+OTHERS = ("smollm2", "assistant", "headline", "patchtst", "load-kind", "rate-anomaly", "rate-forecast")
 HEADS = ("topic", "question", "routing", "mentions")  # they share the backbone's rows
 GROUPS = {"guard": ("sentiment", "topic", "entities", "embed"), "heads": HEADS, "busy": ("question", "emotion")}
 TEXTS = mixture(14)
@@ -33,7 +34,7 @@ TEXTS = mixture(14)
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     """The demo's tasks and three groups of them; `emotion` takes one request at a time."""
     folder = tmp_path_factory.mktemp("groups")
-    repository = copy_repository(DEMO, folder / "repository")
+    repository = copy_repository(DEMO, folder / "repository", without=OTHERS)
     file = repository / "minilm" / "config.pbtxt"
     config = text_format.Parse(file.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
     config.parameters["dtype"].string_value = device.dtype()

@@ -264,9 +264,9 @@ def test_clients_stand_on_what_is_below_serving() -> None:
             own |= {"state_folder", "profiles", "scheduling"}
             assert rooms <= own, module
             clients = {each for each in used if each.partition(".")[0] == "fmplex"}
-            # The controller beside a server talks to it as any client does.
-            is_sidecar = module.startswith("fmplex_controller.sidecar")
-            assert all(is_sidecar and each.startswith("fmplex.client.") for each in clients), module
+            # What runs beside a server talks to it as any client does.
+            is_beside = module.startswith(("fmplex_controller.sidecar", "fmplex_controller.openai"))
+            assert all(is_beside and each.startswith("fmplex.client.") for each in clients), module
         elif module.partition(".")[0] == "fmplex":
             assert not rooms & {"serving", "triton", "model"}, module
             uses_controller = any(each.startswith("fmplex_controller") for each in used)
@@ -338,6 +338,7 @@ def test_serving_imports_no_training_code(case: FamilyCase, tmp_path: Path) -> N
         "fmplex_controller.server.process",
         "fmplex_controller.sidecar.__main__",
         "fmplex_controller.api.serving",
+        "fmplex_controller.openai.serving",
     ],
 )
 def test_client_and_controller_are_light(module: str) -> None:

@@ -59,6 +59,12 @@ def describe(answer: Answer, task: Interface, item: Any) -> str:
     return f"error: {answer.error}" if answer.error else result_line(answer.result(task, item), top=1)
 
 
+def text_in(found: Result) -> str | None:
+    """The text of a result that is one, or of a part of it; None of other results."""
+    text = getattr(found, "text", None)
+    return text if isinstance(text, str) else None
+
+
 def result_line(found: Result, top: int | None = 3) -> str:
     """A result in one line: of several labels the best `top` or all, of a vector its first numbers."""
     return f"{_line(found, top)} (text cut off)" if found.truncated else _line(found, top)
@@ -82,6 +88,8 @@ def _line(found: Result, top: int | None) -> str:
         return _label(found, top)
     if isinstance(found, Labels):
         return _labels(found, top)
+    if (text := text_in(found)) is not None:
+        return " ".join(text.split())
     return ", ".join(f"{name} {value}" for name, value in as_json_value(found).items() if name != "truncated")
 
 

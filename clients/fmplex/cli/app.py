@@ -14,12 +14,14 @@ from typer.core import TyperCommand
 
 from fmplex.cli import (
     backbones,
+    chat,
     controlling,
     doctor,
     events,
     groups,
     importing,
     keys,
+    openai,
     planning,
     profiling,
     rebinding,
@@ -47,6 +49,8 @@ app.command("doctor")(doctor.doctor)
 app.command("predict")(prediction.predict)
 app.command("import")(importing.import_)
 app.command("control-key")(keys.control_key)
+app.command("chat")(chat.chat)
+app.command("openai")(openai.openai)
 app.command("plan")(planning.plan)
 app.command("profile")(profiling.profile)
 app.command("rebind")(rebinding.rebind)
@@ -136,6 +140,9 @@ def serve(
     api_host: controlling.ApiHost = "127.0.0.1",
     api_port: controlling.ApiPort = None,
     api_token_file: controlling.ApiTokenFile = None,
+    openai_port: openai.ServePort = None,
+    openai_host: openai.ServeHost = "127.0.0.1",
+    openai_keys: openai.ServeKeys = None,
     elastic: controlling.Elastic = False,
     elastic_start: controlling.ElasticStart = True,
     elastic_moves: controlling.ElasticMoves = None,
@@ -168,20 +175,23 @@ def serve(
             extra=ctx.meta[PASSED_ON],
         )
         server = Server(options)
+        beside = openai.beside(server, openai_port, openai_host, openai_keys)
 
         def ready() -> None:
             print(f"fmplex: {keys.told(server)}", file=sys.stderr, flush=True)
+            openai.tell_ready(beside)
             print("ready", flush=True)
 
         may = controlling.elastic_options(
             elastic, elastic_start, elastic_moves, elastic_idle, elastic_memory, elastic_parallel
         )
-        if not controller or control is not Control.explicit:
-            if may is not None:
-                raise SetupProblem("--elastic needs the controller: leave out --no-controller and --control poll")
-            raise typer.Exit(foreground.serve(server, ready, companion=None))
-        asked = controlling.api_options(api, api_host, api_port, api_token_file)
-        raise typer.Exit(foreground.serve(server, ready, companion=controlling.companion(server, asked, records, may)))
+        companion = None
+        if controller and control is Control.explicit:
+            asked = controlling.api_options(api, api_host, api_port, api_token_file)
+            companion = controlling.companion(server, asked, records, may)
+        elif may is not None:
+            raise SetupProblem("--elastic needs the controller: leave out --no-controller and --control poll")
+        raise typer.Exit(foreground.serve(server, ready, companion=companion, beside=beside))
 
 
 @app.command()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,6 +36,34 @@ BytesBound = Annotated[
         help="Bytes that requests may take until they are answered; none: as the backbone says.",
     ),
 ]
+Seconds = Annotated[
+    str,
+    typer.Option(
+        "--max-seconds", metavar="S|none", help="From a request's arrival to its end; none: as the backbone says."
+    ),
+]
+Running = Annotated[
+    str,
+    typer.Option(
+        "--max-running", metavar="N|none", help="Of a language model: sequences that run at a time; none: no limit."
+    ),
+]
+Part = Annotated[
+    str,
+    typer.Option(
+        "--max-kv-share",
+        metavar="PART|none",
+        help="Of a language model: part of the memory for keys and values, up to 1; none: no limit.",
+    ),
+]
+KINDS: dict[str, type[int] | type[float]] = {
+    "slo_ms": float,
+    "max_queue": int,
+    "max_queue_bytes": int,
+    "max_seconds": float,
+    "max_running": int,
+    "max_kv_share": float,
+}
 
 
 def set_(
@@ -44,6 +73,9 @@ def set_(
     slo_ms: Objective = "",
     max_queue: Bound = "",
     max_queue_bytes: BytesBound = "",
+    max_seconds: Seconds = "",
+    max_running: Running = "",
+    max_kv_share: Part = "",
     cache: Annotated[
         bool | None,
         typer.Option(
@@ -56,18 +88,13 @@ def set_(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Change a task's weight, latency objective, queue limits or cache, in effect with the next batch; or its tag."""
+    """Change a task's weight, latency objective, limits or cache, in effect with the next batch; or its tag."""
     with errors_shown(as_json):
-        given = {"slo_ms": slo_ms, "max_queue": max_queue, "max_queue_bytes": max_queue_bytes}
-        cleared = frozenset(key for key, text in given.items() if text == NONE)
-        objective = None if slo_ms in ("", NONE) else _number(slo_ms, "--slo-ms", float)
-        bound = None if max_queue in ("", NONE) else int(_number(max_queue, "--max-queue", int))
-        room = None if max_queue_bytes in ("", NONE) else int(_number(max_queue_bytes, "--max-queue-bytes", int))
-        terms = Terms(weight, objective, bound, room, cleared, cache)
+        texts = (slo_ms, max_queue, max_queue_bytes, max_seconds, max_running, max_kv_share)
+        terms = replace(_terms(weight, dict(zip(KINDS, texts, strict=True))), cache=cache)
         if terms == Terms() and not new_tag:
-            raise TaskProblem(
-                "nothing to set. Give --weight, --slo-ms, --max-queue, --max-queue-bytes, --cache or --new-tag"
-            )
+            options = ", ".join(map(_option, ("weight", *KINDS, "cache")))
+            raise TaskProblem(f"nothing to set. Give {options} or --new-tag")
         models = GroupRepository(repository)
         terms.check()
         changed = terms.given()
@@ -78,6 +105,7 @@ def set_(
                 models.renew(group)
         if terms != Terms():
             models.set(name, terms)
+        cleared = terms.cleared
         words = [
             *(f"{key} {term_text(value)}" for key, value in changed.items()),
             *(f"no {key}" for key in sorted(cleared)),
@@ -87,7 +115,16 @@ def set_(
         print_result(document, f"{name}: {', '.join(words)}", as_json)
 
 
-def _number(text: str, option: str, kind: type[int] | type[float]) -> float:
+def _terms(weight: float | None, given: dict[str, str]) -> Terms:
+    values = {key: _number(text, _option(key), KINDS[key]) for key, text in given.items() if text not in ("", NONE)}
+    return Terms(weight, cleared=frozenset(key for key, text in given.items() if text == NONE), **values)
+
+
+def _option(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
+
+
+def _number(text: str, option: str, kind: type[int] | type[float]) -> Any:
     try:
         return kind(text)
     except ValueError:

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from tritonclient.utils import np_to_triton_dtype
 
-from fmplex.cli.answers import Answer, agree, describe
+from fmplex.cli.answers import Answer, agree, describe, result_line, text_in
 from fmplex.client.aio import AsyncClient
 from fmplex.client.wire import Interface, array_of
 from fmplex_backend.decoders.results import strings
@@ -41,6 +41,8 @@ QUESTIONS: dict[str, Any] = {
     "entities": "Ada Lovelace met Charles Babbage in London in 1833.",
     "mentions": "Off to Berlin with Anna to see Radiohead tonight",
     "routing": "The invoice shows the wrong amount and I want my money back.",
+    "assistant": "Why is the sky blue?",
+    "headline": "Engineers in Reykjavik have switched on a plant that turns carbon dioxide from the air into stone.",
 }
 
 
@@ -89,6 +91,8 @@ def _ask_and_show(server: Server) -> bool:
         return False
     console = Console()
     console.print(table(exchanges))
+    if streaming := [exchange.task for exchange in exchanges if exchange.task.streams]:
+        asyncio.run(show_stream(server, streaming[0], console))
     for exchange in exchanges:
         if exchange.http is not None and not exchange.agreed:
             print(f"fmplex: {exchange.task.name} answers differently over HTTP and gRPC", file=sys.stderr)
@@ -125,6 +129,19 @@ async def _exchange(task: Interface, http: AsyncClient, grpc: AsyncClient) -> Ex
     if task.streams:
         return Exchange(task, question, None, await _ask(grpc, task, question))
     return Exchange(task, question, *await asyncio.gather(_ask(http, task, question), _ask(grpc, task, question)))
+
+
+async def show_stream(server: Server, task: Interface, console: Console) -> None:
+    """Ask a task once more, and show its answer as it comes."""
+    question, reads = question_for(task), input_named(task.takes)
+    assert reads is not None
+    console.print(Text(f"{task.name} again, as it comes: {reads.show(question)}"))
+    async with AsyncClient(server.grpc_url, retries=0) as client:
+        async for part in client.stream(task.name, question):
+            text = text_in(part)
+            console.print(Text(f"{result_line(part)}\n" if text is None else text), end="", soft_wrap=True)
+            console.file.flush()
+    console.print("\n")
 
 
 def question_for(task: Interface) -> Any:

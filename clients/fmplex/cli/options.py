@@ -45,6 +45,9 @@ MaxQueue = Annotated[int | None, typer.Option(help="Number of requests that may 
 MaxQueueBytes = Annotated[
     int | None, typer.Option(help="Bytes that requests may take until they are answered; default: the backbone's.")
 ]
+MaxSeconds = Annotated[
+    float | None, typer.Option(help="Seconds from a request's arrival to its end; default: the backbone's.")
+]
 Labels = Annotated[
     str, typer.Option(help="Labels in the decoder's order, comma-separated; default: those of the data.")
 ]

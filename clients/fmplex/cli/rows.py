@@ -10,9 +10,10 @@ from fmplex.cli.live import Live
 from fmplex_backend.errors import FmplexError
 from fmplex_backend.repository.config import TaskConfig, load_task_config
 from fmplex_backend.repository.tasks import BrokenTask, TaskSpec
+from fmplex_backend.repository.terms import TERMS
 
 # Of a task's figures the first of these is shown.
-FIGURES_SHOWN = ("accuracy", "entity_f1", "f1", "micro_f1", "macro_f1", "spearman", "rmse", "mae")
+FIGURES_SHOWN = ("accuracy", "entity_f1", "f1", "micro_f1", "macro_f1", "spearman", "rmse", "mae", "perplexity")
 
 
 def row_of(name: str, backbone: str, entry: TaskSpec | BrokenTask, now: Live | None) -> dict[str, Any]:
@@ -21,14 +22,13 @@ def row_of(name: str, backbone: str, entry: TaskSpec | BrokenTask, now: Live | N
     `version` is the one that the server serves, where it tells of one, else the one of the entry.
     """
     row: dict[str, Any] = {"task": name, "backbone": backbone, "tag": entry.vfm, "state": None}
-    row |= dict.fromkeys(("weight", "slo_ms", "max_queue", "max_queue_bytes", "cache", "version"))
+    row |= dict.fromkeys((*TERMS, "cache", "version"))
     row |= dict.fromkeys(("adapter", "decoder", "figure", "queue", "share", "error"))
     if isinstance(entry, BrokenTask):
         row |= {"state": "refused", "error": str(entry.error)}
     else:
-        row |= {name: getattr(entry, name) for name in ("weight", "max_queue", "max_queue_bytes", "cache")}
-        row["version"] = entry.version.number
-        row |= {"slo_ms": None if entry.slo is None else entry.slo * 1000} | _parts(entry)
+        row |= {name: getattr(entry, name) for name in (*TERMS, "cache")}
+        row |= {"version": entry.version.number} | _parts(entry)
     return row if now is None else row | _live(row, name, now)
 
 

@@ -8,6 +8,7 @@ import typer
 
 from fmplex.cli import changes, checks, listing, rollout
 from fmplex.cli.deploy import deploy
+from fmplex.cli.evaluating import evaluate
 from fmplex.cli.options import (
     DEFAULT,
     AsJson,
@@ -15,6 +16,7 @@ from fmplex.cli.options import (
     Labels,
     MaxQueue,
     MaxQueueBytes,
+    MaxSeconds,
     Name,
     NewVersion,
     Repo,
@@ -32,6 +34,7 @@ from fmplex_backend.repository.configs import Terms
 
 app = typer.Typer(help="Train, add, list, change and check the tasks of a model repository.", no_args_is_help=True)
 app.command()(train)
+app.command()(evaluate)
 app.command()(deploy)
 app.command("list")(listing.list_)
 app.command()(listing.show)
@@ -59,6 +62,7 @@ def add(
     slo_ms: SloMs = None,
     max_queue: MaxQueue = None,
     max_queue_bytes: MaxQueueBytes = None,
+    max_seconds: MaxSeconds = None,
     server: Server = "",
     as_json: AsJson = False,
 ) -> None:
@@ -66,7 +70,7 @@ def add(
     with errors_shown(as_json):
         from fmplex.task.destination import check_destination
 
-        terms = Terms(weight, slo_ms, max_queue, max_queue_bytes)
+        terms = Terms(weight, slo_ms, max_queue, max_queue_bytes, max_seconds)
         asked = "" if hold else server
         check_destination(name, backbone, repository, terms, asked, new_version=new_version, held=hold)
         from fmplex.task.backbone import Backbone

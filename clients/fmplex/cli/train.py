@@ -19,6 +19,7 @@ from fmplex.cli.options import (
     Labels,
     MaxQueue,
     MaxQueueBytes,
+    MaxSeconds,
     Name,
     NewVersion,
     Repo,
@@ -35,7 +36,8 @@ from fmplex_backend.adapters.kinds import KINDS as ADAPTERS
 from fmplex_backend.adapters.kinds import Adapter, Pretrained
 from fmplex_backend.decoders import Decoder
 from fmplex_backend.errors import TaskProblem
-from fmplex_backend.families import decoders, family
+from fmplex_backend.families import decoders, family, kind_of
+from fmplex_backend.families.spec import Family
 from fmplex_backend.repository.config import load_backbone_config
 from fmplex_backend.repository.configs import CONFIG, Terms, backbone_parameters
 
@@ -66,8 +68,13 @@ AdapterKind = Annotated[
     typer.Option(help="Kind of adapter.", parser=_one_of(ADAPTER_KINDS), metavar=f"[{'|'.join(ADAPTER_KINDS)}]"),
 ]
 DecoderKind = Annotated[
-    str,
-    typer.Option(help="Kind of decoder.", parser=_one_of(DECODER_KINDS), metavar=f"[{'|'.join(DECODER_KINDS)}]"),
+    str | None,
+    typer.Option(
+        help="Kind of decoder; default: classification, of language models generator.",
+        parser=_one_of(DECODER_KINDS),
+        metavar=f"[{'|'.join(DECODER_KINDS)}]",
+        show_default=False,
+    ),
 ]
 
 
@@ -77,16 +84,22 @@ def train(
     backbone: Annotated[str, typer.Option(help="Name of a backbone in the repository.")] = "minilm",
     repository: Repo = DEFAULT,
     text: Annotated[
-        str, typer.Option(help="Name of the column of texts, or of pictures' paths.", show_default="text or image")
+        str,
+        typer.Option(
+            help="Name of the column of texts, or of pictures' paths.",
+            show_default="text, image or prompt",
+        ),
     ] = "",
     numbers: Annotated[
         str,
         typer.Option(help="Feature columns instead of a text, comma-separated; 'all' for every one but the label."),
     ] = "",
-    label: Annotated[str, typer.Option(help="Name of the label column.")] = "label",
+    label: Annotated[
+        str, typer.Option(help="Name of the label column.", show_default="label, of answers completion")
+    ] = "",
     test: Annotated[Path | None, typer.Option(help="Held-out rows to evaluate on, in the same forms.")] = None,
     validation: Annotated[float, typer.Option(help="Fraction of the rows used for early stopping.")] = 0.1,
-    decoder: DecoderKind = "classification",
+    decoder: DecoderKind = None,
     labels: Labels = "",
     adapter: AdapterKind = "lora",
     source: Annotated[str, typer.Option("--from", help="Start from this PEFT adapter: a directory or hub id.")] = "",
@@ -95,6 +108,7 @@ def train(
     epochs: Annotated[int, typer.Option(help="Epochs at most; early stopping may end sooner.")] = 3,
     learning_rate: Annotated[float | None, typer.Option(help="Learning rate; default: depends on the adapter.")] = None,
     batch_size: Annotated[int, typer.Option(help="Rows of a training step.")] = 32,
+    accumulation: Annotated[int, typer.Option(help="Steps whose gradients make one update.")] = 1,
     max_length: Annotated[
         int | None, typer.Option(help="Tokens to cut texts to; default: the backbone's limit.")
     ] = None,
@@ -117,15 +131,19 @@ def train(
     confidence: Annotated[
         Confidence | None, typer.Option(help="What tells it: the highest score, or features; default: see the guide.")
     ] = None,
+    system: Annotated[str, typer.Option(help="What a conversation with a language model begins with.")] = "",
     horizon: Annotated[int | None, typer.Option(help="Steps to forecast, of a series.")] = None,
     weight: Weight = None,
     slo_ms: SloMs = None,
     max_queue: MaxQueue = None,
     max_queue_bytes: MaxQueueBytes = None,
+    max_seconds: MaxSeconds = None,
     server: Server = "",
     as_json: AsJson = False,
 ) -> None:
-    """Train a task on labelled texts, pictures, series or rows of numbers, and save it as a new task or a new version.
+    """Train a task on labelled texts, pictures, series, rows of numbers or prompts with their answers, and save it.
+
+    It becomes a new task, or a new version of one.
 
     Name, rows, test rows, repository and server are checked before the first step. What was trained is saved whatever
     happens afterwards. After Ctrl-C the same command goes on from the checkpoint.
@@ -134,25 +152,27 @@ def train(
         from fmplex.task.destination import check_destination
 
         progress.phase("checking")
-        terms = Terms(weight, slo_ms, max_queue, max_queue_bytes)
+        terms = Terms(weight, slo_ms, max_queue, max_queue_bytes, max_seconds)
         asked = "" if hold else server
         check_destination(name, backbone, repository, terms, asked, new_version=new_version, held=hold)
-        columns = _columns(numbers, data, label)
+        of_family = _family(repository, backbone)
+        kind = _kind(of_family, decoder)
+        columns = _columns(numbers, data, label or decoders()[kind].label_column)
         reading = {name: value for name, value in {"prefix": prefix, "max_length": max_length}.items() if value}
-        encoder = _family(repository, backbone).encoder_for(columns, reading)
+        encoder = of_family.encoder_for(columns, reading)
         told = confidence.value if confidence else None
         chosen = _decoder(
-            decoder,
+            kind,
             labels=split(labels),
             reject_below=reject_below,
             reject_label=reject_label,
             confidence=told,
+            system=system,
             horizon=horizon,
         )
+        named = columns or text or None
         rows, tested = (
-            None
-            if file is None
-            else rows_for(chosen, file, None, encoder.reads(), columns=columns or text or None, label=label)
+            None if file is None else rows_for(chosen, file, None, encoder.reads(), columns=named, label=label)
             for file in (data, test)
         )
         assert rows is not None
@@ -183,6 +203,7 @@ def train(
             epochs=epochs,
             learning_rate=learning_rate,
             batch_size=batch_size,
+            accumulation=accumulation,
             seed=seed,
         )
         finisher.save_and_serve()
@@ -203,10 +224,20 @@ def default_checkpoint(repository: Path, name: str) -> Path:
     return repository.resolve().parent / ".fmplex-training" / name
 
 
-def _family(repository: Path, backbone: str) -> Any:
+def _family(repository: Path, backbone: str) -> Family:
     """Of a backbone of the repository; raises BackboneRefused."""
     parameters = backbone_parameters(repository, backbone) or {}
     return family(load_backbone_config(repository / backbone / CONFIG, parameters).family)
+
+
+def _kind(of_family: Family, given: str | None) -> str:
+    """A kind of decoder that needs nothing but labelled rows, the family's first by default; raises TaskProblem."""
+    kinds = [kind for kind in map(kind_of, of_family.decoders) if kind in DECODER_KINDS]
+    if not kinds:
+        raise TaskProblem(f"tasks on a {of_family.name} have nothing to fit. Save one with the Task-API")
+    if given is not None and given not in kinds:
+        raise TaskProblem(f"the backbone is a {of_family.name}, which has {', '.join(kinds)}. Leave --decoder out")
+    return given or kinds[0]
 
 
 def _columns(numbers: str, data: Path, label: str) -> list[str]:

@@ -103,8 +103,11 @@ class AsyncClient(BaseClient):
         """
         return await self._status(backbone, task, self._deadline(timeout))
 
-    async def ready(self, model: str, *, timeout: float | None = None) -> bool:
-        """Whether the server has loaded a task or a backbone; a task may be refused nevertheless: see `tasks`."""
+    async def ready(self, model: str = "", *, timeout: float | None = None) -> bool:
+        """Whether the server has loaded a task or a backbone; a task may be refused nevertheless: see `tasks`.
+
+        Without a name it is whether the server itself answers, and is ready.
+        """
         return await self._ready(model, self._deadline(timeout))
 
     async def load(self, task: str, *, timeout: float | None = None) -> None:

@@ -256,7 +256,13 @@ class BaseClient(ABC):
             pass
         return status_in(answer)
 
+    def forget(self, task: str) -> None:
+        """Ask the server anew what a task is, the next time: it may have become another one."""
+        self._interfaces.pop(task, None)
+
     async def _ready(self, model: str, deadline: Deadline) -> bool:
+        if not model:
+            return await self._connection.is_ready(deadline)
         return bool(await self._connection.send("is_model_ready", {"model_name": model}, deadline))
 
     async def _load(self, task: str, deadline: Deadline) -> None:

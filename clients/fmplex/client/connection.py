@@ -97,11 +97,12 @@ class Connection:
         try:
             return await call()
         except ServerProblem as error:
-            if is_unloaded(error) and not await self._is_ready(deadline):
+            if is_unloaded(error) and not await self.is_ready(deadline):
                 raise Unreachable(f"{self.address.url}: the server is going down: {error}", "UNAVAILABLE") from None
             raise
 
-    async def _is_ready(self, deadline: Deadline) -> bool:
+    async def is_ready(self, deadline: Deadline) -> bool:
+        """Whether the server answers, and says that it is ready."""
         try:
             return bool(await self._send_once("is_server_ready", {}, deadline))
         except ServerProblem:

@@ -13,6 +13,7 @@ from fmplex.client.wire import Array
 from fmplex_backend.error_status import STATUS_IN_ERRORS, split_status
 from fmplex_backend.errors import TaskProblem
 
+NOT_SERVED = "Request for unknown model"  # Triton's own; in a stream its errors have no status
 CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -48,6 +49,8 @@ def error_in(message: service_pb2.ModelStreamInferResponse) -> InferenceServerEx
     if not message.error_message:
         return None
     status, words = split_status(message.error_message)
+    if not status and words.startswith(NOT_SERVED):
+        status = "NOT_FOUND"
     return InferenceServerException(words, status=status or None)
 
 

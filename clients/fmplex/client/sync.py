@@ -173,8 +173,11 @@ class Client(BaseClient):
         """
         return run(self._status(backbone, task, self._deadline(timeout)))
 
-    def ready(self, model: str, *, timeout: float | None = None) -> bool:
-        """Whether the server has loaded a task or a backbone; a task may be refused nevertheless: see `tasks`."""
+    def ready(self, model: str = "", *, timeout: float | None = None) -> bool:
+        """Whether the server has loaded a task or a backbone; a task may be refused nevertheless: see `tasks`.
+
+        Without a name it is whether the server itself answers, and is ready.
+        """
         return run(self._ready(model, self._deadline(timeout)))
 
     def load(self, task: str, *, timeout: float | None = None) -> None:

@@ -24,23 +24,32 @@ Columns = str | Sequence[str] | None  # of the inputs; None: the input's default
 
 
 def rows_for(
-    decoder: Decoder, data: Any, labels: Any, reads: Input, *, columns: Columns = None, label: str = "label"
+    decoder: Decoder, data: Any, labels: Any, reads: Input, *, columns: Columns = None, label: str = ""
 ) -> Rows:
     """Rows that a decoder can be fitted to: labelled ones, or those that it makes of items without labels."""
     if labels is not None or not decoder.labels_itself or isinstance(data, Rows):
-        return rows_of(data, labels, reads, columns=columns, label=label)
+        return rows_of(data, labels, reads, columns=columns, label=label, decoder=decoder)
     source = str(data) if isinstance(data, (str, Path)) else "the data"
     return decoder.rows_from(items_of(data, reads, columns=columns), source)
 
 
-def rows_of(data: Any, labels: Any, reads: Input, *, columns: Columns = None, label: str = "label") -> Rows:
+def rows_of(
+    data: Any,
+    labels: Any,
+    reads: Input,
+    *,
+    columns: Columns = None,
+    label: str = "",
+    decoder: Decoder | type[Decoder] = Decoder,
+) -> Rows:
     """Labelled rows from any of the supported forms; raises TaskProblem.
 
     Args:
-        data: items, pairs of an item and a label, a table, a file, or Rows as they are.
+        data: items, pairs of an item and a label, cells that the decoder takes apart, a table, a file, or Rows as they
+            are.
         labels: one a row; None where `data` has them.
         reads: the task's input.
-        columns: names of the columns that make an item; `label`: of the labels'.
+        columns: names of the columns that make an item; `label`: of the labels', the decoder's default for "".
     """
     if isinstance(data, Rows):
         return data
@@ -51,7 +60,12 @@ def rows_of(data: Any, labels: Any, reads: Input, *, columns: Columns = None, la
             data, labels = labelled_files(place, reads)
         else:
             folder, data = place.parent, read_file(place)
-    cells, values = (list(data), list(labels)) if labels is not None else _labelled(data, reads, columns, label, source)
+    if labels is not None:
+        cells, values = list(data), list(labels)
+    elif (whole := _whole(data, reads, decoder, columns, label, source)) is not None:
+        cells, values = _parted(whole, decoder, source)
+    else:
+        cells, values = _labelled(data, reads, columns, label or decoder.label_column, source)
     values = check_labels(cells, values, source)
     items, words = _items([located(cell, reads, folder) for cell in cells], reads, source)
     return Rows(items, values, words, source)
@@ -85,6 +99,43 @@ def check_labels(rows: Sequence[Any], labels: Sequence[Any], source: str) -> lis
         if value is None or (isinstance(value, float) and math.isnan(value)):
             raise TaskProblem(f"{source}, row {place}: there is no label. Fill it in, or leave the row out")
     return [value.tolist() if hasattr(value, "tolist") else value for value in labels]  # numpy's and pandas' scalars
+
+
+def _whole(
+    data: Any, reads: Input, decoder: Decoder | type[Decoder], columns: Columns, label: str, source: str
+) -> list[Any] | None:
+    """Cells that hold items and labels both, where the data has such; a column of items goes first."""
+    if not decoder.whole_column:
+        return None
+    if isinstance(data, (list, tuple)) and not is_table(data):
+        return list(data) if data and all(_is_whole(row, decoder) for row in data) else None
+    names = [] if columns or label else columns_in(data, source)
+    if decoder.whole_column not in names or reads.default_column in names:
+        return None
+    return column(data, decoder.whole_column)
+
+
+def _is_whole(row: Any, decoder: Decoder | type[Decoder]) -> bool:
+    try:
+        return decoder.parted(row) is not None
+    except ValueError:
+        return True  # `_parted` says what is wrong with it
+
+
+def _parted(cells: Sequence[Any], decoder: Decoder | type[Decoder], source: str) -> tuple[list[Any], list[Any]]:
+    found = []
+    for place, cell in enumerate(cells):
+        try:
+            parts = decoder.parted(cell)
+        except ValueError as error:
+            raise TaskProblem(f"{source}, row {place}: {error}") from None
+        if parts is None:
+            raise TaskProblem(
+                f"{source}, row {place}: {str(cell)[:80]!r} is none of the {decoder.whole_column} that the others are. "
+                "Correct it, or leave the row out"
+            )
+        found.append(parts)
+    return [item for item, _ in found], [answer for _, answer in found]
 
 
 def _labelled(data: Any, reads: Input, columns: Columns, label: str, source: str) -> tuple[list[Any], list[Any]]:

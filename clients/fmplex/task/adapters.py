@@ -83,6 +83,13 @@ def _wrapped(model: Any, config: PeftConfig) -> Any:
         return get_peft_model(model, config)
 
 
+def set_dropout(model: Any, on: bool) -> None:
+    """Let an adapter's dropout take part; nothing else of the model has a mode while it is fitted."""
+    for name, module in model.named_modules():
+        if "lora_dropout" in name:
+            module.train(on)
+
+
 def fresh(adapter: LoRA | IA3, backbone: Backbone) -> Any:
     """The backbone with a new adapter in it; raises TaskProblem where it fits no module."""
     linears = {name.rpartition(".")[2] for name, _ in _linears(backbone)}

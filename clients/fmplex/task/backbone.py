@@ -15,7 +15,7 @@ from torch import Tensor
 from fmplex_backend import families
 from fmplex_backend.decoders import Decoder
 from fmplex_backend.errors import FmplexError, TaskProblem
-from fmplex_backend.families.spec import Family, FittingInputs
+from fmplex_backend.families.spec import Family, FittingInputs, SequenceInputs
 from fmplex_backend.repository.config import load_backbone_config
 from fmplex_backend.repository.configs import backbone_parameters
 from fmplex_backend.scheduling import CostModel
@@ -128,6 +128,10 @@ class Backbone:
     def fitting_inputs(self, encoder: Any, tensors: Mapping[str, Tensor], seed: int) -> FittingInputs:
         """A task's encoder while the task is fitted, with the tensors it has, if any."""
         return self.family.fitting_inputs(encoder, self.fitting_runtime, tensors, seed)
+
+    def sequence_inputs(self, encoder: Any, decoder: Any) -> SequenceInputs:
+        """A task whose decoder learns from whole sequences, while it is fitted or evaluated."""
+        return self.family.sequence_inputs(encoder, decoder, self.fitting_runtime)
 
     # -- running tasks
 

@@ -19,7 +19,7 @@ def check_task(spec: TaskSpec, backbone: Backbone) -> None:
         item = reads.probe(load_task_config(spec.version.path / "task.json").encoder.size())
         backbone.attach(extensions)
         try:
-            backbone.replies(extensions, [item])
+            backbone.replies(extensions, [item], backbone.family.probe_parameters)
         finally:
             backbone.detach(extensions)
     except FmplexError:

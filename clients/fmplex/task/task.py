@@ -15,7 +15,7 @@ from fmplex.client.results import result
 from fmplex.client.sync import Client
 from fmplex.data.rows import Columns, items_of, rows_for
 from fmplex.task.adapters import AdapterState, Imported, import_adapter
-from fmplex.task.backbone import Backbone
+from fmplex.task.backbone import BATCH, Backbone
 from fmplex.task.destination import check_destination
 from fmplex.task.serving import load_and_wait, not_served
 from fmplex.training.checks import check_rows
@@ -23,7 +23,8 @@ from fmplex.training.curve import draw
 from fmplex.training.examples import PORTION
 from fmplex.training.options import FitOptions
 from fmplex.training.prepare import TaskParts, check_fittable, prepare
-from fmplex.training.progress import Progress, told
+from fmplex.training.progress import Progress, Wanted, told
+from fmplex.training.sequences import mean_loss
 from fmplex.training.state import History
 from fmplex.training.trained import TrainedWeights, Training
 from fmplex_backend.adapters.kinds import Adapter, PeftAdapter, Pretrained
@@ -37,6 +38,7 @@ from fmplex_backend.decoders.rows import IGNORED, Rows
 from fmplex_backend.errors import ServerProblem, TaskProblem
 from fmplex_backend.repository.config import TaskConfig, config_of, load_task_config
 from fmplex_backend.repository.configs import Terms
+from fmplex_backend.repository.terms import TERMS
 from fmplex_backend.repository.writer import ModelRepository, Pipeline, Saved, write_config
 from fmplex_backend.types import Extensions
 from fmplex_backend.weights import read_safetensors
@@ -53,12 +55,14 @@ class Task:
         backbone: the model that it shares with other tasks.
         adapter: LoRA, DoRA, IA3, Pretrained, or none.
         decoder: Classifier, MultiLabel, Regressor, TokenClassifier, Embedder, Similarity or Plugin; of series also
-            Forecaster, OwnForecaster, AnomalyDetector or Imputer.
+            Forecaster, OwnForecaster, AnomalyDetector or Imputer; of language models Generator.
         encoder: of texts Text (how they become tokens), Projection (of rows of numbers) or PluginEncoder; of pictures
             ImageFile or ImageArray; of series Window.
         weight: of its fair share of the backbone. slo_ms: its latency objective. max_queue: requests that may wait.
-            max_queue_bytes: bytes that they may take until they are answered. cache: keep its answers, for requests
-            that are equal in every byte. None keeps what a saved task has.
+            max_queue_bytes: bytes that they may take until they are answered. max_seconds: from a request's arrival to
+            its last reply. max_running and max_kv_share (language models): sequences that run at a time, and the part
+            of the memory for keys and values that they may have. cache: keep its answers, for requests that are equal
+            in every byte. None keeps what a saved task has.
     """
 
     def __init__(
@@ -73,6 +77,9 @@ class Task:
         slo_ms: float | None = None,
         max_queue: int | None = None,
         max_queue_bytes: int | None = None,
+        max_seconds: float | None = None,
+        max_running: int | None = None,
+        max_kv_share: float | None = None,
         cache: bool | None = None,
         description: str = "",
     ) -> None:
@@ -80,7 +87,9 @@ class Task:
         self.encoder: Any = encoder or self._default_encoder()
         self.adapter: Adapter | None = None
         self.decoder: Decoder = decoder
-        self.terms = Terms(weight, slo_ms, max_queue, max_queue_bytes, cache=cache)
+        self.terms = Terms(
+            weight, slo_ms, max_queue, max_queue_bytes, max_seconds, max_running, max_kv_share, cache=cache
+        )
         self.terms.check()
         self.metrics: dict[str, float | int | str] = {}
         self.history: History | None = None
@@ -168,7 +177,7 @@ class Task:
         validation: Any = None,
         test: Any = None,
         text: Columns = None,
-        label: str = "label",
+        label: str = "",
         checkpoint: str | Path | None = None,
         **options: Any,
     ) -> History:
@@ -176,13 +185,15 @@ class Task:
 
         Args:
             rows: texts, pictures or series (with `labels`), pairs, a table, a file or a folder (see fmplex.data.rows);
-                for a decoder that forecasts, series without labels.
+                for a decoder that forecasts, series without labels; for language models also conversations, lists of
+                messages that end with the assistant's.
             validation: a fraction of the rows, or rows of their own as a pair (texts, labels), a table or a file; the
                 weights of the epoch that does best on them are kept. None holds nothing out, but for a decoder that
                 needs it (an AnomalyDetector: the last fifth).
             test: rows to evaluate on at the end, in the same forms; they are checked before the first step.
-            text, label: names of columns, "text" (of pictures "image") and "label" by default; for an encoder that
-                takes numbers, `text` names the numbers' (every column but the label's by default).
+            text, label: names of columns, "text" (of pictures "image") and "label" by default, of language models
+                "prompt" and "completion"; for an encoder that takes numbers, `text` names the numbers' (every column
+                but the label's by default).
             checkpoint: a directory for checkpoints; an interrupted fitting resumes from it.
             options: see fmplex.training.options.FitOptions.
         """
@@ -204,7 +215,8 @@ class Task:
         return training.history
 
     def _train(self, training: Training, tested: Rows | None, progress: Progress) -> None:
-        compared = 0 if tested is None else len(tested) * (1 + training.compares)
+        times = 1 + training.compares + (self.decoder.learns == "sequences")
+        compared = 0 if tested is None else len(tested) * times
         progress.expect(training.work + compared)
         self.fitted = training.run()
         self.decoder, self.history, self.metrics = training.decoder, training.history, training.notes()
@@ -224,7 +236,7 @@ class Task:
             alone._changed()
             self.metrics |= {f"head_only_{name}": value for name, value in found.figures.items()}
 
-    def rows(self, rows: Any, labels: Any = None, *, text: Columns = None, label: str = "label") -> Rows:
+    def rows(self, rows: Any, labels: Any = None, *, text: Columns = None, label: str = "") -> Rows:
         """Labelled rows in any form that `fit` takes, read once: `fit` and `evaluate` take them as they are.
 
         A decoder that forecasts makes them of series without labels.
@@ -262,22 +274,46 @@ class Task:
         kind, labels = self.decoder.kind, self.decoder.label_names
         return [result(kind, labels, *each) for each in zip(items, self._outputs(items, parameters), strict=True)]
 
-    def evaluate(self, rows: Any, labels: Any = None, *, text: Columns = None, label: str = "label") -> Evaluation:
-        """Figures on rows that were held out; they are stored with the task."""
+    def evaluate(
+        self, rows: Any, labels: Any = None, *, text: Columns = None, label: str = "", progress: Wanted = False
+    ) -> Evaluation:
+        """Figures on rows that were held out; they are stored with the task. Arguments are those of `fit`."""
         found = self.rows(rows, labels, text=text, label=label)
         self.decoder.check_labels(found)
-        return self._evaluate(found, Progress())
+        with told(progress, self.name) as shown:
+            shown.phase("evaluation")
+            shown.expect(len(found) * (1 + (self.decoder.learns == "sequences")))
+            return self._evaluate(found, shown)
 
     def _evaluate(self, found: Rows, progress: Progress) -> Evaluation:
         if not self.decoder.has_figures:
             raise TaskProblem(f"a {self.decoder.kind} decoder cannot be evaluated. Compare its outputs yourself")
-        outputs = []
-        for start in range(0, len(found), PORTION):
-            outputs += self._outputs(found.items[start : start + PORTION])
-            progress.advance(min(PORTION, len(found) - start))
-        self.evaluation = self.decoder.figures(found, outputs)
+        if self.decoder.learns == "sequences":
+            self.evaluation = self._evaluate_sequences(found, progress)
+        else:
+            self.evaluation = self.decoder.figures(found, self._outputs_in_portions(found, progress))
         self.metrics |= {"test_rows": len(found), **self.evaluation.figures}
         return self.evaluation
+
+    def _outputs_in_portions(
+        self, found: Rows, progress: Progress, parameters: Mapping[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        outputs, portion = [], PORTION if self.backbone.family.batched else BATCH
+        for start in range(0, len(found), portion):
+            outputs += self._outputs(found.items[start : start + portion], parameters)
+            progress.advance(min(portion, len(found) - start))
+        return outputs
+
+    def _evaluate_sequences(self, found: Rows, progress: Progress) -> Evaluation:
+        """The figures that follow from the loss, and those of the answers to rows that can be asked."""
+        inputs = self.backbone.sequence_inputs(self.encoder, self.decoder)
+        examples, bare = inputs.examples(found), self.backbone.for_training()
+        model = self.fitted.adapter.around(bare).eval() if self.fitted.adapter else bare
+        figures = self.decoder.figures_of_loss(mean_loss(inputs.losses(model, 0), examples, progress))
+        if asked := found.pick(inputs.compared(found)):
+            outputs = self._outputs_in_portions(asked, progress, inputs.compared_by(examples))
+            figures |= self.decoder.figures(asked, outputs).figures
+        return Evaluation(figures, len(found))
 
     def check(self) -> None:
         """Load it and run it once, as a server does; raises TaskRefused or TaskProblem where that fails."""
@@ -417,11 +453,8 @@ class Task:
         if not (path / "task.json").is_file():
             bound, spec = ModelRepository(path.parent).task(path.name)
             backbone = backbone or Backbone(bound, repository=path.parent)
-            slo_ms = None if spec.slo is None else spec.slo * 1000
-            path, terms = (
-                spec.version.path,
-                Terms(spec.weight, slo_ms, spec.max_queue, spec.max_queue_bytes, cache=spec.cache or None),
-            )
+            values = {name: getattr(spec, name) for name in TERMS}
+            path, terms = spec.version.path, Terms(**values, cache=spec.cache or None)
         elif path.name.isdigit():
             name = path.parent.name
         config = load_task_config(path / "task.json")

@@ -28,6 +28,8 @@ class FitOptions:
         epochs: at most; early stopping may end it sooner.
         learning_rate: of adapter and head; the default of the adapter's kind where it is None.
         batch_size: rows of a step; the gradients of `accumulation` steps make one update.
+        pack_tokens: of whole sequences (language models), how many tokens of a step's rows are computed together:
+            memory grows with it, what is learned does not depend on it. 0: chosen for the device.
         warmup: fraction of the updates in which the learning rate rises; it then falls to 0.
         patience: epochs without a better validation loss after which it ends.
         precision: "auto" is bfloat16 on a GPU, float32 elsewhere.
@@ -41,6 +43,7 @@ class FitOptions:
     learning_rate: float | None = None
     batch_size: int = 32
     accumulation: int = 1
+    pack_tokens: int = 0
     warmup: float = 0.1
     weight_decay: float = 0.01
     patience: int = 2
@@ -65,6 +68,8 @@ class FitOptions:
         for name in ("epochs", "batch_size", "accumulation", "patience"):
             if getattr(self, name) < 1:
                 raise TaskProblem(f"{name} is {getattr(self, name)}. Give at least 1")
+        if self.pack_tokens < 0:
+            raise TaskProblem(f"pack_tokens is {self.pack_tokens}. Give 0, or a number of tokens such as 1024")
         if not 0 <= self.warmup < 1:
             raise TaskProblem(f"warmup is {self.warmup}. Give a fraction of the updates, from 0 to less than 1")
         if self.learning_rate is not None and not 0 < self.learning_rate < 1:

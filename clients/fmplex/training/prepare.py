@@ -20,6 +20,7 @@ from fmplex.training.checkpoints import Checkpoint
 from fmplex.training.examples import Examples, in_portions, split
 from fmplex.training.options import FitOptions
 from fmplex.training.progress import Progress
+from fmplex.training.sequences import SequenceTraining, sequence_examples
 from fmplex.training.state import History
 from fmplex.training.trained import TrainedWeights, Training
 from fmplex.training.trainer import Trainer
@@ -56,10 +57,12 @@ def prepare(
     check_fittable(parts, options)
     decoder = parts.decoder.with_labels_of(rows)
     checkpoint = None
-    if options.checkpoint is not None and decoder.learns == "gradient":
+    if options.checkpoint is not None and decoder.learns in ("gradient", "sequences"):
         checkpoint = Checkpoint(options.checkpoint, _digest(parts, decoder, rows, options))
         checkpoint.check()
     progress.phase("loading the backbone")
+    if decoder.learns == "sequences":
+        return _sequence_training(parts, decoder, rows, validation, options, checkpoint, progress)
     decoder = parts.backbone.completed(decoder)
     inputs = parts.backbone.fitting_inputs(parts.encoder, parts.weights.encoder, options.seed)
     examples = _examples(decoder, inputs, rows)
@@ -124,7 +127,9 @@ def check_fittable(parts: TaskParts, options: FitOptions) -> None:
             f"the {decoder.kind} decoder has no weights to fit. Fit a Classifier or a Similarity, or save the "
             "task as it is"
         )
-    if which in ("adapter", "encoder") and not parts.weights.head:
+    if decoder.learns == "sequences":
+        _check_sequences(parts, options)
+    elif which in ("adapter", "encoder") and not parts.weights.head:
         raise TaskProblem(f"the decoder is not fitted yet, and is fitted together with the {which}. Give parts='both'")
     try:
         parts.backbone.family.check(parts)
@@ -133,6 +138,45 @@ def check_fittable(parts: TaskParts, options: FitOptions) -> None:
     fits_encoder = which == "both" and decoder.learns == "gradient"
     if encoder.learns == "always" and not parts.weights.encoder and not fits_encoder:
         raise TaskProblem("the encoder is not fitted yet. Fit it with a decoder that learns, and parts='both'")
+
+
+def _check_sequences(parts: TaskParts, options: FitOptions) -> None:
+    """Of a decoder that has no tensors of its own."""
+    kind = parts.decoder.kind
+    if options.parts not in ("both", "adapter"):
+        raise TaskProblem(f"a {kind} decoder has no weights of its own to fit. Fit the adapter: parts='adapter'")
+    if parts.adapter is None:
+        raise TaskProblem(
+            f"a {kind} task is fitted by its adapter, and it has none. Attach one: task.attach('adapter', LoRA(r=8)), "
+            "or save the task as it is"
+        )
+    if options.class_weights is not None:
+        parts.decoder.balanced_weights([])
+
+
+def _sequence_training(
+    parts: TaskParts,
+    decoder: Decoder,
+    rows: Rows,
+    validation: Rows | float | None,
+    options: FitOptions,
+    checkpoint: Checkpoint | None,
+    progress: Progress,
+) -> Training:
+    inputs = parts.backbone.sequence_inputs(parts.encoder, decoder)
+    examples = sequence_examples(inputs, decoder, rows)
+    training, held = examples, None
+    if isinstance(validation, Rows):
+        held = sequence_examples(inputs, decoder, validation)
+    elif validation is not None:
+        training, held = (
+            examples.pick(own) for own in split(len(examples), validation, [""] * len(examples), options.seed)
+        )
+    model = _adapted_model(parts, options.seed)
+    assert parts.adapter is not None
+    rate = options.learning_rate or inputs.learning_rate or parts.adapter.learning_rate
+    losses = inputs.losses(model, options.pack_tokens)
+    return SequenceTraining(decoder, losses, rate, options, training, held, checkpoint, progress)
 
 
 def _examples(decoder: Decoder, inputs: FittingInputs, rows: Rows) -> Examples:
@@ -231,10 +275,7 @@ def _adapted_model(parts: TaskParts, seed: int) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = fresh(parts.adapter, parts.backbone)
-    model.eval()
-    for name, module in model.named_modules():
-        module.train("lora_dropout" in name)
-    return model
+    return model.eval()
 
 
 def _head(parts: TaskParts, decoder: Decoder, class_weights: Tensor | None, seed: int) -> TrainableHead:

@@ -24,6 +24,7 @@ class History:
     figure: str = ""  # its name, e.g. accuracy
     head_only: float | None = None  # validation loss of the head on the bare backbone
     head_only_figure: float | None = None
+    untrained_figure: float | None = None  # the same, before the first step of a fitting without a head
     best_epoch: int = 0  # the one whose weights were kept; 0: those from before the first
     stopped_early: bool = False
     seconds: float = 0.0
@@ -39,13 +40,22 @@ class History:
             found[f"validation_{self.figure}"] = round(best, 4)
         if self.head_only_figure is not None:
             found[f"head_only_validation_{self.figure}"] = round(self.head_only_figure, 4)
+        if self.untrained_figure is not None:
+            found[f"untrained_validation_{self.figure}"] = round(self.untrained_figure, 4)
         return found
+
+    def note_validation(self, loss: float, figure: tuple[str, float] | None) -> None:
+        """Of an epoch that has ended."""
+        self.validation.append(loss)
+        if figure is not None:
+            self.figure, value = figure
+            self.figures.append(value)
 
     @property
     def best_figure(self) -> float | None:
         """That of the weights that were kept; None where the kind has none, or without validation rows."""
         if self.best_epoch == 0:
-            return self.head_only_figure
+            return self.untrained_figure if self.head_only_figure is None else self.head_only_figure
         return self.figures[self.best_epoch - 1] if len(self.figures) >= self.best_epoch else None
 
 
@@ -55,12 +65,11 @@ class State:
     def __init__(
         self,
         named: Mapping[str, nn.Parameter],
-        head: nn.Module,
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LambdaLR,
         history: History,
     ) -> None:
-        self.named, self.head, self.optimizer, self.schedule = dict(named), head, optimizer, schedule
+        self.named, self.optimizer, self.schedule = dict(named), optimizer, schedule
         self.history = history
         self.epoch = 0  # epochs that are complete
         self.batch = 0  # batches of the current epoch that are complete

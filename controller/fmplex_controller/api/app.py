@@ -23,11 +23,11 @@ from fmplex_controller.api.options import ApiOptions
 from fmplex_controller.records.events import Event
 from fmplex_controller.records.since import time_of
 from fmplex_controller.records.usage import Usage, as_csv
+from fmplex_controller.server.addresses import LOCAL_HOSTS
 from fmplex_controller.sidecar.board import Overview
 
 Since = Annotated[str, Query(description="so long ago (30s, 15m, 1h, 7d, 2w), or a date (2026-01-31T08:00)")]
 PAGE = Path(__file__).with_name("page.html")
-LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
 MOST_EVENTS = 1000
 _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 

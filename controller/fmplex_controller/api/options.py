@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 from fmplex_backend.errors import PortInUse, SetupProblem
+from fmplex_controller.server.addresses import bind_problem, is_loopback
 
 DEFAULT_PORT = 8003
 TOKEN = "FMPLEX_API_TOKEN"
@@ -42,12 +41,7 @@ class ApiOptions:
     @property
     def is_local(self) -> bool:
         """Whether only this host reaches it."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
     def check(self) -> None:
         """Raise SetupProblem where the libraries or the token are missing, or the port is taken."""
@@ -61,16 +55,11 @@ class ApiOptions:
                 f"the controller's API would be open to everyone who reaches {self.host}:{self.port}. Give a token "
                 f"with --api-token-file or {TOKEN}, listen on 127.0.0.1, or give --no-api"
             )
-        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((self.host.strip("[]"), self.port))
-            except OSError as error:
-                raise PortInUse(
-                    f"the controller's API cannot listen on {self.host}:{self.port}: {error.strerror}. Choose another "
-                    "with --api-port, or give --no-api"
-                ) from None
+        if problem := bind_problem(self.host, self.port):
+            raise PortInUse(
+                f"the controller's API cannot listen on {self.host}:{self.port}: {problem.strerror}. Choose "
+                "another with --api-port, or give --no-api"
+            ) from problem
 
     @property
     def arguments(self) -> list[str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 
 from fmplex_backend.errors import PortInUse
 from fmplex_controller.server.options import ServerOptions
+
+LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]"]  # as a request names this host
 
 
 def reachable(host: str) -> str:
@@ -22,16 +25,33 @@ def listens(host: str, port: int) -> bool:
         return False
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this host reaches what listens on `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def bind_problem(host: str, port: int) -> OSError | None:
+    """Why nothing can listen there; None where it can."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host.strip("[]"), port))
+        except OSError as error:
+            return error
+    return None
+
+
 def check_ports(options: ServerOptions) -> None:
     """Raise PortInUse for a port that is taken: who has it would answer our readiness probes in its own name."""
     for service, port in options.ports.items():
-        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((options.host, port))
-            except OSError as error:
-                raise PortInUse(
-                    f"{service} cannot listen on {options.host}:{port}: {error.strerror}. "
-                    f"Choose another with --{service}-port or --host"
-                ) from None
+        if problem := bind_problem(options.host, port):
+            raise PortInUse(
+                f"{service} cannot listen on {options.host}:{port}: {problem.strerror}. "
+                f"Choose another with --{service}-port or --host"
+            ) from problem

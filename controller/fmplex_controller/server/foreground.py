@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Protocol
 
@@ -20,10 +20,8 @@ WAIT_S = 0.5
 GRACE_S = 10.0  # beyond its own time limit, to unload its models
 
 
-class Companion(Protocol):
-    """A process beside the server, such as its controller; what becomes of the server is told to its journal."""
-
-    journal: Journal
+class Beside(Protocol):
+    """A process beside the server."""
 
     def start(self) -> None:
         """Start it."""
@@ -35,16 +33,24 @@ class Companion(Protocol):
         """End it."""
 
 
+class Companion(Beside, Protocol):
+    """Such as its controller; what becomes of the server is told to its journal."""
+
+    journal: Journal
+
+
 def serve(
     server: Server,
     when_ready: Callable[[], None],
     clock: Callable[[], float] = time.monotonic,
     companion: Companion | None = None,
+    beside: Sequence[Beside] = (),
 ) -> int:
     """Serve until SIGTERM or SIGINT, or until `when_ready` stops the server; the command's exit status.
 
     A server that is stopped and goes beyond its own time limit is killed: Triton 2.51 may hang then, for good. With a
-    companion, a server that ends unasked is started again, unless it does so again and again.
+    companion, a server that ends unasked is started again, unless it does so again and again. What is `beside` it runs
+    from its start to its end, whatever becomes of it between.
 
     Raises ServerExited where the server ended unasked, NotReady where it has nothing to serve.
     """
@@ -52,16 +58,18 @@ def serve(
     with _signals_stop(server):
         try:
             server.start()
+            for each in beside:
+                each.start()
             states = server.wait_ready()
             if states and not any(state.ready for state in states):
                 raise NotReady(f"not one model of {server.options.repository} can be served; the reasons are above")
             when_ready()
             if companion is None:
-                return _status(server, _wait(server, clock))
+                return _status(server, _wait(server, clock, beside))
             companion.start()
             ready = sum(state.ready for state in states)
             journal.tell("server-started", "", f"{ready} of {len(states)} models are ready")
-            return _serve_again(server, clock, companion)
+            return _serve_again(server, clock, companion, beside)
         except ServerExited:
             if not server.stopping:
                 raise
@@ -70,11 +78,13 @@ def serve(
             if companion is not None:
                 companion.stop()
             server.stop()
+            for each in beside:
+                each.stop()
             journal.tell("server-stopped")
             journal.close()
 
 
-def _serve_again(server: Server, clock: Callable[[], float], companion: Companion) -> int:
+def _serve_again(server: Server, clock: Callable[[], float], companion: Companion, beside: Sequence[Beside]) -> int:
     """Wait for the server, and start it again as often as it may end."""
     ends, has_ended, journal = Ends(), False, companion.journal
     while True:
@@ -84,7 +94,7 @@ def _serve_again(server: Server, clock: Callable[[], float], companion: Companio
                 server.wait_ready()
                 print("fmplex: tritonserver serves again", file=sys.stderr, flush=True)
                 journal.tell("server-restarted", "", "it had ended unasked")
-            return _status(server, _wait(server, clock, companion))
+            return _status(server, _wait(server, clock, (companion, *beside)))
         except ServerExited as error:
             pause = None if server.stopping else ends.add(clock())
             reason = str(error).splitlines()[0]
@@ -104,15 +114,15 @@ def _pause(server: Server, seconds: float) -> None:
         time.sleep(min(WAIT_S, seconds))
 
 
-def _wait(server: Server, clock: Callable[[], float], companion: Companion | None = None) -> int:
+def _wait(server: Server, clock: Callable[[], float], beside: Sequence[Beside] = ()) -> int:
     """Wait in short intervals: a signal that arrives just before the system call would not interrupt a long wait."""
     since: float | None = None  # it has been told to end
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return server.wait(WAIT_S)
         if not server.stopping:
-            if companion is not None:
-                companion.keep()
+            for each in beside:
+                each.keep()
             continue
         limit = server.options.exit_timeout + GRACE_S
         since = clock() if since is None else since

@@ -97,7 +97,7 @@ def ports(options: ServerOptions) -> Iterator[Finding]:
         try:
             check_ports(alone)
         except PortInUse as problem:
-            taken = getattr(problem.__context__, "errno", None) == errno.EADDRINUSE  # by our own server, perhaps
+            taken = getattr(problem.__cause__, "errno", None) == errno.EADDRINUSE  # by our own server, perhaps
             yield Finding(f"{service} port", "warn" if taken else "bad", str(problem))
         else:
             yield Finding(f"{service} port", "ok", f"{options.host}:{port} is free")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,15 @@ from typing import Any
 import numpy as np
 
 from fmplex_backend.errors import InvalidRequest, TaskRefused
-from fmplex_backend.families.causal_lm.inputs import EXCLUDE_INPUT, PROMPT, SAMPLING_PARAMETERS, STREAM
+from fmplex_backend.families.causal_lm.conversation import USER, Turn, read_turns, with_system
+from fmplex_backend.families.causal_lm.inputs import (
+    EXCLUDE_INPUT,
+    MESSAGES,
+    PROMPT,
+    RETURN_CUMULATIVE,
+    SAMPLING_PARAMETERS,
+    STREAM,
+)
 from fmplex_backend.families.causal_lm.sampling import FIELDS, Sampling
 from fmplex_backend.families.causal_lm.sections import Generator, Prompt
 from fmplex_backend.families.causal_lm.sequence import Asked
@@ -66,22 +75,28 @@ class Reader:
 
     def read(self, request: Request) -> Asked:
         """Raises InvalidRequest that says which field is wrong."""
-        text = _text(request)
+        text, turns = _text(request), _turns(request)
+        if turns is not None and not self.chat:
+            raise InvalidRequest(
+                f"messages: {request.vfm.name!r} has no chat template, or does not use it. Send text_input, as "
+                "fmplex predict does"
+            )
         wishes, source = _wishes(request)
         sampling = self.defaults.overridden(wishes, source) if wishes else self.defaults
         if odd := [token for token in sampling.stop_token_ids if not 0 <= token < self.vocabulary]:
             raise InvalidRequest(
                 f"{source}.stop_token_ids: there is no token {odd[0]}: the model has {self.vocabulary}"
             )
-        if len(text) > self.max_length * TOKEN_BYTES:
-            raise InvalidRequest(f"text_input has {len(text)} characters, far beyond {self.max_length} tokens: cut it")
-        prompt = self.tokens(text)
+        what, size = ("text_input", len(text)) if turns is None else ("messages", sum(map(_size, turns)))
+        if size > self.max_length * TOKEN_BYTES:
+            raise InvalidRequest(f"{what} has {size} characters, far beyond {self.max_length} tokens: cut it")
+        prompt = self.tokens(text) if turns is None else self.conversation(turns)
         room = self.max_length - len(prompt)
         if not prompt:
-            raise InvalidRequest("text_input holds no tokens: there is nothing to go on from")
+            raise InvalidRequest(f"{what} holds no tokens: there is nothing to go on from")
         if room < 1:
             raise InvalidRequest(
-                f"text_input and the task's template are {len(prompt)} tokens, the backbone takes {self.max_length} of "
+                f"{what} and the task's template are {len(prompt)} tokens, the backbone takes {self.max_length} of "
                 "prompt and answer together: shorten it"
             )
         if sampling.max_tokens > room and "max_tokens" in wishes:
@@ -93,19 +108,48 @@ class Reader:
             raise InvalidRequest(f"{source}.min_tokens: {sampling.min_tokens} is more than max_tokens")
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
         excluded = _flag(request, EXCLUDE_INPUT.name, default=True)
-        return Asked(prompt, sampling, _flag(request, STREAM.name, default=False), "" if excluded else text)
+        if not excluded and turns is not None:
+            raise InvalidRequest(f"{EXCLUDE_INPUT.name}: false puts text_input before the answer, and this is a chat")
+        echo = "" if excluded else text
+        summed = _flag(request, RETURN_CUMULATIVE.name, default=False)
+        return Asked(prompt, sampling, _flag(request, STREAM.name, default=False), echo, summed)
 
     def tokens(self, text: str) -> list[int]:
         """The prompt of a text."""
-        text = self.prompt.template.replace("{text}", text)
         if not self.chat:
-            return list(self.tokenizer(text)["input_ids"])
-        turns = [{"role": "user", "content": text}]
-        if self.generator.system:
-            turns.insert(0, {"role": "system", "content": self.generator.system})
-        rendered = self.tokenizer.apply_chat_template(
-            turns, chat_template=self.generator.chat_template or None, add_generation_prompt=True, tokenize=False
+            return list(self.tokenizer(self._shown(text))["input_ids"])
+        return self.encoded(self.rendered([{"role": USER, "content": text}]))
+
+    def conversation(self, turns: Sequence[Turn]) -> list[int]:
+        """The prompt of a conversation; raises InvalidRequest where the chat template refuses it."""
+        try:
+            return self.encoded(self.rendered(turns))
+        except Exception as error:  # Jinja's, or whatever a template raises on purpose
+            raise InvalidRequest(f"messages: the chat template does not take them: {error}") from None
+
+    def rendered(self, turns: Sequence[Turn], *, answered: bool = False) -> str:
+        """A conversation in the chat template, each user's turn as the task shows a text, after its system prompt.
+
+        Args:
+            answered: whether its last turn is an answer; else one is to follow.
+        """
+        shown = [
+            {"role": turn["role"], "content": self._shown(turn["content"]) if turn["role"] == USER else turn["content"]}
+            for turn in turns
+        ]
+        found: str = self.tokenizer.apply_chat_template(
+            with_system(shown, self.generator.system),
+            chat_template=self.generator.chat_template or None,
+            add_generation_prompt=not answered,
+            tokenize=False,
         )
+        return found
+
+    def _shown(self, text: str) -> str:
+        return self.prompt.template.replace("{text}", text)
+
+    def encoded(self, rendered: str) -> list[int]:
+        """The tokens of text that a template has made."""
         return list(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
 
@@ -116,6 +160,23 @@ def _text(request: Request) -> str:
     if len(cells) > 1:
         raise InvalidRequest(f"text_input holds {len(cells)} texts: send each as a request of its own")
     return _decoded(cells[0], PROMPT.tensor.name)
+
+
+def _size(turn: Turn) -> int:
+    return len(turn["content"])
+
+
+def _turns(request: Request) -> list[Turn] | None:
+    """What `messages` says, a tensor or a parameter; text_input is empty then."""
+    name = MESSAGES.name
+    cells = _given(request, name)
+    if not cells:
+        return None
+    if len(cells) > 1:
+        raise InvalidRequest(f"{name} is to be one JSON list: send each conversation as a request of its own")
+    if _text(request):
+        raise InvalidRequest(f"{name} stands in the place of text_input: send an empty one with it")
+    return read_turns(_decoded(cells[0], name), name)
 
 
 def _cells(request: Request, name: str) -> list[Any]:
@@ -131,11 +192,12 @@ def _decoded(cell: Any, name: str) -> str:
 
 
 def _wishes(request: Request) -> tuple[Mapping[str, Any], str]:
-    """What sampling_parameters says; without that tensor, the request's parameters of these names."""
+    """What sampling_parameters says, a tensor or a parameter; without it, the request's parameters of these names."""
     name = SAMPLING_PARAMETERS.name
-    cells = _cells(request, name)
+    cells = _given(request, name)
     if not cells:
-        return {key: value for key, value in request.parameters.items() if key in FIELDS}, "parameters"
+        own = {key: _listed(value) for key, value in request.parameters.items() if key in FIELDS}
+        return own, "parameters"
     text = _decoded(cells[0], name)
     if len(cells) > 1 or len(text) > MAX_JSON:
         raise InvalidRequest(f"{name} is to be one JSON object of at most {MAX_JSON} characters")
@@ -146,6 +208,20 @@ def _wishes(request: Request) -> tuple[Mapping[str, Any], str]:
     if not isinstance(document, dict):
         raise InvalidRequest(f'{name} is to be a JSON object such as {{"temperature": 0}}, not {text[:80]!r}')
     return document, name
+
+
+def _given(request: Request, name: str) -> list[Any]:
+    """A tensor's cells, or the parameter in its place."""
+    parameter = request.parameters.get(name)
+    return _cells(request, name) or ([] if parameter is None else [parameter])
+
+
+def _listed(value: Any) -> Any:
+    """A list, where a parameter's text is one in JSON: parameters hold no lists."""
+    if isinstance(value, str) and value.startswith("["):
+        with suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return value
 
 
 def _flag(request: Request, name: str, *, default: bool) -> bool:

@@ -10,36 +10,21 @@ its tokens again later:
   ones do not pass it by for ever. It takes them from vFMs ahead of its own only where these keep no less, by weight,
   than its own then has: such changes make the shares more even, so that no two requests take turns at it.
 
+A vFM may have limits of its own: `max_running` of its requests have blocks at a time, and `max_kv_share` of all blocks.
+One that has not begun waits for its own vFM then, and nobody else with it; one that grows takes a block from the newest
+of its own vFM. Blocks that can be found (`blocks.py`) are taken from nobody, and go before anybody loses his own.
+
 So in each vFM's queue those that have blocks stand before those that have none, and of all that have blocks one at
 least runs in every step: a request that can have all blocks for itself ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Sequence
 
+from fmplex_backend.families.causal_lm.blocks import Blocks, FullBlock
 from fmplex_backend.types import Request, Vfm
-
-
-class Blocks:
-    """Numbers of the blocks that are free."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._free = list(reversed(range(count)))
-
-    @property
-    def free(self) -> int:
-        """How many."""
-        return len(self._free)
-
-    def take(self, count: int) -> list[int]:
-        """So many of them."""
-        return [self._free.pop() for _ in range(count)]
-
-    def give_back(self, blocks: Iterable[int]) -> None:
-        """Free them."""
-        self._free.extend(blocks)
 
 
 class Memory:
@@ -47,17 +32,29 @@ class Memory:
 
     Args:
         size: tokens of a block.
-        tokens_of: how many tokens a request must have room for when its next step has run.
-        restart: gets a request that has lost its blocks.
+        tokens_of: a request's tokens so far; when its next step has run, there must be room for so many.
+        moved: gets a request whose next step begins elsewhere, and where: at 0 where it has lost its blocks, behind
+            those of its tokens that were found in memory where it begins.
+        keeps: whether full blocks are kept to be found.
     """
 
     def __init__(
-        self, count: int, size: int, tokens_of: Callable[[Request], int], restart: Callable[[Request], None]
+        self,
+        count: int,
+        size: int,
+        tokens_of: Callable[[Request], Sequence[int]],
+        moved: Callable[[Request, int], None],
+        *,
+        keeps: bool = True,
     ) -> None:
         self.blocks, self.size = Blocks(count), size
-        self.tokens_of, self.restart = tokens_of, restart
+        self.tokens_of, self.moved, self.keeps = tokens_of, moved, keeps
         self.of: dict[Request, list[int]] = {}  # in the order in which they began
+        self.running: Counter[Vfm] = Counter()  # how many requests of each vFM have blocks
+        # How many blocks they have, those that several hold counted once: they are of one version, and so of one vFM.
+        self.held: Counter[Vfm] = Counter()
         self.preempted = 0
+        self._full: dict[Request, list[FullBlock]] = {}  # of these blocks the first ones, that others may find
         self._placed: set[Request] = set()  # in the step that is being put together
         self._waits = False  # one that has not begun was refused in it
 
@@ -73,54 +70,96 @@ class Memory:
 
     def has_room(self, request: Request) -> bool:
         """Whether a request's next step has blocks, beside those that were placed before in this step."""
-        own = self.of.get(request)
-        lacking = -(-self.tokens_of(request) // self.size) - len(own or ())
-        losers = self._losers_to_growing(lacking) if own else self._losers_to_beginning(request, lacking)
+        has = self._grows(request) if request in self.of else self._begins(request)
+        if has:
+            self._placed.add(request)
+        return has
+
+    def keep(self, request: Request, computed: int) -> None:
+        """Let others find those of a request's blocks that are full, when it has computed so many tokens."""
+        own, full = self.of[request], self._full[request]
+        while self.keeps and (len(full) + 1) * self.size <= computed:
+            start = len(full) * self.size
+            tokens = tuple(self.tokens_of(request)[start : start + self.size])
+            block = self.blocks.keep(request.extensions, full, own[len(full)], tokens)
+            if block.number != own[len(full)]:  # another's in the place of its own
+                self.held[request.vfm] -= block.holders > 1
+                own[len(full)] = block.number
+            full.append(block)
+
+    def release(self, request: Request) -> None:
+        """Free a request's blocks, if it has any."""
+        if request in self.of:
+            vfm, full = request.vfm, self._full.pop(request)
+            own = self.of.pop(request)[len(full) :]
+            self.blocks.give_back(own)
+            self.held[vfm] -= len(own) + self.blocks.let_go(full)
+            self.running[vfm] -= 1
+            if not self.running[vfm]:
+                del self.running[vfm], self.held[vfm]  # it may be gone for good
+        self._placed.discard(request)
+
+    def _grows(self, request: Request) -> bool:
+        lacking = self._blocks_for(request) - len(self.of[request])
+        if lacking <= 0:
+            return True
+        while (within := self._is_over_share(request, lacking)) or self.blocks.free < lacking:
+            losers = (each for each in self._unplaced() if not within or each.vfm is request.vfm)
+            loser = max(losers, key=_last_to_keep)
+            self._preempt(loser)
+            if loser is request:
+                request.vfm.held_back = within
+                return False
+        self.of[request] += self.blocks.take(lacking)
+        self.held[request.vfm] += lacking
+        return True
+
+    def _is_over_share(self, request: Request, lacking: int) -> bool:
+        """Whether its vFM would have more than its limit; one sequence may always run."""
+        vfm = request.vfm
+        if vfm.max_kv_share is None or self.running[vfm] == (request in self.of):
+            return False
+        return self.held[vfm] + lacking > vfm.max_kv_share * self.blocks.count
+
+    def _begins(self, request: Request) -> bool:
+        tokens, vfm = self.tokens_of(request), request.vfm
+        # The last token is computed in any case: the next one follows from it.
+        found = self.blocks.find(request.extensions, tokens, self.size, (len(tokens) - 1) // self.size)
+        new = self._blocks_for(request) - len(found)
+        lacking = new + sum(not block.holders for block in found)
+        is_full = vfm.max_running is not None and self.running[vfm] >= vfm.max_running
+        if is_full or self._is_over_share(request, lacking):
+            vfm.held_back = True  # those behind it need not wait with it
+            return False
+        losers = None if self._waits else self._losers_to(request, lacking)
         if losers is None:
             self._waits = True
             return False
         for loser in losers:
-            self.preempted += 1
-            self.release(loser)
-            self.restart(loser)
-        if own and request not in self.of:  # it was the one to give way
-            return False
-        self.of.setdefault(request, []).extend(self.blocks.take(max(0, lacking)))
-        self._placed.add(request)
+            self._preempt(loser)
+        self.held[vfm] += self.blocks.hold(found) + new
+        self.of[request] = [block.number for block in found] + self.blocks.take(new)
+        self._full[request] = found
+        self.running[vfm] += 1
+        if found:
+            self.moved(request, len(found) * self.size)
         return True
 
-    def release(self, request: Request) -> None:
-        """Free a request's blocks, if it has any."""
-        self.blocks.give_back(self.of.pop(request, ()))
-        self._placed.discard(request)
-
-    def _losers_to_growing(self, lacking: int) -> list[Request]:
-        losers: list[Request] = []
+    def _losers_to(self, request: Request, lacking: int) -> list[Request] | None:
+        """Who gives way to one that begins; None where it has to wait."""
         free = self.blocks.free
-        for loser in sorted(self._unplaced(), key=_last_to_keep, reverse=True):
-            if free >= lacking:
-                break
-            losers.append(loser)
-            free += len(self.of[loser])
-        return losers
-
-    def _losers_to_beginning(self, request: Request, lacking: int) -> list[Request] | None:
-        """None where it has to wait."""
-        free = self.blocks.free
-        if free >= lacking and not self._waits:
+        if free >= lacking:
             return []
-        if self._waits:
-            return None
-        held = self._held_by_vfm()
-        wanted = (held.get(request.vfm, 0) + lacking) / request.vfm.weight
+        held = Counter(self.held)
+        wanted = (held[request.vfm] + lacking) / request.vfm.weight
         losers: list[Request] = []
         for loser in sorted(self._unplaced(), key=_last_to_keep, reverse=True):
-            vfm, size = loser.vfm, len(self.of[loser])
-            if vfm is request.vfm or vfm.start <= request.vfm.start or (held[vfm] - size) / vfm.weight < wanted:
+            vfm, freed = loser.vfm, self._freed_by(loser)
+            if vfm is request.vfm or vfm.start <= request.vfm.start or (held[vfm] - freed) / vfm.weight < wanted:
                 continue
             losers.append(loser)
-            held[vfm] -= size
-            free += size
+            held[vfm] -= freed
+            free += freed
             if free >= lacking:
                 return losers
         return None
@@ -128,11 +167,17 @@ class Memory:
     def _unplaced(self) -> list[Request]:
         return [request for request in self.of if request not in self._placed]
 
-    def _held_by_vfm(self) -> dict[Vfm, int]:
-        held: dict[Vfm, int] = {}
-        for request, blocks in self.of.items():
-            held[request.vfm] = held.get(request.vfm, 0) + len(blocks)
-        return held
+    def _freed_by(self, loser: Request) -> int:
+        full = self._full[loser]
+        return len(self.of[loser]) - sum(block.holders > 1 for block in full)
+
+    def _preempt(self, loser: Request) -> None:
+        self.preempted += 1
+        self.release(loser)
+        self.moved(loser, 0)
+
+    def _blocks_for(self, request: Request) -> int:
+        return -(-len(self.tokens_of(request)) // self.size)
 
 
 def _last_to_keep(request: Request) -> tuple[float, int]:

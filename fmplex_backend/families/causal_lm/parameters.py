@@ -15,4 +15,5 @@ class CausalLmConfig(BackboneConfig):
     max_sequences: int = Field(default=16, ge=1, le=4096)  # Bmax: sequences of a step
     max_length: int = Field(default=0, ge=0)  # tokens of prompt and answer together; 0: what the model can
     prefill_chunk: int = Field(default=0, ge=0)  # tokens of a prompt that one step takes; 0: chosen for the device
+    prefix_cache: bool = True  # whether sequences of a task's version share the blocks of what they have in common
     kv_cache_bytes: int = Field(default=0, ge=0)  # 0: 1 GiB on a CPU, half of what is free on a GPU

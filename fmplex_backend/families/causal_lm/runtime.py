@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from time import perf_counter, thread_time
+from time import monotonic, perf_counter, thread_time
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from fmplex_backend.families.causal_lm.attention import PagedCache, Plan, Span
 from fmplex_backend.families.causal_lm.huggingface import BLOCK, forward, load_model
 from fmplex_backend.families.causal_lm.inputs import PROMPT
 from fmplex_backend.families.causal_lm.memory import Memory
+from fmplex_backend.families.causal_lm.metrics import METRICS, TaskCounts
 from fmplex_backend.families.causal_lm.parameters import CausalLmConfig
 from fmplex_backend.families.causal_lm.sampler import choose
 from fmplex_backend.families.causal_lm.sections import Generator, as_tensor
@@ -30,7 +33,19 @@ from fmplex_backend.families.model_files import check_trained_for
 from fmplex_backend.families.precision import dtype_name
 from fmplex_backend.fingerprint import fingerprint
 from fmplex_backend.repository.config import load_task_config
-from fmplex_backend.types import Failed, Finished, Outcome, Pass, PassShape, Request, Running, Work
+from fmplex_backend.types import (
+    Failed,
+    Finished,
+    Metric,
+    Outcome,
+    Pass,
+    PassShape,
+    Reading,
+    Request,
+    Running,
+    Vfm,
+    Work,
+)
 
 GIB = 1 << 30
 CHUNKS = {"cpu": 64, "cuda": 512}  # tokens of a prompt in a step: about as long as that many sequences' next tokens
@@ -63,12 +78,15 @@ class CausalLmRuntime:
         config: the backbone's parameters.
         file: the backbone's config.pbtxt, for messages.
         device: where the weights go, as torch names it.
+        clock: seconds, the engine's.
     """
 
     queues_passes = False  # the next step begins with this one's tokens
+    metrics: Mapping[str, Metric] = METRICS
 
-    def __init__(self, config: CausalLmConfig, file: Path, device: str) -> None:
-        self.device = torch.device(device)
+    def __init__(self, config: CausalLmConfig, file: Path, device: str, clock: Callable[[], float] = monotonic) -> None:
+        self.device, self.clock = torch.device(device), clock
+        self.counts: WeakKeyDictionary[Vfm, TaskCounts] = WeakKeyDictionary()
         loaded = load_model(config, file, self.device)
         self.model, self.tokenizer, self.ends = loaded.model, loaded.tokenizer, loaded.ends
         self.dtype, self.fingerprint = dtype_name(self.model.dtype), fingerprint(loaded.directory)
@@ -77,8 +95,8 @@ class CausalLmRuntime:
         self.max_batch_tokens = config.max_batch_tokens or 2 * self.chunk + config.max_sequences
         self.chunk = min(self.chunk, self.max_batch_tokens)
         blocks = (config.kv_cache_bytes or self._cache_bytes()) // (BLOCK * loaded.token_bytes)
-        self.memory = Memory(blocks, BLOCK, _tokens_of, _restart)
-        self.cache = PagedCache(blocks * BLOCK)
+        self.memory = Memory(blocks, BLOCK, _tokens_of, self._move, keeps=config.prefix_cache)
+        self.cache = PagedCache((1 + blocks) * BLOCK)
         if config.max_length > loaded.max_positions:
             problem = f"{config.max_length} is more than the model's {loaded.max_positions}"
             raise BackboneRefused(file, "parameters.max_length", problem, "Lower it")
@@ -117,13 +135,14 @@ class CausalLmRuntime:
 
     def decode(self, request: Request, value: Delta) -> Mapping[str, Any]:
         """A part of an answer -> output tensors, [1, 1] each."""
-        prompt = len(request.prepared.asked.prompt)
+        prompt, total = len(request.prepared.asked.prompt), value.cumulative_logprob or 0.0
         return {
             "text_output": np.array([[value.text.encode("utf-8", "replace")]], dtype=np.object_),
             "finish_reason": np.array([[value.finish_reason.encode()]], dtype=np.object_),
             "num_input_tokens": np.array([[prompt]], dtype=np.uint32),
             "num_output_tokens": np.array([[value.tokens]], dtype=np.uint32),
             "logprobs": as_tensor(value.logprobs)[None],
+            "cumulative_logprob": np.array([[total]], dtype=np.float32),
         }
 
     # -- the engine thread
@@ -135,6 +154,7 @@ class CausalLmRuntime:
 
     def detach(self, extensions: Extensions) -> None:
         """Take a version's adapter out of the bank."""
+        self.memory.blocks.drop(extensions)
         if extensions.adapter:
             self.bank.detach(extensions.adapter)
 
@@ -145,6 +165,11 @@ class CausalLmRuntime:
     def forget(self, request: Request) -> None:
         """Free its blocks."""
         self.memory.release(request)
+
+    def cut_short(self, request: Request) -> Delta | None:
+        """The answer as far as it is; None before its first token."""
+        answer: Answer = request.prepared
+        return answer.cut_short() if answer.generated else None
 
     def run(self, batch: Sequence[Request]) -> Iterator[Pass]:
         """One step of every sequence of a batch, in one pass."""
@@ -165,14 +190,16 @@ class CausalLmRuntime:
         logits = self._logits(ids, spans, adapters, [int(ends[number]) for number in choosing])
         chosen = choose(logits, [answers[number] for number in choosing], self._spell) if choosing else []
         found = dict(zip(choosing, chosen, strict=True))
+        now = self.clock()
         outcomes = [
-            (request, _outcome(request, answers[number], number in found, found.get(number)))
+            (request, self._outcome(request, number in found, found.get(number), now))
             for number, request in enumerate(requests)
         ]
         portions = [
             (request, Work(1, len(step), len(step) * step.stop)) for request, step in zip(requests, steps, strict=True)
         ]
         groups = len({id(adapter) for adapter in adapters if adapter is not None})
+        self._note(requests)
         yield Pass(_shape(spans, groups), portions, outcomes, thread_time() - begun)
 
     def is_fatal(self, error: Exception) -> bool:
@@ -194,6 +221,18 @@ class CausalLmRuntime:
             if position:
                 yield _shape(spans, 0), perf_counter() - start
 
+    def readings(self, vfm: Vfm | None) -> Iterable[Reading]:
+        """Of a task; of the backbone the memory's."""
+        if vfm is not None:
+            counts = self.counts.get(vfm)
+            return () if counts is None else counts.readings(self.memory.running[vfm], self.memory.held[vfm], vfm.depth)
+        blocks = self.memory.blocks
+        return (
+            Reading("fmplex_backbone_kv_blocks", blocks.count),
+            Reading("fmplex_backbone_kv_blocks_free", blocks.free),
+            Reading("fmplex_backbone_kv_blocks_prefix", blocks.unheld),
+        )
+
     def _logits(
         self, ids: torch.Tensor, spans: Sequence[Span], adapters: Sequence[Adapter | None], rows: Sequence[int]
     ) -> torch.Tensor:
@@ -202,6 +241,41 @@ class CausalLmRuntime:
         keep = torch.tensor(rows or [0], device=self.device)
         with self.bank.applied(adapters, packed=True):
             return forward(self.model, ids.to(self.device), plan, self.cache, keep)
+
+    def _outcome(self, request: Request, chooses: bool, chosen: Chosen | None, now: float) -> Outcome:
+        answer, counts = request.prepared, self._counts(request.vfm)
+        if chooses and chosen is None:
+            self.memory.blocks.drop(request.extensions)  # what has no numbers is nothing to go on from
+            return Failed(
+                NotFinite(f"the logits of {request.vfm.name!r} hold NaN: its weights are too large for this prompt")
+            )
+        reason = answer.advance(chosen)
+        self.memory.keep(request, answer.computed)
+        if chosen is not None:
+            first = answer.generated == 1
+            counts.prompt_tokens += first * len(answer.asked.prompt)
+            counts.generated(now, request.arrived_at if first else answer.token_at, first=first)
+            answer.token_at = now
+        delta = answer.take(reason)
+        return Finished(delta) if reason else Running(answer.work, delta)
+
+    def _move(self, request: Request, computed: int) -> None:
+        """Its next step begins elsewhere: it has lost its blocks, or found some."""
+        request.prepared.move(computed)
+        request.work = request.prepared.work
+        counts = self._counts(request.vfm)
+        counts.prefix_tokens += computed
+        counts.preemptions += not computed
+
+    def _counts(self, vfm: Vfm) -> TaskCounts:
+        if vfm not in self.counts:
+            self.counts[vfm] = TaskCounts()
+        return self.counts[vfm]
+
+    def _note(self, batch: Sequence[Request]) -> None:
+        """How many wait, of the tasks in a batch: what is queued and has not begun."""
+        for vfm, count in Counter(request.vfm for request in batch).items():
+            self._counts(vfm).waiting = len(vfm.queue) - (self.memory.running[vfm] - count)
 
     def _spell(self, token: int) -> str:
         return str(self._decode([token]))
@@ -224,22 +298,6 @@ def _shape(spans: Sequence[Span], adapter_groups: int) -> PassShape:
     return PassShape(tokens, -(-sum(span.new * span.context for span in spans) // tokens), adapter_groups)
 
 
-def _outcome(request: Request, answer: Answer, chooses: bool, chosen: Chosen | None) -> Outcome:
-    if chooses and chosen is None:
-        return Failed(
-            NotFinite(f"the logits of {request.vfm.name!r} hold NaN: its weights are too large for this prompt")
-        )
-    reason = answer.advance(chosen)
-    delta = answer.take(reason)
-    if reason:
-        return Finished(delta)
-    return Running(answer.work, delta)
-
-
-def _tokens_of(request: Request) -> int:
-    return len(request.prepared.tokens)
-
-
-def _restart(request: Request) -> None:
-    request.prepared.restart()
-    request.work = request.prepared.work
+def _tokens_of(request: Request) -> list[int]:
+    tokens: list[int] = request.prepared.tokens
+    return tokens

@@ -39,9 +39,9 @@ def _chosen(logits: Tensor, best: int, answer: Answer, spell: Spell) -> Chosen:
     if sampling.temperature or sampling.repetition_penalty != 1 or answer.closed_to_end:
         scores = penalised(logits, answer)
         token = int(scores.argmax()) if not sampling.temperature else _drawn(filtered(scores, sampling), answer)
-    if sampling.logprobs is None:
+    if not answer.tells_logprobs:
         return Chosen(token)
-    return Chosen(token, _told(logits, token, sampling.logprobs, spell))
+    return Chosen(token, _told(logits, token, sampling.logprobs or 0, spell))
 
 
 def penalised(logits: Tensor, answer: Answer) -> Tensor:
@@ -83,11 +83,12 @@ def _drawn(scores: Tensor, answer: Answer) -> int:
 
 
 def _told(logits: Tensor, token: int, most: int, spell: Spell) -> dict[str, Any]:
-    """The token's and the best ones' logarithmic probabilities before temperature, by token, as vLLM tells them."""
+    """The logarithmic probabilities before temperature of the token, and then of the best ones, as vLLM tells them."""
     values = logits.log_softmax(dim=-1)
     ranked = values.topk(most).indices.tolist() if most else []
-    ranks = {each: rank for rank, each in enumerate(ranked, start=1)}
-    ranks.setdefault(token, int((values > values[token]).sum()) + 1)
+    ranks = {token: int((values > values[token]).sum()) + 1}  # the first, so that it can be told from the best ones
+    for rank, each in enumerate(ranked, start=1):
+        ranks[each] = rank
     return {
         str(each): {"logprob": float(values[each]), "rank": rank, "decoded_token": spell(each)}
         for each, rank in ranks.items()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -16,18 +17,26 @@ from typing_extensions import Self
 
 from fmplex_backend.decoders.decoder import Decoder, Outputs
 from fmplex_backend.decoders.results import Result, strings
+from fmplex_backend.decoders.rows import Rows, places
+from fmplex_backend.errors import TaskProblem
 from fmplex_backend.families.causal_lm.inputs import (
+    CUMULATIVE_LOGPROB,
     FINISH_REASON,
-    INPUT_TOKENS,
     LOGPROBS,
     OUTPUT_TOKENS,
     PROMPT,
     TEXT_OUTPUT,
+    turns_of,
 )
 from fmplex_backend.families.causal_lm.sampling import FIELDS, Sampling
 from fmplex_backend.families.spec import Input
+from fmplex_backend.interface import INPUT_TOKENS
 from fmplex_backend.section import CHECKED
 
+if TYPE_CHECKING:
+    from fmplex_backend.decoders.figures import Evaluation
+
+MAX_LOSS = 100.0  # of a token; its exponential is still a number that JSON has
 MAX_TEMPLATE = 65_536  # characters; they are tokenised with every text
 
 
@@ -89,10 +98,12 @@ class Generator(Sampling, Decoder):
 
     kind: Literal["generator"] = field(default="generator", kw_only=True, repr=False)
     gives = (TEXT_OUTPUT, FINISH_REASON, INPUT_TOKENS, OUTPUT_TOKENS, LOGPROBS)
+    may_give = (CUMULATIVE_LOGPROB,)  # 0 unless asked for: JSON has no NaN
     telling = (INPUT_TOKENS,)  # answers may be random, and differ with the dtype
-    learns = "nothing"
+    learns = "sequences"
+    label_column = "completion"
+    whole_column = "messages"
     needs_weights = False
-    has_figures = False
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -106,7 +117,7 @@ class Generator(Sampling, Decoder):
         return Sampling(**{name: getattr(self, name) for name in FIELDS})
 
     def sizes(self, directory: Path, hidden: int | None) -> dict[str, int | None]:
-        return {spec.name: 1 for spec in self.gives}
+        return {spec.name: 1 for spec in (*self.gives, *self.may_give)}
 
     @classmethod
     def joined(cls, parts: Sequence[Outputs]) -> Outputs:
@@ -129,6 +140,48 @@ class Generator(Sampling, Decoder):
             int(outputs["num_output_tokens"].item()),
             list_of(outputs["logprobs"]),
         )
+
+    # -- fitting: labels are the answers
+
+    @classmethod
+    def parted(cls, cell: Any) -> tuple[Any, Any] | None:
+        """A conversation as all that is said before its last message, and that: the assistant's answer."""
+        turns = turns_of(cell)
+        if turns is None:
+            return None
+        if len(turns) < 2 or turns[-1][0] != "assistant":
+            raise ValueError("its last message is no answer of the assistant's to another. Leave the row out")
+        return [{"role": role, "content": content} for role, content in turns[:-1]], turns[-1][1]
+
+    def check_labels(self, rows: Rows) -> None:
+        blank = [place for place, value in enumerate(rows.labels) if not _answer(value).strip()]
+        if blank:
+            raise TaskProblem(f"{rows.source}, {places(blank)}: there is no answer. Fill it in, or leave the row out")
+
+    def targets(self, rows: Rows) -> list[str]:
+        return [_answer(value) for value in rows.labels]
+
+    def figures_of_loss(self, loss: float) -> dict[str, float]:
+        from fmplex_backend.decoders.figures import DIGITS
+
+        return {"perplexity": round(math.exp(min(loss, MAX_LOSS)), DIGITS)}
+
+    def figures(self, rows: Rows, outputs: Sequence[Outputs]) -> Evaluation:
+        """How many answers are those of the rows, but for blanks at their ends."""
+        from fmplex_backend.decoders.figures import DIGITS, Evaluation
+
+        said = ["".join(strings(each["text_output"])).strip() for each in outputs]
+        right = sum(one == other.strip() for one, other in zip(said, self.targets(rows), strict=True))
+        return Evaluation({"exact_match": round(right / max(1, len(said)), DIGITS)}, len(rows))
+
+
+def _answer(value: Any) -> str:
+    """A label as text: it may be a list of one message of the assistant's, too."""
+    try:
+        turns = turns_of(value)
+    except ValueError:
+        turns = None
+    return turns[-1][1] if turns else str(value)
 
 
 def list_of(tensor: Any) -> list[Any] | None:

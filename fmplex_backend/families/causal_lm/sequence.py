@@ -19,6 +19,7 @@ class Asked:
     sampling: Sampling
     streams: bool
     echo: str = ""  # what the answer begins with
+    sums_logprobs: bool = False  # whether the sum of its tokens' logarithmic probabilities is told
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +30,12 @@ class Delta:
     tokens: int
     finish_reason: str
     logprobs: list[Mapping[str, Any]] | None
+    cumulative_logprob: float | None = None  # of all tokens until now
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A token, and its logarithmic probabilities where they were asked for."""
+    """A token, and its logarithmic probabilities where they were asked for; its own comes first."""
 
     token: int
     logprobs: Mapping[str, Any] | None = None
@@ -53,11 +55,13 @@ class Sequence:
     detokenizer: Detokenizer
     tokens: list[int] = field(default_factory=list)
     computed: int = 0
+    token_at: float = 0.0  # when its last token was made
     random: Any = None  # a torch.Generator, made when it is first needed
     _stops: StopStrings = field(init=False)
     _text: str = ""  # not sent yet
     _unsent: int = 0  # tokens since the part before
     _logprobs: list[Mapping[str, Any]] = field(default_factory=list)
+    _sum: float = 0.0  # of the tokens' own logarithmic probabilities
 
     def __post_init__(self) -> None:
         self.tokens = list(self.asked.prompt)
@@ -86,13 +90,18 @@ class Sequence:
         return len(self.tokens) - len(self.asked.prompt)
 
     @property
+    def tells_logprobs(self) -> bool:
+        """Whether its tokens' logarithmic probabilities are wanted."""
+        return self.asked.sums_logprobs or self.asked.sampling.logprobs is not None
+
+    @property
     def closed_to_end(self) -> bool:
         """Whether the next token must not end the answer."""
         return self.generated < self.asked.sampling.min_tokens
 
-    def restart(self) -> None:
-        """Its keys and values are gone: they are computed again, those of the answer so far included."""
-        self.computed = 0
+    def move(self, computed: int) -> None:
+        """So many tokens have keys and values in memory: none where these are lost, more where some were found."""
+        self.computed = computed
 
     def advance(self, chosen: Chosen | None) -> str:
         """Note what a step has done; returns why the answer ends with it, or ""."""
@@ -103,8 +112,9 @@ class Sequence:
         self._unsent += 1
         if chosen.logprobs is not None:
             self._logprobs.append(chosen.logprobs)
+            self._sum += next(iter(chosen.logprobs.values()))["logprob"]
         if chosen.token in self.ends and not self.closed_to_end:
-            self._text += self._stops.add(self.detokenizer.rest()) + self._stops.rest()
+            self._let_go()
             return "stop"
         last = self.generated >= self.asked.sampling.max_tokens
         self._text += self._stops.add(self.detokenizer.add(chosen.token, last=last))
@@ -114,11 +124,20 @@ class Sequence:
             self._text += self._stops.rest()
         return "length" if last else ""
 
+    def cut_short(self) -> Delta | None:
+        """Its end, where no step follows though none was the last."""
+        self._let_go()
+        return self.take("length")
+
+    def _let_go(self) -> None:
+        """No token follows: nothing is held back any more."""
+        self._text += self._stops.add(self.detokenizer.rest()) + self._stops.rest()
+
     def take(self, finish_reason: str = "") -> Delta | None:
         """What there is to be sent now; None for nothing, of an answer that goes on."""
         if not finish_reason and not (self.asked.streams and self._text):
             return None
         told = self._logprobs if self.asked.sampling.logprobs is not None else None
-        delta = Delta(self._text, self._unsent, finish_reason, told)
+        delta = Delta(self._text, self._unsent, finish_reason, told, self._sum if self.tells_logprobs else None)
         self._text, self._unsent, self._logprobs = "", 0, []
         return delta

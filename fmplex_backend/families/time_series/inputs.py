@@ -33,13 +33,13 @@ class SeriesInput:
     files: Sequence[str] = SUFFIXES
 
     def is_item(self, data: Any) -> bool:
-        """A list of lists of numbers is one series, with channels; arrays, files and longer lists may be several."""
+        """A list of numbers is a series, and so is an array [time, channels]; a list of anything else is several."""
         if isinstance(data, (TimeSeries, Path, str)):
             return isinstance(data, TimeSeries)
         dims = getattr(data, "ndim", None)
         if dims is not None:
             return bool(dims < 3) and not hasattr(data, "columns")
-        return isinstance(data, (list, tuple)) and bool(data) and _depth(data) < 3
+        return isinstance(data, (list, tuple)) and bool(data) and _is_number(data[0])
 
     def item(self, cell: Any) -> tuple[TimeSeries, list[tuple[int, int]]]:
         return series_of(cell), []
@@ -115,13 +115,8 @@ def _series(item: Any) -> TimeSeries:
         raise TaskProblem(f"the task reads series: {error}") from None
 
 
-def _depth(data: Any) -> int:
-    """Of nested lists; arrays in a list count with their dims."""
-    if isinstance(data, (list, tuple)):
-        return 1 + (_depth(data[0]) if data else 0)
-    if isinstance(data, (TimeSeries, Path, str)) or hasattr(data, "columns"):
-        return 2
-    return int(getattr(data, "ndim", 0))
+def _is_number(cell: Any) -> bool:
+    return cell is None or isinstance(cell, (int, float)) or getattr(cell, "ndim", None) == 0
 
 
 def _is_whole(cell: Any) -> bool:

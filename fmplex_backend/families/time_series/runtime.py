@@ -140,7 +140,7 @@ def _encoded(results: list[Any], items: int, rows: list[Context], before: Sequen
     """Rows' [c, w] -> items' [n, channels, w]."""
     whole = np.stack(results)
     pooled = whole.reshape(items, -1, whole.shape[-1])
-    return Rolled(pooled, [], [], np.zeros((items, 1), dtype=np.bool_), rows, before)
+    return Rolled(pooled, [], [], np.zeros((items, 1), dtype=np.bool_), rows=rows, before=before)
 
 
 def _observed(anatomy: Any, model: Any, values: torch.Tensor) -> Any:

@@ -26,7 +26,18 @@ import numpy as np
 import numpy.typing as npt
 
 from fmplex_backend.errors import ExecutionFailed, InvalidRequest
-from fmplex_backend.types import NO_WORK, Failed, Finished, Outcome, Pass, PassShape, Request, Running, Work
+from fmplex_backend.types import (
+    NO_WORK,
+    Failed,
+    Finished,
+    KeepsNothing,
+    Outcome,
+    Pass,
+    PassShape,
+    Request,
+    Running,
+    Work,
+)
 
 PROFILE = ((1, 16), (8, 16), (8, 128), (32, 64))  # rows, tokens
 
@@ -79,7 +90,7 @@ class Prepared:
     missing: int = 0  # rows of this step that have not been in a pass
 
 
-class FakeRuntime:
+class FakeRuntime(KeepsNothing):
     """Implements `types.Runtime`.
 
     Args:
@@ -120,13 +131,6 @@ class FakeRuntime:
         """Forget them."""
         self.attached.remove(extensions)
 
-    def has_room(self, request: Request) -> bool:
-        """There always is."""
-        return True
-
-    def forget(self, request: Request) -> None:
-        """Nothing is kept."""
-
     def prepare(self, request: Request) -> None:
         """Split the one input, [n, 1] of strings, into rows of words."""
         ((name, texts),) = request.inputs.items()
@@ -155,6 +159,11 @@ class FakeRuntime:
         size = self.rows_per_pass or len(rows)
         for start in range(0, len(rows), size):
             yield self._pass(rows[start : start + size])
+
+    def cut_short(self, request: Request) -> list[list[str]] | None:
+        """The words so far, of a sequence that streams."""
+        prepared: Prepared = request.prepared
+        return [words[: prepared.done] for words in prepared.rows] if prepared.streams else None
 
     def decode(self, request: Request, value: list[list[str]]) -> Mapping[str, Any]:
         """Rows of words -> output tensors."""

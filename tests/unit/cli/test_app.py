@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -14,6 +15,7 @@ from fmplex.cli import app as cli
 from fmplex.cli import demo, perf
 from fmplex_backend.control_key import keep_key
 from fmplex_controller.api import options
+from fmplex_controller.openai.process import OpenAiProcess
 from fmplex_controller.server import foreground
 from fmplex_controller.server.options import ServerOptions
 from fmplex_controller.server.process import Server, free_ports
@@ -24,6 +26,7 @@ from fmplex_controller.sidecar.process import SidecarProcess
 
 runner = CliRunner()
 companions: list[SidecarProcess | None] = []  # of the servers of `served`
+apis: list[OpenAiProcess] = []  # of the last of them
 
 
 @pytest.fixture
@@ -34,9 +37,10 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[ServerOption
     seen: list[ServerOptions] = []
     companions.clear()
 
-    def serve(server: Server, when_ready: Callable[[], None], companion: SidecarProcess | None) -> int:
+    def serve(server: Server, when_ready: Callable[[], None], companion: SidecarProcess | None, beside: Any) -> int:
         seen.append(server.options)
         companions.append(companion)
+        apis[:] = beside
         when_ready()
         return 0
 
@@ -74,6 +78,26 @@ class TestServe:
         assert companions[1]._variables == {"FMPLEX_API_TOKEN": "t0ken"}
         refused = runner.invoke(cli.app, ["serve", "--api-host", "0.0.0.0"])
         assert (refused.exit_code, "Give a token" in refused.stderr) == (1, True)
+
+    def test_openais_api_beside_it(
+        self, served: list[ServerOptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(OpenAiProcess, "wait_ready", lambda _: True)
+        (tmp_path / "keys").write_text("s3cret\n")
+        (port,) = free_ports(1)
+        line = f"serve --no-controller --openai-port {port} --openai-keys {tmp_path}/keys"
+        result = runner.invoke(cli.app, line.split())
+        assert (result.exit_code, result.stdout) == (0, "ready\n")
+        (api,) = apis
+        assert (api.api.port, api.api.keys, api.command()[-1]) == (port, tmp_path / "keys", "127.0.0.1:8001")
+        assert f"OpenAI's API at http://127.0.0.1:{port}/v1, with the keys in {tmp_path}/keys" in result.stderr
+        for wrong, says in {
+            "--openai-port 8000": "is one of Triton's own",
+            "--openai-keys keys": "need --openai-port",
+            f"--openai-port {port} --openai-keys {tmp_path}/none": "API keys cannot be read",
+        }.items():
+            refused = runner.invoke(cli.app, ["serve", *wrong.split()])
+            assert (refused.exit_code, says in refused.stderr) == (1, True), refused.stderr
 
     def test_elasticity_is_asked_for_and_needs_the_controller(self, served: list[ServerOptions]) -> None:
         line = "serve --no-api --elastic --elastic-moves 3 --no-elastic-start --elastic-memory 2 --elastic-parallel 4"

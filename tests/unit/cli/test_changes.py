@@ -58,6 +58,15 @@ def test_an_objective_is_set_and_cleared(root: Path) -> None:
     assert terms(root) == (3.0, None, None)
 
 
+def test_limits_are_set_and_cleared(root: Path) -> None:
+    assert run("set", "one", "-r", root, "--max-seconds", "1.5") == "one: max_seconds 1.5\n"
+    assert ModelRepository(root).task("one")[1].max_seconds == 1.5
+    assert run("set", "one", "-r", root, "--max-seconds", "none") == "one: no max_seconds\n"
+    assert ModelRepository(root).task("one")[1].max_seconds is None
+    for option, value in (("--max-running", "2"), ("--max-kv-share", "0.5")):
+        assert "limits nothing in a task of the family" in run("set", "one", "-r", root, option, value, code=1)
+
+
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [

@@ -259,14 +259,14 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(
     root: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = root.resolve().parent / ".fmplex-training" / "spam"
-    steps = trainer.Trainer._loss
+    steps = trainer.Trainer.step
 
     def press(self: Any, *rest: Any) -> Any:
         signal.raise_signal(signal.SIGINT)
         return steps(self, *rest)
 
     with monkeypatch.context() as pressed:
-        pressed.setattr(trainer.Trainer, "_loss", press)
+        pressed.setattr(trainer.Trainer, "step", press)
         result = invoke(root, rows)
     assert result.exit_code == 130
     assert f"step 1 of 2. It goes on from the checkpoint {folder}" in result.stderr

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 from fmplex import Busy, ControlClosed, DeadlineExceeded, ServerProblem, Unreachable
 from fmplex.client.problems import connection_problem, not_triton, server_problem
+from fmplex.client.streams import error_in
 from fmplex.client.wire import Address
 from fmplex_backend.errors import QueueFull
 from fmplex_backend.serving.preparation import _check_room
@@ -105,3 +107,18 @@ def test_a_wrong_address_names_the_remedy(address: str, message: str, says: str,
 def test_an_http_server_of_another_kind() -> None:
     with pytest.raises(Unreachable, match="http://here:1: the server there is not Triton's HTTP endpoint"):
         raise not_triton(HTTP)
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ("Request for unknown model: 'spam' has no available versions", "NOT_FOUND"),
+        ("Request for unknown model: 'spam' is not found", "NOT_FOUND"),
+        ("[UNAVAILABLE] wait", "UNAVAILABLE"),
+        ("something else", None),
+    ],
+)
+def test_an_error_in_a_stream_has_a_status_where_its_words_tell_one(words: str, status: str | None) -> None:
+    found = error_in(service_pb2.ModelStreamInferResponse(error_message=words))
+    assert found is not None
+    assert found.status() == status

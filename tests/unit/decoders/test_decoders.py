@@ -60,6 +60,14 @@ def labels(decoded: dict[str, Any]) -> list[list[str]]:
 # -- each kind
 
 
+def test_an_embedding_may_tell_how_many_tokens_were_read(tmp_path: Path) -> None:
+    decoder = load(tmp_path, kind="embedding", count_tokens=True)
+    vectors = Encoded(pooled(2).numpy(), [], [], np.zeros((2, 1), dtype=bool), lengths=[3, 11])
+    assert decoder.decode(vectors)["num_input_tokens"].tolist() == [[3], [11]]
+    assert decoder.sizes == {"EMBEDDING": HIDDEN, "num_input_tokens": 1}
+    assert load(tmp_path, kind="embedding").decode(vectors).keys() == {"EMBEDDING"}
+
+
 @pytest.mark.parametrize("normalize", [True, False])
 def test_embedding(tmp_path: Path, normalize: bool) -> None:
     decoder = load(tmp_path, kind="embedding", normalize=normalize, pooling="cls")

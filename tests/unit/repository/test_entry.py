@@ -29,6 +29,7 @@ ENTRIES = st.builds(
     slo_ms=st.none() | POSITIVE,
     max_queue=st.none() | st.integers(1, 10**9),
     max_queue_bytes=st.none() | st.integers(1, 10**12),
+    max_seconds=st.none() | POSITIVE,
     cache=st.booleans(),
     sizes=st.sampled_from([(), (("SCORES", 7),), (("EMBEDDING", 384),), (("SCORES", 3), ("LABEL", 3))]),
 )
@@ -43,6 +44,7 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, entry
     spec = Repository(root, entry.backbone).read_task("task")
     assert isinstance(spec, TaskSpec)
     assert (spec.name, spec.vfm, spec.weight, spec.max_queue) == ("task", entry.vfm, entry.weight, entry.max_queue)
+    assert (spec.max_queue_bytes, spec.max_seconds) == (entry.max_queue_bytes, entry.max_seconds)
     assert (spec.max_queue_bytes, spec.cache) == (entry.max_queue_bytes, entry.cache)
     assert spec.slo == (None if entry.slo_ms is None else pytest.approx(entry.slo_ms / 1000))
     assert spec.outputs.keys() == {output.name for output in entry.outputs()}
@@ -93,6 +95,14 @@ def test_a_weight_beyond_the_limits_is_refused(weight: float) -> None:
         TaskEntry("t", "base", 0, "text-encoder", "embedding", 8, weight=weight)
 
 
+def test_a_limit_of_another_family_is_refused() -> None:
+    with pytest.raises(TaskProblem, match="max_running limits nothing in a task of the family 'text-encoder'"):
+        TaskEntry("t", "base", 0, "text-encoder", "embedding", 8, max_running=3)
+    entry = TaskEntry("t", "base", 0, "causal-lm", "generator", 0, max_running=3, max_kv_share=0.25)
+    parameters = entry.to_proto().parameters
+    assert (parameters["max_running"].string_value, parameters["max_kv_share"].string_value) == ("3", "0.25")
+
+
 def test_what_clients_are_told_beside_the_tensors() -> None:
     entry = TaskEntry("t", "base", 0, "text-encoder", "classification", 8, labels=("ham", "späm"), version=3)
     proto = entry.to_proto()
@@ -105,8 +115,9 @@ def test_a_plugins_outputs_are_its_own() -> None:
     assert [spec.name for spec in entry.outputs()] == ["SCORES", "TRUNCATED"]
 
 
-def test_the_demos_entries_are_such(pytestconfig: pytest.Config) -> None:
+@pytest.mark.parametrize("backbone", ["minilm", "smollm2"])
+def test_the_demos_entries_are_such(pytestconfig: pytest.Config, backbone: str) -> None:
     root = Path(pytestconfig.rootpath) / "model_repository"
-    entries = Repository(root, "minilm").read()
+    entries = Repository(root, backbone).read()
     assert entries
     assert all(isinstance(entry, TaskSpec) for entry in entries.values()), entries

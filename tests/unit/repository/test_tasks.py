@@ -37,10 +37,10 @@ def broken(root: Path, name: str = "task") -> BrokenTask:
 
 
 def test_a_task(tmp_path: Path) -> None:
-    write_task(tmp_path, "task", 3, weight=2.5, slo_ms=50.0, max_queue=7, max_queue_bytes=1000)
+    write_task(tmp_path, "task", 3, weight=2.5, slo_ms=50.0, max_queue=7, max_queue_bytes=1000, max_seconds=1.5)
     task = spec(tmp_path)
     assert (task.name, task.vfm, task.weight, task.slo, task.max_queue) == ("task", 3, 2.5, 0.05, 7)
-    assert task.max_queue_bytes == 1000
+    assert (task.slo_ms, task.max_queue_bytes, task.max_seconds) == (50.0, 1000, 1.5)
     assert (task.version.number, task.version.path) == (1, tmp_path / "task" / "1")
     assert task.config == tmp_path / "task" / "config.pbtxt"
     assert task.outputs == {"EMBEDDING": (-1,), "TRUNCATED": (1,)}
@@ -54,6 +54,7 @@ def test_what_is_left_out(tmp_path: Path) -> None:
     assert "weight" not in file.read_text()
     task = spec(tmp_path)
     assert (task.weight, task.slo, task.max_queue, task.max_queue_bytes) == (1.0, None, None, None)
+    assert (task.max_seconds, task.max_running, task.max_kv_share) == (None, None, None)
 
 
 def test_all_tasks_of_one_backbone(tmp_path: Path) -> None:
@@ -83,10 +84,10 @@ def test_outputs_go_by_the_backbones_names(tmp_path: Path) -> None:
 # -- what is wrong
 
 
-@pytest.mark.parametrize("key", ["weight", "slo_ms", "max_queue", "max_queue_bytes"])
+@pytest.mark.parametrize("key", ["weight", "slo_ms", "max_queue", "max_queue_bytes", "max_seconds"])
 @pytest.mark.parametrize("value", ["", "0", "-1", "nan", "inf", "1e999", "heavy", "3 4"])
 def test_a_number_that_is_none(tmp_path: Path, key: str, value: str) -> None:
-    write_task(tmp_path, "task", 4, weight=7.0, slo_ms=7.0, max_queue=7, max_queue_bytes=7)
+    write_task(tmp_path, "task", 4, weight=7.0, slo_ms=7.0, max_queue=7, max_queue_bytes=7, max_seconds=7.0)
     file = tmp_path / "task" / "config.pbtxt"
     text = file.read_text()
     start = text.index(f'"{key}"')
@@ -94,6 +95,23 @@ def test_a_number_that_is_none(tmp_path: Path, key: str, value: str) -> None:
     entry = broken(tmp_path)
     assert (entry.vfm, entry.error.file, entry.error.field) == (4, str(file), f"parameters.{key}")
     assert repr(value) in entry.error.problem
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("max_kv_share", "1.5", "is more than 1"),
+        ("max_running", "2.5", "whole number"),
+        ("max_running", "0", "above 0"),
+    ],
+)
+def test_a_limit_that_is_none(tmp_path: Path, key: str, value: str, problem: str) -> None:
+    write_task(tmp_path, "task", 4)
+    file = tmp_path / "task" / "config.pbtxt"
+    file.write_text(file.read_text() + f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n')
+    entry = broken(tmp_path)
+    assert entry.error.field == f"parameters.{key}"
+    assert problem in entry.error.problem
 
 
 @pytest.mark.parametrize("value", ["", "True", "1", "yes"])

@@ -195,6 +195,16 @@ def test_what_a_person_wrote_stays(root: Path) -> None:
     assert not spec(root, "a").cache
 
 
+def test_limits_of_another_family_are_refused(root: Path) -> None:
+    save(root, "a")
+    before = (root / "a" / "config.pbtxt").read_text()
+    with pytest.raises(TaskProblem, match="max_kv_share limits nothing in a task of the family 'text-encoder'"):
+        ModelRepository(root).set("a", Terms(max_kv_share=0.5))
+    with pytest.raises(TaskProblem, match=r"max_kv_share is 2\. It is a part: give one of 1 at most"):
+        ModelRepository(root).set("a", Terms(max_kv_share=2.0))
+    assert (root / "a" / "config.pbtxt").read_text() == before
+
+
 def test_a_write_that_fails_leaves_nothing(root: Path) -> None:
     def broken(path: Path) -> None:
         (path / "task.json").write_text("{")
@@ -230,6 +240,7 @@ def test_names_that_are_none(root: Path, name: str) -> None:
     [
         Terms(slo_ms=-1.0),
         Terms(max_queue=0),
+        Terms(max_seconds=0.0),
         *(Terms(weight=weight) for weight in (0.0, 0.0009, 1000.1, 1e-18, -1.0, float("inf"), float("nan"))),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -89,11 +90,11 @@ class Companion:
         self.calls.append("stop")
 
 
-def serve(process: Process, companion: Companion | None = None) -> int:
+def serve(process: Process, companion: Companion | None = None, beside: Sequence[Companion] = ()) -> int:
     """Through the foreground, which must leave the signal handlers as it found them."""
     before = signal.getsignal(signal.SIGTERM)
     try:
-        return foreground.serve(process, lambda: None, lambda: process.now, companion)  # type: ignore[arg-type]
+        return foreground.serve(process, lambda: None, lambda: process.now, companion, beside)  # type: ignore[arg-type]
     finally:
         assert signal.getsignal(signal.SIGTERM) is before
 
@@ -150,3 +151,13 @@ class TestForeground:
         assert process.calls == ["restart"] * MOST + ["stop"]
         assert companion.events.count("server-ended") == MOST + 1
         assert companion.calls == ["start", "stop"]
+
+    def test_what_is_beside_it_runs_from_its_start_to_its_end(self) -> None:
+        for companion in (None, Companion()):
+            process, beside = Process(code=0, signals=1), Companion()
+            assert serve(process, companion, [beside]) == 0
+            assert (beside.calls[0], beside.calls[-1]) == ("start", "stop")
+        failing, beside = Process(code=0, during_load=True), Companion()
+        with pytest.raises(ServerExited):
+            serve(failing, None, [beside])
+        assert beside.calls[-1] == "stop"

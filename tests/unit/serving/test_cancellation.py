@@ -36,13 +36,27 @@ def test_a_client_that_went_away_is_not_served(tmp_path: Path, gate: Gate, monke
     until(lambda: rig.service.engine.clock() > sent + 2 * cancellation.PERIOD_S)  # those that wait for less are spared
     gate.step()
     gate.wait()
-    until(lambda: posted["_find_waiting"] == 1)
+    until(lambda: posted["_find_waiting"] >= 1)
     gate.step()
     gate.wait()
-    until(lambda: posted["cancel"] == 3)
+    until(lambda: posted["cancel"] >= 3)
     gate.free()
     rig.caller.wait()
-    assert rig.codes() == ["", "", "", "CANCELLED", "", "", "CANCELLED"]  # the third was in a pass by then
+    codes = rig.codes()
+    assert codes.pop(2) in ("", "CANCELLED")  # it may be in a pass by then
+    assert codes == ["", "", "CANCELLED", "", "", "CANCELLED"]
+    rig.stop()
+
+
+def test_a_sequence_that_runs_alone_is_asked_about_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever this thread looks, it is in a batch."""
+    monkeypatch.setattr(cancellation, "PERIOD_S", 0.02)
+    write_task(tmp_path, "one", 0)
+    rig = ServiceRig(tmp_path)
+    rig.service.start()
+    rig.submit(0, text="steps=1000000", is_cancelled=lambda: True)
+    rig.caller.wait()
+    assert rig.codes() == ["CANCELLED"]
     rig.stop()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from backend_fixtures import LoaderRig, text_task, write_config, write_task, write_version
 
+from fmplex_backend.serving.accounts import account_of
 from fmplex_backend.serving.candidates import Beside, Candidate
 from fmplex_backend.types import Vfm
 
@@ -298,3 +299,18 @@ def test_counts_are_compared_over_the_same_time(rig: CandidatesRig) -> None:
     rig.engine_rig.drain()
     rig.say(CANARY)
     assert rig.canary.since.requests == 1
+
+
+def test_what_one_that_ends_was_charged_is_told_all_along(tmp_path: Path) -> None:
+    rig = CandidatesRig(tmp_path, grace=2.0)
+    rig.say(CANARY)
+    canary = serving(rig.canary)
+    rig.engine_rig.send(canary, "a")
+    rig.engine_rig.drain()
+    rig.say({})
+    assert rig.loader.candidates.ending == [canary]
+    assert account_of(canary).service_s == canary.service == pytest.approx(rig.engine.counts.busy_s)
+    rig.engine_rig.clock.sleep(2.1)
+    rig.refresh()
+    assert rig.loader.candidates.ending == []
+    assert [each.account for each in rig.engine.closed] == [canary.account]

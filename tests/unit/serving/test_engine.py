@@ -388,6 +388,50 @@ def test_a_sequence_that_was_answered_with_an_error_is_not_queued_again(version:
     assert (vfm.depth, rig.engine.scheduler.queued, failed.charge, failed.service_s) == (0, 0, 0, 0)
 
 
+# -- time limits
+
+
+def test_what_waits_beyond_its_time_is_answered_and_never_charged(version: Path) -> None:
+    rig = EngineRig(max_items=1, seconds=lambda shape: 1.0)
+    limited, other = rig.vfm(version), rig.vfm(version)
+    limited.max_seconds = 2.5
+    first, second, third = (rig.send(vfm, "a") for vfm in (limited, other, other))
+    late = rig.send(limited, "b")
+    while rig.engine.step(wait=False):
+        pass
+    assert [rig.reason(request) for request in (first, second, third)] == ["", "", ""]
+    assert rig.reason(late) == "time_limit"
+    assert "2.5 s (its max_seconds)" in str(rig.outcome(late).error)  # type: ignore[union-attr]
+    assert (limited.service, limited.engine.failures, limited.engine.requests) == (1.0, {"time_limit": 1}, 1)
+    check(rig)
+
+
+def test_a_sequence_ends_in_time_with_what_it_has(version: Path) -> None:
+    rig = EngineRig(seconds=lambda shape: 1.0)
+    vfm, other = rig.vfm(version), rig.vfm(version)
+    vfm.max_seconds = 2.5
+    streaming, silent = rig.send(vfm, "stream steps=9 a b c d"), rig.send(vfm, "steps=9 a")
+    free = rig.send(other, "steps=5 a")
+    rig.drain()
+    assert rig.outcome(streaming) == Finished([["stream", "steps=9", "a"]])
+    assert (rig.reason(silent), rig.reason(free)) == ("time_limit", "")
+    assert (streaming.queue_s, streaming.compute_s) == (0.0, 3.0)
+    assert (vfm.engine.requests, vfm.engine.failures) == (1, {"time_limit": 1})
+    assert vfm.given_bytes == streaming.bytes + silent.bytes
+    check(rig)
+
+
+def test_a_limit_that_is_set_later_holds_for_what_is_there(version: Path) -> None:
+    rig = EngineRig(seconds=lambda shape: 1.0)
+    vfm = rig.vfm(version)
+    sequence = rig.send(vfm, "steps=9 a")
+    rig.step()
+    vfm.max_seconds = 1.0
+    rig.step()
+    assert rig.reason(sequence) == "time_limit"
+    check(rig)
+
+
 # -- the count of waiting requests
 
 

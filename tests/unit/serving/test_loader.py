@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import shutil
 import time
 import weakref
@@ -33,13 +34,14 @@ def rig(tmp_path: Path) -> LoaderRig:
 
 
 def test_tasks_that_are_there_are_served(rig: LoaderRig) -> None:
-    write_task(rig.root, "one", 0, weight=3.0, slo_ms=50.0, max_queue=5, max_queue_bytes=1000)
+    write_task(rig.root, "one", 0, weight=3.0, slo_ms=50.0, max_queue=5, max_queue_bytes=1000, max_seconds=9.0)
     write_task(rig.root, "two", 7)
     rig.refresh()
     one, two = rig.vfm(0), rig.vfm(7)
     assert (one.id, one.name, one.weight, one.slo, one.max_queue) == (0, "one", 3.0, 0.05, 5)
     assert (two.id, two.name, two.weight, two.slo, two.max_queue) == (7, "two", 1.0, None, 100)
     assert (one.max_queue_bytes, two.max_queue_bytes) == (1000, MAX_QUEUE_BYTES)
+    assert (one.max_seconds, two.max_seconds) == (9.0, math.inf)
     assert rig.engine.vfms == {one, two}
     assert (rig.mark(0), rig.mark(7)) == (0, 7)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import weakref
 from pathlib import Path
@@ -27,6 +28,8 @@ from fmplex_backend.serving import metrics
 from fmplex_backend.serving.metrics import FAMILIES, Publisher, samples
 from fmplex_backend.serving.portion import point
 from fmplex_backend.serving.service import Service
+from fmplex_backend.types import Metric as RuntimeMetric
+from fmplex_backend.types import Reading, Vfm
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
 
@@ -321,6 +324,29 @@ def test_a_round_that_fails_is_not_the_last(service: Service, monkeypatch: pytes
     publisher.start()
     assert again.wait(20)
     publisher.stop()
+
+
+def test_a_runtime_may_have_metrics_of_its_own(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"own_total": RuntimeMetric("counter", "its own"), "own_now": RuntimeMetric("gauge", "of the backbone")}
+
+    def readings(vfm: Vfm | None) -> list[Reading]:
+        return [Reading("own_now", 5.0)] if vfm is None else [Reading("own_total", vfm.id + 1.0, (("le", "+Inf"),))]
+
+    monkeypatch.setattr(service.runtime, "metrics", own, raising=False)
+    monkeypatch.setattr(service.runtime, "readings", readings)
+    monkeypatch.setattr(sys.modules[__name__], "FAMILIES", FAMILIES | own)
+    families = Families()
+    publisher = Publisher(service, families)
+    publisher.publish()
+    publisher.publish()
+    found = {key: metric.value for key, metric in families.metrics.items() if key[0].startswith("own")}
+    backbone = ("backbone", BACKBONE)
+    assert found == {
+        ("own_now", (backbone,)): 5.0,
+        ("own_total", (backbone, ("le", "+Inf"), ("task", "one"), ("vfm", "0"))): 1.0,
+        ("own_total", (backbone, ("le", "+Inf"), ("task", "two"), ("vfm", "1"))): 2.0,
+    }
+    assert [key[0] for key, _, _ in families.log].count("own_total") == 2
 
 
 # -- versions that are tried

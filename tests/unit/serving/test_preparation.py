@@ -305,6 +305,31 @@ def test_what_is_prepared_again_and_cancelled_is_charged_once(rig: PreparationRi
 # -- bounds
 
 
+def test_what_waits_beyond_its_time_is_not_prepared(rig: PreparationRig, version: Path) -> None:
+    vfm = rig.quick(version)
+    vfm.max_seconds = 1.0
+    late = rig.submit(vfm, LONG)
+    rig.clock.sleep(2.0)
+    fresh = rig.submit(vfm, LONG)
+    assert rig.work() == 2
+    assert rig.prepared == [fresh]
+    assert rig.reason(late) == "time_limit"
+    assert vfm.failures() == {"time_limit": 1}
+
+
+def test_who_is_ahead_of_its_share_is_told_in_time(rig: PreparationRig, version: Path) -> None:
+    ahead, other = rig.quick(version), rig.quick(version)
+    rig.submit(other)
+    rig.engine._admit(wait=False)
+    ahead.max_seconds, ahead.start = 1.0, 10.0
+    late = rig.submit(ahead, LONG)
+    assert rig.work() == 0
+    rig.clock.sleep(2.0)
+    assert rig.work() == 1
+    assert rig.reason(late) == "time_limit"
+    ahead.start = 0.0
+
+
 def test_a_full_queue(rig: PreparationRig, version: Path) -> None:
     vfm = rig.quick(version)
     vfm.max_queue = 2

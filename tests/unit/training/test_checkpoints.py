@@ -44,7 +44,7 @@ torch.set_num_threads(1)
 from task_fixtures import labelled, tiny_backbone
 from fmplex import Classifier, LoRA, Task
 from fmplex.training import state
-from fmplex.training import trainer as training
+from fmplex.training import epochs as training
 training.CHECKPOINT_STEPS = 2
 root, out = Path({root!r}), Path(sys.argv[1])
 task = Task("spam", tiny_backbone(root), adapter=LoRA(r=4, dropout=0.1), decoder=Classifier(["ham", "spam"]))
@@ -108,18 +108,18 @@ def test_a_killed_fitting_goes_on(backbone: Backbone, tmp_path: Path, monkeypatc
     task = Task("flower", backbone, encoder=Projection(2, tokens=3), decoder=Classifier())
     settings: dict[str, Any] = {"epochs": 25, "learning_rate": 2e-2, "progress": False, "checkpoint": tmp_path / "at"}
 
-    from fmplex.training import trainer as training
+    from fmplex.training import epochs as training
 
-    real, seen = training.Trainer._end_epoch, []
+    real, seen = training.Epochs._end_epoch, []
 
-    def killed(self: Any, state: Any, held: Any) -> None:
-        real(self, state, held)
+    def killed(self: Any, state: Any) -> None:
+        real(self, state)
         seen.append(state.epoch)
         if len(seen) == 7:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Trainer, "_end_epoch", killed)
+        patch.setattr(training.Epochs, "_end_epoch", killed)
         with pytest.raises(KeyboardInterrupt):
             task.fit(*flowers(300), **settings)
     task = Task("flower", backbone, encoder=Projection(2, tokens=3), decoder=Classifier())

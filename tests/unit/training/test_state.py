@@ -12,15 +12,15 @@ from fmplex.training.state import History, State
 
 def made(seed: int) -> State:
     torch.manual_seed(seed)
-    head = nn.Linear(3, 2)
-    named = {f"head.{name}": each for name, each in head.named_parameters()}
+    named = {"head.weight": nn.Parameter(torch.rand(2, 3)), "head.bias": nn.Parameter(torch.rand(2))}
     optimizer = torch.optim.AdamW(named.values(), lr=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: 1 / (update + 1))
-    return State(named, head, optimizer, schedule, History())
+    return State(named, optimizer, schedule, History())
 
 
 def step(state: State) -> None:
-    state.head(torch.ones(4, 3)).square().sum().backward()
+    weight, bias = state.named.values()
+    torch.nn.functional.linear(torch.ones(4, 3), weight, bias).square().sum().backward()
     state.update()
     state.history.steps.append(1.0)
     state.batch += 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fmplex_backend.families.causal_lm.memory import Memory
 from fmplex_backend.scheduling import Bfq, CostModel
@@ -12,11 +14,13 @@ SIZE = 4  # tokens of a block
 
 
 class Rig:
-    """Requests whose `prepared` is how many tokens they have."""
+    """Requests whose `prepared` is how many tokens they have; no two have the same, but those of one text."""
 
     def __init__(self, blocks: int) -> None:
         self.restarted: list[Request] = []
-        self.memory = Memory(blocks, SIZE, lambda request: int(request.prepared), self.restarted.append)
+        self.found: dict[Request, int] = {}
+        self.texts: dict[Request, int] = {}  # by default its admission number
+        self.memory = Memory(blocks, SIZE, self.tokens, self.moved)
         self.vfms: dict[str, Vfm] = {}
         self.admitted = 0
 
@@ -27,6 +31,22 @@ class Rig:
         self.admitted += 1
         request.prepared, request.admission_number = tokens, self.admitted
         return request
+
+    def tokens(self, request: Request) -> list[int]:
+        first = 1000 * self.texts.get(request, request.admission_number)
+        return list(range(first, first + int(request.prepared)))
+
+    def moved(self, request: Request, to: int) -> None:
+        if to:
+            self.found[request] = to
+        else:
+            self.restarted.append(request)
+
+    def compute(self, *requests: Request) -> None:
+        """All their tokens, so that what is full can be found."""
+        assert self.step(*requests) == [True] * len(requests)
+        for request in requests:
+            self.memory.keep(request, int(request.prepared))
 
     def step(self, *requests: Request) -> list[bool]:
         self.memory.begin()
@@ -120,3 +140,199 @@ def test_the_scheduler_passes_over_a_vfm_without_room_and_keeps_its_tag() -> Non
     refused.clear()
     assert [request.vfm.name for request in scheduler.choose(0.0)] == ["b", "b"]
     assert (scheduler.queued, scheduler.backlogged) == (0, 0)
+
+
+# -- limits of a vFM
+
+
+def test_so_many_sequences_of_a_vfm_run_at_a_time() -> None:
+    rig = Rig(9)
+    own, other = [rig.request("a", 4) for _ in range(3)], rig.request("b", 4)
+    own[0].vfm.max_running = 2
+    assert rig.step(*own, other) == [True, True, False, True], "others do not wait with it"
+    rig.memory.release(own[0])
+    assert rig.step(own[2]) == [True]
+    assert rig.memory.running == {own[0].vfm: 2, other.vfm: 1}
+
+
+def test_a_vfm_has_no_more_than_its_part_of_the_blocks() -> None:
+    rig = Rig(8)
+    old, new, third = (rig.request("a", 8) for _ in range(3))
+    old.vfm.max_kv_share = 0.5
+    other = rig.request("b", 8)
+    assert rig.step(old, new, third, other) == [True, True, False, True]
+    old.prepared = 9
+    assert rig.step(old) == [True]
+    assert rig.restarted == [new], "its own newest, though blocks are free"
+    assert rig.step(new) == [False]
+    rig.memory.release(old)
+    assert rig.step(new, third) == [True, True]
+
+
+def test_one_sequence_may_run_whatever_the_part() -> None:
+    rig = Rig(8)
+    only = rig.request("a", 12)
+    only.vfm.max_kv_share = 0.1
+    assert rig.step(only) == [True]
+    only.prepared = 32
+    assert rig.step(only) == [True]
+    assert not rig.restarted
+
+
+# -- prefixes
+
+
+def test_what_is_computed_is_found_by_its_tokens() -> None:
+    rig = Rig(9)
+    first, same, longer = (rig.request("a", tokens) for tokens in (10, 10, 13))
+    other = rig.request("a", 10)
+    rig.texts |= dict.fromkeys((first, same, longer), 1)
+    rig.compute(first)
+    assert rig.step(same, longer, other) == [True] * 3
+    assert rig.found == {same: 8, longer: 8}
+    assert rig.memory.of[same][:2] == rig.memory.of[longer][:2] == rig.memory.of[first][:2]
+    assert rig.memory.blocks.free == 9 - (3 + 1 + 2 + 3)
+    for request in (first, same, longer, other):
+        rig.memory.release(request)
+    assert (rig.memory.blocks.free, rig.memory.running) == (9, {})
+
+
+def test_the_last_token_is_always_computed() -> None:
+    rig = Rig(8)
+    first, same = rig.request("a", 8), rig.request("a", 8)
+    rig.texts |= dict.fromkeys((first, same), 1)
+    rig.compute(first)
+    rig.memory.release(first)
+    assert rig.step(same) == [True]
+    assert rig.found == {same: 4}
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_versions_find_nothing_of_each_other(dropped: bool) -> None:
+    rig = Rig(8)
+    first, other = rig.request("a", 8), rig.request("a", 8)
+    rig.texts |= dict.fromkeys((first, other), 1)
+    first.extensions, other.extensions = object(), object()
+    if dropped:
+        other.extensions = first.extensions
+    rig.compute(first)
+    rig.memory.release(first)
+    if dropped:
+        rig.memory.blocks.drop(first.extensions)
+    assert rig.step(other) == [True]
+    assert rig.found == {}
+
+
+def test_who_computes_the_same_at_a_time_has_it_once() -> None:
+    rig = Rig(8)
+    one, two = rig.request("a", 9), rig.request("a", 9)
+    rig.texts |= dict.fromkeys((one, two), 1)
+    rig.compute(one, two)
+    assert rig.memory.held == {one.vfm: 4}
+    assert rig.memory.of[one][:2] == rig.memory.of[two][:2]
+    assert rig.memory.blocks.free == 8 - 2 - 2
+    rig.memory.release(one)
+    assert rig.memory.blocks.free == 8 - 3
+    rig.memory.release(two)
+    assert rig.memory.blocks.free == 8
+
+
+def test_the_longest_unused_goes_first_and_before_anybody_loses_his_own() -> None:
+    rig = Rig(6)
+    old, new = rig.request("a", 8), rig.request("a", 8)
+    for request in (old, new):
+        rig.compute(request)
+        rig.memory.release(request)
+    running = rig.request("b", 8, ahead=9.0)
+    rig.compute(running)
+    large = rig.request("c", 12)
+    assert rig.step(running, large) == [True, True]
+    assert not rig.restarted
+    rig.memory.release(large)
+    again, lost = rig.request("a", 9), rig.request("a", 9)
+    rig.texts |= {again: new.admission_number, lost: old.admission_number}
+    assert rig.step(again) == [True]
+    assert rig.found == {again: 4}, "of two that follow each other the last one goes first"
+    rig.memory.release(again)
+    assert rig.step(lost) == [True]
+    assert lost not in rig.found
+
+
+def test_who_has_lost_its_blocks_finds_what_is_left_of_them() -> None:
+    rig = Rig(4)
+    growing, victim = rig.request("a", 8), rig.request("b", 8, ahead=5.0)
+    rig.compute(growing, victim)
+    growing.prepared = 9
+    assert rig.step(growing) == [True]
+    assert rig.restarted == [victim]
+    rig.memory.release(growing)
+    assert rig.step(victim) == [True]
+    assert rig.found == {victim: 4}
+
+
+class Written:
+    """What is in each block: whoever is told that its tokens are in memory must find them there."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        self.blocks: dict[int, tuple[object, tuple[int, ...]]] = {}  # a version, and all tokens up to the block's end
+
+    def write(self, request: Request, tokens: list[int], computed: int) -> None:
+        for place in range(computed // SIZE, -(-len(tokens) // SIZE)):
+            number = self.memory.of[request][place]
+            assert sum(number in blocks for blocks in self.memory.of.values()) == 1, "another has it"
+            self.blocks[number] = (request.extensions, tuple(tokens[: (place + 1) * SIZE]))
+
+    def check(self, request: Request, tokens: list[int], computed: int) -> None:
+        for place in range(computed // SIZE):
+            expected = (request.extensions, tuple(tokens[: (place + 1) * SIZE]))
+            assert self.blocks[self.memory.of[request][place]] == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_what_is_found_is_what_was_computed(data: st.DataObject) -> None:
+    """Sequences of two words in two vFMs of two versions each: they grow, end, lose their blocks, and versions go."""
+    count = data.draw(st.integers(4, 10))
+    computed: dict[Request, int] = {}
+    texts: dict[Request, list[int]] = {}
+    memory = Memory(count, SIZE, texts.__getitem__, computed.__setitem__)
+    written = Written(memory)
+    vfms = [Vfm(0, "a"), Vfm(1, "b", weight=3.0)]
+    vfms[0].max_running = data.draw(st.sampled_from([None, 2]))
+    vfms[1].max_kv_share = data.draw(st.sampled_from([None, 0.5]))
+    versions = {vfm: [object(), object()] for vfm in vfms}
+    for number in range(data.draw(st.integers(1, 25))):
+        request = Request(data.draw(st.sampled_from(vfms)), {}, (), 0.0, lambda *_: None)
+        request.admission_number, request.extensions = number, data.draw(st.sampled_from(versions[request.vfm]))
+        texts[request] = data.draw(st.lists(st.sampled_from([7, 7, 7, 8]), min_size=1, max_size=3 * SIZE))
+        computed[request] = 0
+        memory.begin()
+        order = sorted(texts, key=lambda each: (each not in memory.of, each.vfm.start, each.admission_number))
+        placed = [each for each in order if memory.has_room(each)]
+        assert placed, "one at least has room"
+        for each in placed:
+            assert len(memory.of[each]) == -(-len(texts[each]) // SIZE)
+            written.check(each, texts[each], computed[each])
+            written.write(each, texts[each], computed[each])
+            computed[each] = len(texts[each])
+        for each in placed:
+            memory.keep(each, computed[each])
+            written.check(each, texts[each], computed[each])
+            each.vfm.start += 1.0
+            if len(texts[each]) >= count * SIZE or data.draw(st.integers(0, 3)) == 0:
+                memory.release(each)
+                del texts[each]
+            else:
+                texts[each] = [*texts[each], data.draw(st.sampled_from([7, 8]))]
+        if data.draw(st.integers(0, 9)) == 0:
+            memory.blocks.drop(data.draw(st.sampled_from([each for own in versions.values() for each in own])))
+        used = {number for blocks in memory.of.values() for number in blocks}
+        assert memory.blocks.free == count - len(used)
+        for vfm in vfms:
+            own = {number for each, blocks in memory.of.items() if each.vfm is vfm for number in blocks}
+            assert memory.held[vfm] == len(own)
+        assert 0 not in used
+    for each in list(texts):
+        memory.release(each)
+    assert (memory.blocks.free, memory.of, memory.running, memory.held) == (count, {}, {}, {})

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig, Qwen3Config
 
-from fmplex_backend.errors import BackboneRefused, InvalidRequest, TaskRefused
+from fmplex_backend.errors import BackboneRefused, FmplexError, InvalidRequest, NotFinite, TaskRefused, TimeLimit
 from fmplex_backend.families.causal_lm.parameters import CausalLmConfig
 from fmplex_backend.families.causal_lm.runtime import CausalLmRuntime
 from fmplex_backend.scheduling import Bfq, CostModel
@@ -70,6 +70,9 @@ class Rig:
     sequences: int = 4
     parts: dict[Request, list[Outcome]] = field(default_factory=dict)
 
+    failed: dict[Request, FmplexError] = field(default_factory=dict)
+    now: float = 0.0
+
     def __post_init__(self) -> None:
         scheduler = Bfq(
             CostModel(),
@@ -77,7 +80,7 @@ class Rig:
             max_tokens=self.runtime.max_batch_tokens,
             has_room=self.runtime.has_room,
         )
-        self.engine = Engine(self.runtime, scheduler, CostModel(), self._hand_over)
+        self.engine = Engine(self.runtime, scheduler, CostModel(), self._hand_over, lambda: self.now)
         self.engine.preparer = self  # type: ignore[assignment]
         self.vfms = [Vfm(number, f"task{number}") for number in range(len(self.versions))]
         for vfm, version in zip(self.vfms, self.versions, strict=True):
@@ -89,6 +92,12 @@ class Rig:
     def ask(self, task: int, text: str, **wishes: Any) -> Request:
         stream = wishes.pop("stream", False)
         inputs = {"text_input": np.array([[text.encode()]], dtype=np.object_)}
+        if "messages" in wishes:
+            messages = wishes.pop("messages")
+            written = messages if isinstance(messages, str) else json.dumps(messages)
+            inputs["messages"] = np.array([[written.encode()]], dtype=np.object_)
+        for flag in [name for name in wishes if name.startswith("return_") or name == "exclude_input_in_output"]:
+            inputs[flag] = np.array([[wishes.pop(flag)]])
         inputs["sampling_parameters"] = np.array([[json.dumps(wishes).encode()]], dtype=np.object_)
         inputs["stream"] = np.array([[stream]])
         request = Request(self.vfms[task], inputs, (), 0.0, lambda *_: None)
@@ -105,15 +114,17 @@ class Rig:
         raise AssertionError("it does not end")
 
     def text(self, request: Request) -> str:
+        assert request not in self.failed, self.failed[request]
         return "".join(str(outcome.value.text) for outcome in self.parts[request])  # type: ignore[union-attr]
 
     def answer(self, request: Request) -> list[int]:
+        assert request not in self.failed, self.failed[request]
         tokens: list[int] = request.prepared.tokens
         return tokens[len(request.prepared.asked.prompt) :]
 
     def _hand_over(self, request: Request, outcome: Outcome) -> None:
         if isinstance(outcome, Failed):
-            raise outcome.error
+            self.failed[request] = outcome.error
         self.parts[request].append(outcome)
 
 
@@ -246,6 +257,156 @@ def test_a_seed_makes_an_answer_again_whatever_else_runs(rig: Rig) -> None:
     assert all(rig.answer(each) for each in others)
 
 
+def test_an_answer_ends_at_the_time_limit_with_what_it_has(rig: Rig) -> None:
+    whole, parts, early = (
+        rig.ask(0, "日本語 🙂", temperature=0, max_tokens=60, ignore_eos=True, stream=stream, stop="zzz")
+        for stream in (False, True, False)
+    )
+    for _ in range(20):
+        rig.engine.step(wait=False)
+    unbegun = rig.ask(0, "fox " * 30, max_tokens=5)
+    early.vfm.max_seconds, rig.now = 5.0, 6.0
+    rig.engine.step(wait=False)
+    for request in (whole, parts):
+        assert rig.parts[request][-1].value.finish_reason == "length"  # type: ignore[union-attr]
+        assert 5 < len(rig.answer(request)) < 60
+        text = rig.runtime.tokenizer.decode(rig.answer(request), skip_special_tokens=True)
+        assert rig.text(request) == text
+    assert isinstance(rig.failed[unbegun], TimeLimit)
+    assert not rig.engine.scheduler.queued
+    assert rig.runtime.memory.blocks.free == rig.runtime.memory.blocks.count
+
+
+def test_a_row_with_nan_ends_that_request_alone(model: Path, versions: list[Path], generate: Any) -> None:
+    """Neither its neighbours in the pass, nor who has its blocks afterwards, nor whose context is padded."""
+    runtime = backbone(model)
+    rig = Rig(runtime, [versions[0], versions[0]], sequences=6)
+    broken = runtime.load(versions[2])
+    assert broken.adapter is not None
+    for weights in broken.adapter.lora.values():
+        weights.b.fill_(torch.nan)
+    rig.engine.attach(rig.vfms[1], broken)
+    bad = rig.ask(1, "fox " * 9, temperature=0, max_tokens=9)
+    good = [rig.ask(0, text, temperature=0, max_tokens=12) for text in TEXTS[:5]]
+    rig.run()
+    assert isinstance(rig.failed[bad], NotFinite)
+    again = [rig.ask(0, text, temperature=0, max_tokens=12) for text in TEXTS[:9]]
+    rig.run()
+    for request in [*good, *again]:
+        assert same(rig.answer(request), *generate(0, request.prepared.asked.prompt, 12))
+    assert runtime.memory.blocks.free == runtime.memory.blocks.count
+
+
+# -- prefixes
+
+
+PREFIX = "the quick brown fox jumps over the lazy dog " * 5
+ENDS = ("fox", "日本語", "dog 1 2 3", "🙂")
+
+
+def prefix_tokens(rig: Rig) -> list[int]:
+    """Of each task: tokens that were found in memory."""
+    return [rig.runtime._counts(vfm).prefix_tokens for vfm in rig.vfms]
+
+
+def test_what_a_tasks_prompts_begin_with_is_computed_once(model: Path, versions: list[Path], generate: Any) -> None:
+    computed = {}
+    for keeps in (False, True):
+        rig = Rig(backbone(model, prefix_cache=keeps), versions)
+        for task in (0, 2):
+            rig.ask(task, PREFIX, temperature=0, max_tokens=1)
+        rig.run()
+        before = [vfm.engine.tokens for vfm in rig.vfms]
+        asked = [(task, rig.ask(task, PREFIX + end, temperature=0, max_tokens=12)) for end in ENDS for task in (0, 2)]
+        rig.run()
+        for task, request in asked:
+            assert same(rig.answer(request), *generate(task, request.prepared.asked.prompt, 12))
+        made = sum(len(rig.answer(request)) - 1 for _, request in asked)
+        computed[keeps] = sum(vfm.engine.tokens for vfm in rig.vfms) - sum(before) - made
+        assert (sum(prefix_tokens(rig)) > 0) == keeps
+        assert rig.runtime.memory.blocks.free == rig.runtime.memory.blocks.count
+    assert computed[False] == sum(len(request.prepared.asked.prompt) for _, request in asked)
+    assert computed[True] < 0.3 * computed[False]
+
+
+def test_tasks_find_nothing_of_each_other_and_a_version_nothing_of_a_former(
+    model: Path, versions: list[Path], generate: Any
+) -> None:
+    rig = Rig(backbone(model), [versions[0], versions[0], versions[2], versions[3]])
+    for task in range(4):
+        rig.ask(task, PREFIX, temperature=0, max_tokens=2)
+        rig.run()
+    assert prefix_tokens(rig) == [0, 0, 0, 0]
+    rig.engine.attach(rig.vfms[2], rig.runtime.load(versions[3]))
+    changed = rig.ask(2, PREFIX + "fox", temperature=0, max_tokens=12)
+    rig.run()
+    assert prefix_tokens(rig) == [0, 0, 0, 0]
+    assert same(rig.answer(changed), *generate(3, changed.prepared.asked.prompt, 12))
+    assert len(rig.runtime.memory.blocks._beginnings) == 4
+
+
+def test_an_answer_is_a_prefix_too(rig: Rig) -> None:
+    first = rig.ask(0, "fox", temperature=0, max_tokens=60, ignore_eos=True)
+    rig.run()
+    again = rig.ask(0, "fox" + rig.text(first), temperature=0, max_tokens=2)
+    again.prepared.tokens[:] = again.prepared.asked.prompt[:] = [*first.prepared.tokens[:-1], 5]
+    rig.run()
+    assert prefix_tokens(rig)[0] == (len(first.prepared.tokens) - 1) // 16 * 16
+
+
+def test_limits_of_a_task(model: Path, versions: list[Path], generate: Any) -> None:
+    rig = Rig(backbone(model, kv_cache_bytes=24 * 16 * 3 * 2 * 32 * 4), versions, sequences=8)
+    limited, shared, _, _ = rig.vfms
+    limited.max_running, shared.max_kv_share = 2, 0.4
+    asked = [(task, rig.ask(task, text, temperature=0, max_tokens=40)) for text in TEXTS[:6] for task in (0, 1, 2)]
+    most = [0, 0]
+    while rig.engine.step(wait=False):
+        memory = rig.runtime.memory
+        most = [max(most[0], memory.running[limited]), max(most[1], memory.held[shared])]
+    assert most[0] == 2
+    assert 5 < most[1] <= 9
+    for task, request in asked[::3] + asked[2::3]:
+        assert same(rig.answer(request), *generate(task, request.prepared.asked.prompt, 40))
+
+
+# -- metrics
+
+
+def test_metrics_of_a_task_and_of_the_memory(rig: Rig) -> None:
+    sent = [rig.ask(0, "fox " * 30, temperature=0, max_tokens=10, ignore_eos=True) for _ in range(6)]
+    vfm, runtime = rig.vfms[0], rig.runtime
+    assert list(runtime.readings(vfm)) == []
+    runtime.clock = lambda: rig.now
+
+    def read(which: Vfm | None) -> dict[str, float]:
+        found = {}
+        for metric, value, labels in runtime.readings(which):
+            assert metric in runtime.metrics
+            found[metric + "".join(f"[{label}]" for _, label in labels)] = value
+        return found
+
+    while rig.engine.step(wait=False):
+        rig.now += 0.02
+        if rig.engine.counts.batches == 8:
+            told, memory = read(vfm), read(None)
+            assert told["fmplex_sequences_running"] + told["fmplex_sequences_waiting"] == 6
+            assert told["fmplex_kv_blocks"] > 0
+            assert memory["fmplex_backbone_kv_blocks_free"] < memory["fmplex_backbone_kv_blocks"]
+    told, memory = read(vfm), read(None)
+    assert told["fmplex_prompt_tokens_total"] == sum(len(request.prepared.asked.prompt) for request in sent)
+    assert told["fmplex_generated_tokens_total"] == 60
+    assert told["fmplex_prefix_tokens_total"] > 0
+    names = ("running", "waiting")
+    assert [told[f"fmplex_sequences_{name}"] for name in names] + [told["fmplex_kv_blocks"]] == [0, 0, 0]
+    first, following = "fmplex_time_to_first_token_seconds", "fmplex_time_per_output_token_seconds"
+    assert (told[f"{first}_count"], told[f"{following}_count"]) == (6, 54)
+    assert told[f"{first}_bucket[0.01]"] == 0 < told[f"{first}_bucket[0.25]"] <= told[f"{first}_bucket[+Inf]"] == 6
+    assert told[f"{following}_sum"] == pytest.approx(54 * 0.02)
+    assert told[f"{following}_bucket[0.01]"] == 0
+    assert memory["fmplex_backbone_kv_blocks_free"] == memory["fmplex_backbone_kv_blocks"]
+    assert memory["fmplex_backbone_kv_blocks_prefix"] > 0
+
+
 def test_log_probabilities(rig: Rig, generate: Any) -> None:
     request = rig.ask(0, "lazy dog", temperature=0, max_tokens=5, logprobs=2, ignore_eos=True)
     rig.run()
@@ -257,6 +418,90 @@ def test_log_probabilities(rig: Rig, generate: Any) -> None:
         assert each[str(token)]["rank"] == 1
         assert each[str(token)]["logprob"] == pytest.approx(float(expected[token]), abs=1e-3)
         assert {int(key) for key in each} == set(expected.topk(2).indices.tolist())
+
+
+def test_a_token_is_told_before_the_best_ones_and_their_sum(rig: Rig) -> None:
+    drawn = rig.ask(0, "fox", seed=3, temperature=5, max_tokens=12, logprobs=4, ignore_eos=True, stream=True)
+    summed = rig.ask(0, "fox", seed=3, temperature=5, max_tokens=12, ignore_eos=True, return_cumulative_logprob=True)
+    plain = rig.ask(0, "fox", max_tokens=2)
+    rig.run()
+    told = [each for part in rig.parts[drawn] for each in part.value.logprobs]  # type: ignore[union-attr]
+    assert [int(next(iter(each))) for each in told] == rig.answer(drawn)
+    assert any(next(iter(each.values()))["rank"] > 1 for each in told), "a hot draw takes others than the best"
+    total = sum(next(iter(each.values()))["logprob"] for each in told)
+    (whole,), last = rig.parts[summed], rig.parts[drawn][-1]
+    assert whole.value.cumulative_logprob == last.value.cumulative_logprob == pytest.approx(total)  # type: ignore[union-attr]
+    assert whole.value.logprobs is None  # type: ignore[union-attr]
+    tensors = [rig.runtime.decode(each, rig.parts[each][-1].value) for each in (summed, plain)]  # type: ignore[union-attr]
+    assert [float(each["cumulative_logprob"].item()) for each in tensors] == [pytest.approx(total, rel=1e-5), 0]
+
+
+CHAT = [
+    {"role": "user", "content": "fox"},
+    {"role": "assistant", "content": "dog"},
+    {"role": "user", "content": "日本"},
+]
+
+
+def shown(rig: Rig, task: int, messages: Any) -> str:
+    """The prompt of a conversation, as text."""
+    prompt = rig.ask(task, "", messages=messages, max_tokens=1).prepared.asked.prompt
+    rig.run()
+    return str(rig.runtime.tokenizer.decode(prompt))
+
+
+def test_a_conversation_is_shown_in_the_chat_template_behind_the_tasks_system_prompt(rig: Rig) -> None:
+    text = "<|im_start|>system\nbe brief{}<|im_end|>\n<|im_start|>user\nfox<|im_end|>\n"
+    rest = "<|im_start|>assistant\ndog<|im_end|>\n<|im_start|>user\n日本<|im_end|>\n<|im_start|>assistant\n"
+    assert shown(rig, 1, CHAT) == text.format("") + rest
+    for role in ("system", "developer"):
+        assert shown(rig, 1, [{"role": role, "content": "and kind"}, *CHAT]) == text.format("\n\nand kind") + rest
+    one = rig.ask(1, "fox", max_tokens=1)
+    assert shown(rig, 1, CHAT[:1]) == rig.runtime.tokenizer.decode(one.prepared.asked.prompt)
+
+
+def test_every_users_turn_is_shown_as_the_tasks_texts_are(rig: Rig, tmp_path: Path) -> None:
+    document = {"family": "causal-lm", "encoder": {"template": "Say: {text}!"}, "decoder": {}}
+    (tmp_path / "task.json").write_text(json.dumps(document))
+    extensions = rig.runtime.load(tmp_path)
+    tokens = extensions.reader.conversation(CHAT)
+    said = rig.runtime.tokenizer.decode(tokens)
+    assert said.count("Say: fox!") == said.count("Say: 日本!") == 1
+    assert "Say: dog" not in said
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "messages", "says"),
+    [
+        (1, "", "[{", "messages is not JSON"),
+        (1, "", [], "messages is to be a JSON list"),
+        (1, "", {"role": "user"}, "messages is to be a JSON list"),
+        (1, "", ["fox"], "messages[0] is to be an object"),
+        (1, "", [*CHAT, {"role": "tool", "content": "4"}], "messages[3].role is 'tool': say system, developer, user"),
+        (1, "", [{"role": "user", "content": [{"type": "text"}]}], "messages[0].content is to be a text"),
+        (1, "", [{"role": "user", "content": "a", "tool_calls": []}], "messages[0]: there is no field 'tool_calls'"),
+        (1, "", [CHAT[0]] * 5000, "5000 turns, more than 4096"),
+        (1, "", [{"role": "user", "content": "日" * 600}], "messages and the task's template are"),
+        (1, "fox", CHAT, "messages stands in the place of text_input"),
+        (0, "", CHAT, "messages: 'task0' has no chat template, or does not use it"),
+    ],
+)
+def test_conversations_that_cannot_be_read(rig: Rig, task: int, text: str, messages: Any, says: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        rig.ask(task, text, messages=messages)
+    assert says in str(caught.value)
+
+
+def test_a_conversation_is_not_put_before_its_answer_and_may_be_refused_by_the_template(
+    rig: Rig, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidRequest, match="exclude_input_in_output"):
+        rig.ask(1, "", messages=CHAT, exclude_input_in_output=False)
+    template = "{% if messages|length > 1 %}{{ raise_exception('one turn only') }}{% endif %}{{ messages[0].content }}"
+    document = {"family": "causal-lm", "decoder": {"chat_template": template}}
+    (tmp_path / "task.json").write_text(json.dumps(document))
+    with pytest.raises(InvalidRequest, match="messages: the chat template does not take them: one turn only"):
+        rig.runtime.load(tmp_path).reader.conversation(CHAT)
 
 
 @pytest.mark.parametrize(

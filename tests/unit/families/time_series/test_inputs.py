@@ -50,11 +50,17 @@ def test_every_form_of_a_series(wide: Path, tmp_path: Path) -> None:
 
 
 def test_one_item_or_several(wide: Path) -> None:
-    assert all(
-        SERIES.is_item(each) for each in (np.ones(3), np.ones((3, 2)), [1, 2], [[1, 2], [3, 4]], series_of([1, 2]))
-    )
-    several: list[Any] = [np.ones((2, 3, 1)), [np.ones(3)] * 2, [np.ones((3, 2))], [series_of([1, 2])], wide, str(wide)]
-    assert [SERIES.is_item(each) for each in several] == [False, True, *[False] * 4]
+    assert all(SERIES.is_item(each) for each in (np.ones(3), np.ones((3, 2)), [1, 2], [None, 2.5], series_of([1, 2])))
+    several: list[Any] = [
+        np.ones((2, 3, 1)),
+        [[1, 2], [3, 4]],
+        [np.ones(3)] * 2,
+        [np.ones((3, 2))],
+        [series_of([1, 2])],
+        wide,
+        str(wide),
+    ]
+    assert [SERIES.is_item(each) for each in several] == [False] * len(several)
     assert [
         len(items_of(each, SERIES)) for each in (np.ones((2, 3, 1)), [np.ones((3, 2))], wide, pd.read_csv(wide))
     ] == [2, 1, 1, 1]

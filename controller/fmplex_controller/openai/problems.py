@@ -1,0 +1,75 @@
+"""Errors in OpenAI's shape: {"error": {"message", "type", "param", "code"}}, with the HTTP status of their kind."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import ValidationError
+
+from fmplex_backend.errors import Busy, DeadlineExceeded, FmplexError, ServerProblem, TaskProblem, Unreachable
+
+INVALID, SERVER = "invalid_request_error", "server_error"
+BAD = ("INVALID_ARGUMENT", "INVALID_ARG", "400")
+_BY_TRITON = re.compile(r"^in ensemble '[^']*', ")
+# Whose names the backbone's messages begin with.
+_NAMED = re.compile(r"sampling_parameters\.(?P<field>\w+)|(?P<input>messages|text_input)\b")
+
+
+class ApiProblem(Exception):
+    """An error as the client is told it."""
+
+    def __init__(
+        self, status: int, message: str, *, kind: str = INVALID, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.kind, self.param, self.code = status, kind, param, code
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """As OpenAI writes it."""
+        return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """That go with its status."""
+        if self.status == 401:
+            return {"WWW-Authenticate": "Bearer"}
+        return {"Retry-After": "1"} if self.status in (429, 503) else {}
+
+
+def of_field(param: str, problem: str) -> ApiProblem:
+    """A field of a request is wrong, or asks for what there is not."""
+    return ApiProblem(400, f"{param}: {problem}", param=param)
+
+
+def of_validation(error: ValidationError) -> ApiProblem:
+    """Of the first field that pydantic names."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    param = "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in _without_types(first["loc"]))
+    said = f"{first['msg'][0].lower()}{first['msg'][1:]}".removeprefix("value error, ")
+    return ApiProblem(400, f"{param.lstrip('.') or 'the body'}: {said}", param=param.lstrip(".") or None)
+
+
+def _without_types(place: tuple[int | str, ...]) -> list[int | str]:
+    """pydantic names the members of unions, too, as no field can be named: list[str], function-..."""
+    return [each for each in place if isinstance(each, int) or (re.fullmatch(r"[a-z_]+", each) and each != "str")]
+
+
+def of_problem(error: FmplexError, model: str) -> ApiProblem:
+    """What the server, or the way to it, has answered."""
+    text = _BY_TRITON.sub("", str(error))
+    if isinstance(error, Busy):
+        return ApiProblem(429, text, kind="requests", code="rate_limit_exceeded")
+    if isinstance(error, DeadlineExceeded):
+        return ApiProblem(504, text, kind=SERVER, code="timeout")
+    if isinstance(error, Unreachable):
+        return ApiProblem(503, text, kind=SERVER, code="unavailable")
+    status = error.status if isinstance(error, ServerProblem) else ""
+    if status in ("NOT_FOUND", "404") or "unknown model" in text or "has no available versions" in text:
+        problem = f"The model `{model}` does not exist, or is not loaded. GET /v1/models lists those there are"
+        return ApiProblem(404, problem, param="model", code="model_not_found")
+    if isinstance(error, TaskProblem) or status in BAD:
+        named = _NAMED.match(text)
+        return ApiProblem(400, text, param=(named["field"] or named["input"]) if named else None)
+    return ApiProblem(500, text, kind=SERVER)

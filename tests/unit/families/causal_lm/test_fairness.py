@@ -1,0 +1,277 @@
+"""The bound for sequences of docs/tune-fairness.md, with its own constants, on random histories.
+
+Beside the constants of tests/unit/scheduling/test_fairness.py, in virtual seconds (seconds over weight):
+
+    rest   r_i   the most that its sequences which had begun at one time still needed to their ends
+
+Between two batches, where i has something queued:   start_i >= V - o_i - max over j of (l_j + u_j + r_j)
+Hence, while i and j both always have something queued:
+    |W_i/w_i - W_j/w_j| <= l_i + u_i + o_i + l_j + u_j + o_j + 2 max over k of (l_k + u_k + r_k)
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fmplex_backend.families.causal_lm.memory import Memory
+from fmplex_backend.scheduling import Bfq, CostModel, Scheduler
+from fmplex_backend.types import Request, Vfm, Work
+
+SIZE, CHUNK, ROUNDS = 4, 8, 120
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A random history; the same one every time it is run."""
+
+    seed: int
+    weights: tuple[float, ...]
+    greedy: int  # the first so many vFMs always have something queued
+    max_items: int
+    blocks: int
+    longest: int  # tokens of a prompt, and of an answer
+    words: int  # so many different tokens: the fewer, the more is found in memory
+    noise: float  # a batch takes up to so many times longer or shorter than estimated
+    limited: bool  # the last vFM has limits of its own
+
+
+SCENARIOS = st.builds(
+    Scenario,
+    seed=st.integers(0, 2**32 - 1),
+    weights=st.lists(st.floats(0.1, 10), min_size=2, max_size=5).map(tuple),
+    greedy=st.integers(0, 5),
+    max_items=st.integers(1, 12),
+    blocks=st.integers(10, 200),
+    longest=st.integers(1, 20),
+    words=st.sampled_from([1, 2, 1000]),
+    noise=st.sampled_from([1.0, 1.5]),
+    limited=st.booleans(),
+)
+
+
+class State:
+    """A sequence: its tokens, how many of them are computed, and how many it will have."""
+
+    def __init__(self, tokens: list[int], length: int) -> None:
+        self.tokens, self.length, self.computed = tokens, length, 0
+
+    @property
+    def works(self) -> list[Work]:
+        """Of all its steps from here on."""
+        found, computed, known = [], self.computed, len(self.tokens)
+        while computed < self.length:
+            end = min(computed + CHUNK, known)
+            found.append(Work(1, end - computed, (end - computed) * end))
+            computed, known = end, known + (end == known)
+        return found
+
+
+class World:
+    """The scheduler and the memory, as the engine uses them, over sequences that make random tokens."""
+
+    def __init__(self, scenario: Scenario, policy: type[Scheduler] = Bfq) -> None:
+        self.scenario, self.random = scenario, random.Random(scenario.seed)
+        self.cost = CostModel(fixed=1e-3, per_token=1e-3, per_area=1e-5)
+        self.memory = Memory(scenario.blocks, SIZE, lambda request: self.state[request].tokens, self.moved)
+        self.scheduler = policy(self.cost, max_items=scenario.max_items, has_room=self.memory.has_room)
+        self.vfms = [Vfm(number, f"task{number}", weight=weight) for number, weight in enumerate(scenario.weights)]
+        if scenario.limited:
+            self.vfms[-1].max_running, self.vfms[-1].max_kv_share = 2, 0.3
+        self.state: dict[Request, State] = {}
+        self.measured = 0.0
+        self.recomputed = 0
+        self.largest, self.under, self.over, self.rest = ([0.0] * len(self.vfms) for _ in range(4))
+        self.range: dict[tuple[Vfm, Vfm], tuple[float, float]] = {}
+
+    def moved(self, request: Request, computed: int) -> None:
+        state = self.state[request]
+        self.recomputed += max(0, state.computed - computed)
+        state.computed = computed
+        request.work = state.works[0]
+
+    def send(self, vfm: Vfm) -> None:
+        words = self.scenario.words
+        prompt = [self.random.randrange(words) for _ in range(self.random.randint(1, self.scenario.longest))]
+        request = Request(vfm, {}, (), 0.0, lambda *_: None, extensions=vfm)
+        self.state[request] = State(prompt, len(prompt) + self.random.randint(0, self.scenario.longest))
+        request.work = self.state[request].works[0]
+        self.scheduler.admit(request)
+
+    def arrive(self, round_: int) -> None:
+        """The greedy are never without; the others come in bursts, with rests in between."""
+        for vfm in self.vfms:
+            count = self.random.choice((0, 0, 0, 1, 4)) if (round_ // 20 + vfm.id) % 2 else 0
+            if vfm.id < self.scenario.greedy:
+                count = max(0, self.scenario.max_items + 1 - len(vfm.queue))
+            for _ in range(count):
+                self.send(vfm)
+
+    def step(self) -> list[Request]:
+        """One batch, as the engine has it."""
+        batch = self.scheduler.choose(0.0)
+        self.taken(batch)
+        self.memory.begin()
+        works = [(request, request.work) for request in batch]
+        estimate = sum(self.cost.portion(work) for _, work in works)
+        elapsed = estimate * self.scenario.noise ** self.random.uniform(-1, 1)
+        self.measured += elapsed
+        for request in batch:
+            self.advance(request)
+        self.scheduler.measure(works, elapsed)
+        self.settling(batch)
+        self.scheduler.settle(batch)
+        for request in batch:
+            if self.state[request].computed < self.state[request].length:
+                self.scheduler.requeue(request)
+            else:
+                self.memory.release(request)
+                del self.state[request]
+        self.check()
+        return batch
+
+    def advance(self, request: Request) -> None:
+        state = self.state[request]
+        state.computed += int(request.work.tokens)
+        self.memory.keep(request, state.computed)
+        if state.computed == len(state.tokens) < state.length:
+            state.tokens.append(self.random.randrange(self.scenario.words))
+        if works := state.works:
+            request.work = works[0]
+
+    # -- what is checked
+
+    def taken(self, batch: Sequence[Request]) -> None:
+        """The constants so far, and which pairs go on being backlogged."""
+        for vfm in self.vfms:
+            begun = [request for request in self.memory.of if request.vfm is vfm]
+            rest = sum(self.cost.portion(work) for request in begun for work in self.state[request].works)
+            self.rest[vfm.id] = max(self.rest[vfm.id], self.scenario.noise * rest / vfm.weight)
+        waiting = [vfm for vfm in self.vfms if vfm.queue and not vfm.max_running]
+        for pair in combinations(waiting, 2):
+            self.range.setdefault(pair, (self.difference(pair), self.difference(pair)))
+        self.range = {pair: seen for pair, seen in self.range.items() if pair[0].queue and pair[1].queue}
+
+    def settling(self, batch: Sequence[Request]) -> None:
+        under, over = [0.0] * len(self.vfms), [0.0] * len(self.vfms)
+        for request in batch:
+            own = request.vfm.id
+            late = request.service_s / request.vfm.weight - request.charge
+            under[own] += max(late, 0.0)
+            over[own] += max(-late, 0.0)
+            self.largest[own] = max(self.largest[own], request.charge)
+        self.under = [max(pair) for pair in zip(self.under, under, strict=True)]
+        self.over = [max(pair) for pair in zip(self.over, over, strict=True)]
+
+    def check(self) -> None:
+        now, slack = self.scheduler.virtual_time, 1e-9 * (1 + self.scheduler.virtual_time)
+        assert sum(vfm.service for vfm in self.vfms) == pytest.approx(self.measured)
+        behind = self.behind()
+        for vfm in self.vfms:
+            assert vfm.start <= now + self.largest[vfm.id] + self.under[vfm.id] + slack, "too far ahead"
+            if vfm.queue:
+                assert vfm.start >= now - self.over[vfm.id] - behind - slack, "too far behind"
+        for pair, (low, high) in self.range.items():
+            difference = self.difference(pair)
+            self.range[pair] = low, high = min(low, difference), max(high, difference)
+            assert max(difference - low, high - difference) <= self.bound(*pair) + slack, "unfair"
+
+    def behind(self) -> float:
+        """What others may get while one waits for room."""
+        return max(sum(each) for each in zip(self.largest, self.under, self.rest, strict=True))
+
+    def bound(self, *pair: Vfm) -> float:
+        own = sum(self.largest[vfm.id] + self.under[vfm.id] + self.over[vfm.id] for vfm in pair)
+        return own + 2 * self.behind()
+
+    def difference(self, pair: tuple[Vfm, Vfm]) -> float:
+        one, two = (vfm.service / vfm.weight for vfm in pair)
+        return one - two
+
+    def finish(self) -> None:
+        """All that is there ends, and leaves nothing."""
+        for _ in range(20_000):
+            if not self.scheduler.queued:
+                break
+            assert self.step(), "it stands still"
+        assert not self.state
+        assert self.memory.blocks.free == self.scenario.blocks
+        assert not self.memory.running
+
+
+@settings(max_examples=150, deadline=None)
+@given(scenario=SCENARIOS)
+def test_sequences_are_served_within_the_bound(scenario: Scenario) -> None:
+    world = World(scenario)
+    for round_ in range(ROUNDS):
+        world.arrive(round_)
+        if world.scheduler.queued:
+            assert world.step(), "it stands still"
+    world.finish()
+
+
+def test_with_room_for_all_the_bound_is_that_of_steps() -> None:
+    """Three to one, always backlogged: within a step of each, whatever the sequences' lengths."""
+    scenario = Scenario(1, (3.0, 1.0), 2, 8, 4000, 20, 1000, 1.0, False)
+    world = World(scenario)
+    for round_ in range(400):
+        world.arrive(round_)
+        world.step()
+    one, two = world.vfms
+    assert abs(one.service / 3 - two.service) <= sum(world.largest)
+    assert one.service / two.service == pytest.approx(3, rel=0.02)
+
+
+def test_who_is_preempted_pays_for_what_is_computed_again() -> None:
+    """Shares stay as they are by weight, though memory is full and the heavy one's sequences do not fit."""
+    scenario = Scenario(2, (3.0, 1.0), 2, 8, 24, 16, 1000, 1.0, False)
+    world = World(scenario)
+    for round_ in range(1500):
+        world.arrive(round_)
+        world.step()
+    one, two = world.vfms
+    assert world.recomputed > 100
+    assert one.service / two.service == pytest.approx(3, rel=0.1)
+
+
+def test_who_is_held_back_by_its_own_limit_banks_no_credit() -> None:
+    scenario = Scenario(3, (1.0, 1.0), 2, 8, 400, 16, 1000, 1.0, True)
+    world = World(scenario)
+    for round_ in range(300):
+        world.arrive(round_)
+        world.step()
+    free, limited = world.vfms
+    assert limited.service < 0.7 * free.service
+    limited.max_running = limited.max_kv_share = None
+    before = free.service, limited.service
+    for round_ in range(300):
+        world.arrive(round_)
+        world.step()
+    assert (limited.service - before[1]) / (free.service - before[0]) == pytest.approx(1, rel=0.1)
+
+
+class Greedy(Bfq):
+    """Takes the largest tag first."""
+
+    def rank(self, vfm: Vfm) -> float:
+        """Upside down."""
+        return -vfm.start
+
+
+def test_the_checks_can_fail() -> None:
+    caught = 0
+    for seed in range(10):
+        world = World(Scenario(seed, (1.0, 4.0, 0.5), 3, 4, 60, 12, 1000, 1.0, False), Greedy)
+        try:
+            for round_ in range(ROUNDS):
+                world.arrive(round_)
+                world.step()
+        except AssertionError:
+            caught += 1
+    assert caught >= 8
