@@ -82,7 +82,7 @@ class EncoderRuntime(KeepsNothing, ABC, Generic[RowT]):
     common_outputs: ClassVar[Mapping[str, int | None]] = {}
     folds: ClassVar[bool] = False  # see `AdapterBank`
     forward: EncoderForward[RowT, Any]
-    by_row: frozenset[str]  # modules that a task's adapter may bring whole, see `modules_by_row`
+    by_row: frozenset[str] = frozenset()  # modules that a task's adapter may bring whole, see `modules_by_row`
 
     def __init__(
         self,

@@ -54,7 +54,7 @@ def import_(
     """Make tasks on one backbone of models that were fine-tuned from one.
 
     What a model has of its own becomes its task: the head, LoRA where its weights differ by a product of low rank, else
-    whole modules. Each task's answers are compared with the model's.
+    whole modules. Each task's answers are compared with those on the model itself.
     """
     with errors_shown(as_json):
         from transformers.utils import logging as transformers_logging
@@ -69,8 +69,8 @@ def import_(
         called = _names(names, checkpoints)
         for name in called:
             models.check_free(name)
-        shared, rounding, entry = _shared(models, backbone, base, checkpoints)
-        importer = Importer(shared, rounding, most=rank, cuts=rank is not None, tolerance=tolerance)
+        shared, entry = _shared(models, backbone, base, checkpoints)
+        importer = Importer(shared, most=rank, cuts=rank is not None, tolerance=tolerance)
         found = [importer.found(each, name) for each, name in zip(checkpoints, called, strict=True)]
         saved = [] if dry_run else _save(models, entry, found)
         document = _document(backbone, importer.bytes, found) | {"saved": saved}
@@ -97,9 +97,9 @@ def _names(given: str, checkpoints: Sequence[Checkpoint]) -> list[str]:
 
 def _shared(
     models: ModelRepository, name: str, base: str, checkpoints: Sequence[Checkpoint]
-) -> tuple[Any, float, BackboneEntry | None]:
-    """The backbone, how coarse its weights are stored, and its entry where it is new."""
-    from fmplex.importing.checkpoint import COMPARED_IN, Checkpoint
+) -> tuple[Any, BackboneEntry | None]:
+    """The backbone, and its entry where it is new."""
+    from fmplex.importing.checkpoint import COMPARED_IN
     from fmplex.importing.fleet import chosen_base
     from fmplex.task.backbone import Backbone
 
@@ -110,16 +110,13 @@ def _shared(
         there = load_backbone_config(file, parameters)
         if there.family != family:
             raise TaskProblem(f"the backbone {name!r} is a {there.family}, the models are of the family {family}")
-        return Backbone(name, repository=models.root, dtype=COMPARED_IN), 0.0, None
+        return Backbone(name, repository=models.root, dtype=COMPARED_IN), None
     models.check_free(name)
-    chosen = None if base else chosen_base(checkpoints)
-    if base and Path(base).is_dir():
-        chosen = Checkpoint(Path(base))
-    model = str(chosen.directory) if chosen else model_named(base)
+    model = model_named(base) if base else str(chosen_base(checkpoints).directory)
     config = load_backbone_config(file, {"model": model, "family": family})
     entry = BackboneEntry(name, config, MAX_BATCH_SIZE if families.family(family).batched else 0)
     shared = Backbone(model, repository=models.root, name=name, family=family, dtype=COMPARED_IN)
-    return shared, chosen.rounding if chosen else 0.0, entry
+    return shared, entry
 
 
 def _save(models: ModelRepository, entry: BackboneEntry | None, found: Sequence[Found]) -> list[str]:

@@ -22,6 +22,12 @@ from fmplex_backend.repository.backbone import family_of
 COMPARED_IN = "float32"
 
 
+def rounding_of(config: Mapping[str, Any]) -> float:
+    """The distance from 1 to the next number in the format that a model's weights are stored in, by its config.json."""
+    stored = str(config.get("dtype") or config.get("torch_dtype") or COMPARED_IN)
+    return float(torch.finfo(getattr(torch, stored)).eps)
+
+
 class Checkpoint:
     """A model's directory; raises TaskProblem where it is none that could become a task."""
 
@@ -56,9 +62,8 @@ class Checkpoint:
 
     @property
     def rounding(self) -> float:
-        """The distance from 1 to the next number in the format that its weights are stored in."""
-        stored = str(self.config.get("dtype") or self.config.get("torch_dtype") or COMPARED_IN)
-        return float(torch.finfo(getattr(torch, stored)).eps)
+        """See `rounding_of`."""
+        return rounding_of(self.config)
 
     @cached_property
     def backbone(self) -> Backbone:

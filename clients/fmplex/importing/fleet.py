@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fmplex.importing.checkpoint import Checkpoint
+from fmplex.importing.checkpoint import Checkpoint, rounding_of
 from fmplex.importing.difference import rank
 from fmplex.importing.extension import Comparison, Extension
 from fmplex.task.backbone import Backbone
@@ -20,6 +20,7 @@ from fmplex.task.task import Task
 from fmplex_backend.adapters.kinds import Pretrained
 from fmplex_backend.errors import FmplexError, TaskProblem
 from fmplex_backend.families.heads import CarriedOver
+from fmplex_backend.families.model_files import find_model, model_config
 
 COMPARED = 3  # matrices, to choose what is shared
 SHORT, LONG = (16, 6), (64, 2)  # tokens and count of the inputs that answers are compared on
@@ -93,15 +94,14 @@ class Importer:
 
     Args:
         backbone: what they share, in float32, with the name and the repository that the tasks get.
-        rounding: of the format that its weights are stored in.
         most: the largest rank of LoRA. cuts: whether differences of a higher one are cut to it.
         tolerance: how far answers may differ from the checkpoint's own.
     """
 
-    def __init__(
-        self, backbone: Backbone, rounding: float, *, most: int | None = None, cuts: bool = False, tolerance: float
-    ) -> None:
+    def __init__(self, backbone: Backbone, *, most: int | None = None, cuts: bool = False, tolerance: float) -> None:
         self.backbone, self.tolerance = backbone, tolerance
+        directory = find_model(backbone.config.model, backbone.file)
+        rounding = rounding_of(model_config(directory, backbone.file))
         self.compared = Comparison(backbone, rounding, most, cuts=cuts)
 
     @property

@@ -26,6 +26,7 @@ SEQUENCE_HEADS: dict[str, tuple[tuple[str, str], Activation]] = {
     "roberta": (("classifier.dense", "classifier.out_proj"), "tanh"),
     "xlm-roberta": (("classifier.dense", "classifier.out_proj"), "tanh"),
 }
+DEBERTA = ("deberta", "deberta-v2")  # their pooler's activation is a setting
 TOKEN_HEADS = frozenset(SEQUENCE_HEADS)  # all of them have one layer, `classifier`, for ...ForTokenClassification
 
 
@@ -36,6 +37,8 @@ def carried_over(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ca
         return CarriedOver(Embedder(), {})
     if made == "ForSequenceClassification" and kind in SEQUENCE_HEADS:
         names, activation = SEQUENCE_HEADS[kind]
+        if kind in DEBERTA and (own := config.get("pooler_hidden_act", activation)) != activation:
+            raise ValueError(f"the pooler_hidden_act of a {kind} is {own}: only {activation} is carried over")
         head = layers(tensors, names, f"a {kind}{made}")
         return CarriedOver(scores_decoder(config, head, activation, "cls"), head)
     if made == "ForTokenClassification" and kind in TOKEN_HEADS:

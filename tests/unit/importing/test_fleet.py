@@ -84,7 +84,7 @@ def scores(directory: Path, texts: list[str]) -> Any:
 def imported(base: Path, *directories: Path, **options: Any) -> list[Found]:
     checkpoint = Checkpoint(base)
     shared = Backbone(base, family=checkpoint.family, dtype="float32", device="cpu")
-    importer = Importer(shared, checkpoint.rounding, **({"tolerance": 1e-4} | options))
+    importer = Importer(shared, **({"tolerance": 1e-4} | options))
     return [importer.found(Checkpoint(each), each.name) for each in directories]
 
 
