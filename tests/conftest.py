@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Generator
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,7 +11,13 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-MEASURING = ("account", "family_contract", "life", "second_family", "shutdown")  # of tests/triton
+MEASURING = ("account", "life", "second_family", "shutdown")  # of tests/triton
+CONTRACT = "tests/triton/test_family_contract.py"
+# Of the contract what measures seconds, which are the scheduler's and the account's for every family: `make test`
+# measures one, `make test-all` each.
+MEASURES = ("test_backlogged_tasks_share_by_weight", "test_charged_seconds_are_measured_seconds")
+MEASURED = "text-encoder"
+FAMILY = re.compile(r"\[([a-z]+-[a-z]+)")  # in the names of its tests
 
 
 STATE = pytest.StashKey[TemporaryDirectory[str]]()
@@ -28,13 +35,19 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 class FilesWhole(LoadScopeScheduling):
-    """Files stay whole, for their fixtures; those that measure shares and delays run one after the other."""
+    """Files stay whole, for their fixtures; those that measure shares and delays run one after the other.
+
+    The contract stays whole for each family, which has a server of its own.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
+        if file == CONTRACT and (family := FAMILY.search(nodeid)):
+            return "measuring" if family[1] == MEASURED else f"contract of {family[1]}"
         return "measuring" if file in {f"tests/triton/test_{name}.py" for name in MEASURING} else file
 
 
+@pytest.hookimpl(tryfirst=True)  # before those that are slow are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test on the real server that fails runs once more: what else the machine does can make it late.
 
@@ -43,6 +56,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.nodeid.startswith("tests/triton/"):
             item.add_marker(pytest.mark.flaky(reruns=1))
+        family = FAMILY.search(item.nodeid) if item.nodeid.startswith(CONTRACT) else None
+        if family and family[1] != MEASURED and getattr(item, "originalname", "") in MEASURES:
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
