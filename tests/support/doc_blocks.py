@@ -55,6 +55,9 @@ NOT_RUN = {
     ("serve.md", "with Server(ServerOptions("): "starts a second server, on the ports 8000 to 8002",
 }
 
+# Pages of families whose contract and unit tests `make test` runs anyhow: `make test-all` runs them.
+LONG = ("series.md", "vision.md")
+
 
 def says(page: str, printed: str) -> bool:
     """Whether what a page says is what was printed."""

@@ -191,7 +191,7 @@ def test_what_is_rejected_here_is_rejected_there(served: Serving, backbone: Back
         assert any(each.rejected for each in task.predict(asked))  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize("kind", ["csv", pytest.param("parquet", marks=pytest.mark.slow)])
 def test_a_file_whose_answering_is_killed_goes_on(
     served: Serving, backbone: Backbone, tmp_path: Path, kind: str
 ) -> None:

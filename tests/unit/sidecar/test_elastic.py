@@ -260,7 +260,7 @@ def check_bounded(one: World) -> None:
             last[action.task] = at
 
 
-@settings(max_examples=30)
+@settings(max_examples=8)
 @given(worlds())
 def test_at_constant_load_it_comes_to_rest_and_takes_nothing_back(one: World) -> None:
     again = copy_of(one)
@@ -290,7 +290,7 @@ def _excess(one: World) -> float:
     return sum(max(0.0, asked - CAP) for asked in one.asked().values())
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(worlds(), st.randoms(use_true_random=False))
 def test_whatever_the_load_does_moves_are_bounded(one: World, random: object) -> None:
     for _ in range(20):
@@ -299,7 +299,7 @@ def test_whatever_the_load_does_moves_are_bounded(one: World, random: object) ->
     check_bounded(one)
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(worlds())
 def test_every_move_takes_load_off_what_is_overloaded_to_where_it_fits(one: World) -> None:
     for _ in range(30):
