@@ -200,8 +200,8 @@ class SequenceInputs(Protocol):
     def compared(self, rows: Rows) -> list[int]:
         """The rows whose item can be asked in a request, so that its answer can be compared with theirs."""
 
-    def compared_by(self, examples: Sequence[Any]) -> Mapping[str, str]:
-        """Parameters of these requests."""
+    def compared_by(self, examples: Sequence[Any]) -> Sequence[Mapping[str, str]]:
+        """Parameters of each one's request, of examples whose item can be asked."""
 
 
 class Family:

@@ -192,6 +192,27 @@ def test_rows_that_cannot_be_learned_are_named(backbone: Backbone, rows: Any, ma
         support(backbone).fit(rows, **FIT)
 
 
+@pytest.mark.parametrize(
+    ("rows", "match"),
+    [
+        ([("a", "b"), ("c", "d" * 600)], "the data, row 1: prompt and answer are"),
+        ([("no", "b")], "the data, row 0: the chat template does not take it: never"),
+    ],
+)
+def test_what_is_wrong_with_test_rows_is_said_before_the_first_step(backbone: Backbone, rows: Any, match: str) -> None:
+    template = "{% if messages[0]['content'] == 'no' %}{{ raise_exception('never') }}{% endif %}x>"
+    task = support(backbone, decoder=Generator(chat_template=template))
+    with pytest.raises(TaskProblem, match=match):
+        task.fit(ROWS, test=rows, **FIT)
+    assert task.history is None
+
+
+def test_rows_with_answers_of_any_length_are_evaluated(backbone: Backbone) -> None:
+    """Together: each asks for as many tokens as its own answer has."""
+    task = support(backbone, adapter=None, decoder=Generator(chat=False))
+    assert {"perplexity", "exact_match"} == task.evaluate([("a" * 300, "b"), ("c", "d" * 300)]).figures.keys()
+
+
 def test_the_command_line(root: Path, tmp_path: Path) -> None:
     """The family's own decoder by default, and its names of columns."""
     file = tmp_path / "rows.jsonl"
