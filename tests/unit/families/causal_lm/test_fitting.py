@@ -181,9 +181,7 @@ def test_rows_that_are_too_long_are_named(runtime: CausalLmRuntime) -> None:
 def test_an_empty_prompt_is_named(runtime: CausalLmRuntime) -> None:
     """The first token follows from nothing: in a pack it would follow from the sequence before it."""
     rows = Rows(["a", "", "b", ""], ["w", "x", "y", "z"], [], "rows.csv")
-    with pytest.raises(
-        TaskProblem, match=r"rows\.csv, rows 1 and 3: the prompt holds no tokens\. Fill it in"
-    ):
+    with pytest.raises(TaskProblem, match=r"rows\.csv, rows 1 and 3: the prompt holds no tokens\. Fill it in"):
         answers_of(runtime, Generator(chat=False)).examples(rows)
     assert len(answers_of(runtime).examples(rows)) == 4, "a template puts tokens before the answer"
 
