@@ -189,7 +189,7 @@ class SequenceInputs(Protocol):
 
     @property
     def learning_rate(self) -> float | None:
-        """Of an adapter by default; None: that of the adapter's kind."""
+        """Of a low-rank adapter by default; None: that of the adapter's kind, as for other kinds."""
 
     def examples(self, rows: Rows) -> list[Any]:
         """Rows with the answers to them, as `SequenceExample`s; raises TaskProblem."""

@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from fmplex import Backbone, Generated, Generator, LoRA, Pretrained, Task, TaskProblem
+from fmplex import IA3, Backbone, DoRA, Generated, Generator, LoRA, Pretrained, Task, TaskProblem
 from fmplex.cli import app as cli
 from fmplex.training.interrupt import Interrupted
 from fmplex.training.options import FitOptions
@@ -114,6 +114,20 @@ def test_a_pretrained_adapter_is_fitted_further(backbone: Backbone) -> None:
     assert further.evaluate(ROWS).figures == task.evaluate(ROWS).figures
     history = further.fit(ROWS, **{**FIT, "epochs": 1, "learning_rate": 1e-6})
     assert history.steps[0] < 2
+
+
+@pytest.mark.parametrize(
+    ("adapter", "given", "rate"),
+    [(LoRA(), None, 5e-4), (DoRA(), None, 5e-4), (IA3(), None, IA3.learning_rate), (IA3(), 2e-3, 2e-3)],
+)
+def test_the_learning_rate_is_that_of_the_adapters_kind(
+    backbone: Backbone, adapter: Any, given: float | None, rate: float
+) -> None:
+    task = support(backbone, adapter=adapter)
+    parts = TaskParts("support", backbone, task.encoder, task.adapter, task.decoder, task.fitted)
+    training = prepare(parts, task.rows(ROWS), None, FitOptions(learning_rate=given), Progress())
+    assert isinstance(training, SequenceTraining)
+    assert training.learning_rate == rate
 
 
 def gradients(backbone: Backbone, steps: list[list[int]], **options: Any) -> dict[str, torch.Tensor]:
