@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
-from types import TracebackType
-from typing import Any
 
 import torch
 from transformers import AutoModel, AutoTokenizer
@@ -20,37 +17,21 @@ from transformers.utils import logging
 
 from benchmarks.harness.repositories import model_directory
 from benchmarks.harness.subject import subject
+from benchmarks.load.child import Child
 from fmplex_controller.server.installation import ALLOCATOR
 
 
-class Bare:
+class Bare(Child):
     """A process, pinned to a core, that runs the loop on demand."""
 
+    module = "benchmarks.harness.bare"
+
     def __init__(self, texts: list[str], batch: int, core: int) -> None:
-        line = [sys.executable, "-m", "benchmarks.harness.bare"]
-        self._process = subprocess.Popen(
-            line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ALLOCATOR | os.environ
-        )
-        self._send({"texts": texts, "batch": batch, "core": core})
-
-    def __enter__(self) -> Bare:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: Any, traceback: TracebackType | None) -> None:
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait(10)
+        super().__init__({"texts": texts, "batch": batch, "core": core}, ALLOCATOR | os.environ)
 
     def per_second(self, seconds: float) -> float:
         """Texts per second, measured for `seconds`."""
-        return self._send({"seconds": seconds})
-
-    def _send(self, message: dict[str, Any]) -> float:
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(json.dumps(message) + "\n")
-        self._process.stdin.flush()
-        return float(self._process.stdout.readline())
+        return float(self.ask({"seconds": seconds}))
 
 
 def main() -> None:

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -30,8 +28,9 @@ from transformers.utils import logging
 
 from benchmarks.harness.language_model import BACKBONE, SEQUENCES, Ask, model_directory, tokenizer, wishes
 from benchmarks.harness.subject import subject
+from benchmarks.load.child import Child
+from fmplex_backend.families.causal_lm.onednn import speed_up
 from fmplex_backend.families.causal_lm.runtime import CausalLmRuntime
-from fmplex_backend.families.linear import speed_up
 from fmplex_backend.repository.config import load_backbone_config
 from fmplex_backend.repository.configs import backbone_parameters
 from fmplex_backend.scheduling import Bfq, CostModel
@@ -44,38 +43,18 @@ PAGE, PAGES = 16, 1024
 Generate = Callable[[Sequence[Ask]], float]  # seconds of CPU time
 
 
-class Generating:
+class Generating(Child):
     """A process, pinned to the core of models, that generates on demand."""
 
+    module = "benchmarks.harness.generating"
+
     def __init__(self, kind: str, repository: Path | None = None) -> None:
-        line = [sys.executable, "-m", "benchmarks.harness.generating"]
-        variables = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        self._process = subprocess.Popen(
-            line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ALLOCATOR | os.environ | variables
-        )
-        self._send({"kind": kind, "repository": str(repository), "core": subject().apart.models[0]})
-
-    def __enter__(self) -> Generating:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: Any, traceback: TracebackType | None) -> None:
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait(30)
+        setup = {"kind": kind, "repository": str(repository), "core": subject().apart.models[0]}
+        super().__init__(setup, ALLOCATOR | os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
 
     def per_second(self, asks: Sequence[Ask]) -> float:
         """Generated tokens that were asked for, per second of CPU time."""
-        return sum(ask.tokens for ask in asks) / self._send({"asks": [asdict(ask) for ask in asks]})
-
-    def _send(self, message: dict[str, Any]) -> float:
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(json.dumps(message) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError("the generating process has ended")
-        return float(answer)
+        return sum(ask.tokens for ask in asks) / float(self.ask({"asks": [asdict(ask) for ask in asks]}))
 
 
 # -- in the process

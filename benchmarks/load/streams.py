@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from types import TracebackType
 from typing import Any
 
+from benchmarks.load.child import Child
 from fmplex import AsyncClient, Generated, ServerProblem
 
 TIMEOUT_S = 600.0
@@ -68,25 +67,17 @@ class StreamPlan:
     warmup: float = 1.0
 
 
-class Streams:
+class Streams(Child):
     """The process, idle between plans."""
 
+    module = "benchmarks.load.streams"
+
     def __init__(self, core: int | None = None) -> None:
-        line = [sys.executable, "-m", "benchmarks.load.streams"]
-        self._process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._exchange({"core": core})
-
-    def __enter__(self) -> Streams:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: Any, traceback: TracebackType | None) -> None:
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait(30)
+        super().__init__({"core": core})
 
     def run(self, plan: StreamPlan) -> dict[str, Tally]:
         """Generate the load; what came, by task."""
-        return {task: Tally(**tally) for task, tally in self._exchange(asdict(plan)).items()}
+        return {task: Tally(**tally) for task, tally in self.ask(asdict(plan)).items()}
 
     def good(self, plan: StreamPlan) -> dict[str, Tally]:
         """Likewise; raises where a request failed."""
@@ -94,17 +85,6 @@ class Streams:
         if errors := [error for tally in tallies.values() for error in tally.errors]:
             raise RuntimeError(f"{len(errors)} requests failed: {errors[0]}")
         return tallies
-
-    def _exchange(self, message: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(json.dumps(message) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError("the process that makes streams has ended")
-        document: dict[str, Any] = json.loads(answer)
-        return document
 
 
 # -- in the process
@@ -121,14 +101,13 @@ class _Run:
         self.tallies = {load.task: Tally() for load in plan.loads}
 
     async def run(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            for load in self.plan.loads:
-                if load.clients:
-                    for number in range(load.clients):
-                        group.create_task(self._closed(load, load.prompts[number :: load.clients]))
-                else:
-                    for prompt in load.prompts:
-                        group.create_task(self._open(load, prompt))
+        asking: list[Coroutine[Any, Any, None]] = []
+        for load in self.plan.loads:
+            if load.clients:
+                asking += [self._closed(load, load.prompts[number :: load.clients]) for number in range(load.clients)]
+            else:
+                asking += [self._open(load, prompt) for prompt in load.prompts]
+        await asyncio.gather(*asking)
 
     async def _closed(self, load: Load, prompts: Sequence[Prompt]) -> None:
         number = 0

@@ -24,7 +24,8 @@ class Layout:
     Paths are the backbone's names of modules; an adapter that was trained inside of AutoModelFor... has others.
 
     Args:
-        by_row: the backbone's modules that an adapter may bring whole, see `saved_modules.modules_by_row`.
+        by_row: the backbone's modules that an adapter may bring whole, see `saved_modules.modules_by_row`; none of a
+            family whose passes have no rows of a batch.
     """
 
     def __init__(
@@ -94,6 +95,9 @@ class Layout:
 
     def _check_saved(self) -> None:
         """Raise TaskRefused where modules that are brought whole cannot be told apart by row."""
+        if self.settings.modules_to_save and not self.by_row:
+            problem, remedy = "tasks of this family take no modules_to_save", "Train without it"
+            raise TaskRefused(self.file, "modules_to_save", problem, remedy)
         for name in self.settings.modules_to_save or ():
             if not any(f".{path}".endswith(f".{self._inside(name)}") for path in self.saved):
                 raise TaskRefused(

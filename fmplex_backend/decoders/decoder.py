@@ -154,6 +154,11 @@ class Decoder:
         """
         return None
 
+    @classmethod
+    def asked(cls, cell: Any) -> Any:
+        """A labelled row's cell of an item, as the task's input takes it."""
+        return cell
+
     def brought(self) -> dict[str, Tensor]:
         """Tensors that it comes with, so that it need not be fitted; raises TaskProblem."""
         return {}

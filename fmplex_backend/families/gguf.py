@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from fmplex_backend.errors import BackboneRefused
 
-SAMPLE = 1 << 20  # bytes of a file that tell it from others, with its size
+BLOCK = 1 << 20  # bytes of a file that are read at a time
+DIGEST = re.compile(r"[0-9a-f]{16}")
 WAIT_S = 600.0  # for another process that converts the same file
 
 
@@ -46,29 +49,39 @@ def converted(source: Path, file: Path, *, make: bool = True) -> Path:
     Args:
         make: whether to make it where it is not there yet: it takes a minute, and 4 bytes a weight of disk.
     """
-    target = cache_directory() / f"{source.stem}-{_digest(source)}"
+    target = cache_directory() / f"{source.stem}-{_digest(source, cache_directory())}"
     if target.is_dir():
         return target
     if not make:
         problem = f"{source} has not been converted yet"
         raise BackboneRefused(file, "parameters.model", problem, "Serve the backbone once")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock", timeout=WAIT_S):
-        if not target.is_dir():
-            aside = Path(tempfile.mkdtemp(dir=target.parent))
-            try:
-                _convert(source, aside)
-                aside.rename(target)
-            except Exception as error:
-                raise BackboneRefused(
-                    file,
-                    "parameters.model",
-                    f"transformers cannot read {source}: {type(error).__name__}: {error}",
-                    'Install what it names: pip install "fmplex[gguf]"; or give a directory of safetensors',
-                ) from error
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
+    lock = FileLock(f"{target}.lock", timeout=WAIT_S)
+    try:
+        with lock:
+            if not target.is_dir():
+                _make(source, target, file)
+    except Timeout:
+        problem = f"another process has been converting {source} for {WAIT_S:g} s"
+        remedy = f"Wait until it is done, or end it: it holds {lock.lock_file}"
+        raise BackboneRefused(file, "parameters.model", problem, remedy) from None
     return target
+
+
+def _make(source: Path, target: Path, file: Path) -> None:
+    aside = Path(tempfile.mkdtemp(dir=target.parent))
+    try:
+        _convert(source, aside)
+        aside.rename(target)
+    except Exception as error:
+        raise BackboneRefused(
+            file,
+            "parameters.model",
+            f"transformers cannot read {source}: {type(error).__name__}: {error}",
+            'Install what it names: pip install "fmplex[gguf]"; or give a directory of safetensors',
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _convert(source: Path, directory: Path) -> None:
@@ -89,9 +102,24 @@ def _convert(source: Path, directory: Path) -> None:
     AutoTokenizer.from_pretrained(source.parent, **given).save_pretrained(directory)
 
 
-def _digest(source: Path) -> str:
+def _digest(source: Path, cache: Path) -> str:
+    """Of all its bytes. A file that has not been written to since it was last read is not read again.
+
+    What is remembered of it lies in `cache`, named by the file's place, size and times; where nothing can be written
+    there, it is read each time.
+    """
+    told = source.stat()
+    seen = f"{source.resolve()} {told.st_size} {told.st_mtime_ns} {told.st_ctime_ns} {told.st_ino}"
+    note = cache / f"{source.stem}-{hashlib.sha256(seen.encode()).hexdigest()[:16]}.sha256"
+    with contextlib.suppress(OSError):
+        if DIGEST.fullmatch(known := note.read_text(encoding="utf-8")):
+            return known
+    digest = hashlib.sha256()
     with source.open("rb") as stream:
-        front = stream.read(SAMPLE)
-        stream.seek(max(0, source.stat().st_size - SAMPLE))
-        back = stream.read(SAMPLE)
-    return hashlib.sha256(str(source.stat().st_size).encode() + front + back).hexdigest()[:16]
+        while block := stream.read(BLOCK):
+            digest.update(block)
+    found = digest.hexdigest()[:16]
+    with contextlib.suppress(OSError):
+        cache.mkdir(parents=True, exist_ok=True)
+        note.write_text(found, encoding="utf-8")
+    return found

@@ -189,7 +189,7 @@ class SequenceInputs(Protocol):
 
     @property
     def learning_rate(self) -> float | None:
-        """Of an adapter by default; None: that of the adapter's kind."""
+        """Of a low-rank adapter by default; None: that of the adapter's kind, as for other kinds."""
 
     def examples(self, rows: Rows) -> list[Any]:
         """Rows with the answers to them, as `SequenceExample`s; raises TaskProblem."""
@@ -200,8 +200,8 @@ class SequenceInputs(Protocol):
     def compared(self, rows: Rows) -> list[int]:
         """The rows whose item can be asked in a request, so that its answer can be compared with theirs."""
 
-    def compared_by(self, examples: Sequence[Any]) -> Mapping[str, str]:
-        """Parameters of these requests."""
+    def compared_by(self, examples: Sequence[Any]) -> Sequence[Mapping[str, str]]:
+        """Parameters of each one's request, of examples whose item can be asked."""
 
 
 class Family:

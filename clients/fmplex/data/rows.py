@@ -67,7 +67,7 @@ def rows_of(
     else:
         cells, values = _labelled(data, reads, columns, label or decoder.label_column, source)
     values = check_labels(cells, values, source)
-    items, words = _items([located(cell, reads, folder) for cell in cells], reads, source)
+    items, words = _items([decoder.asked(located(cell, reads, folder)) for cell in cells], reads, source)
     return Rows(items, values, words, source)
 
 

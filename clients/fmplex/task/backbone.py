@@ -151,15 +151,20 @@ class Backbone:
         self.runtime.detach(extensions)
 
     def replies(
-        self, extensions: Extensions, items: Sequence[Any], parameters: Mapping[str, Any] | None = None
+        self,
+        extensions: Extensions,
+        items: Sequence[Any],
+        parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     ) -> list[list[Tensors]]:
         """Of each item (a text, a row of numbers) the output tensors of every part of its reply, mostly one part.
 
-        They are what the server computes, under the backbone's names for them. `parameters` are the requests'.
+        They are what the server computes, under the backbone's names for them. `parameters` are the requests', or one's
+        each of a family whose requests are not batched.
         """
         size = BATCH if self.family.batched else 1
         batches = [items[start : start + size] for start in range(0, len(items), size)]
-        requests = [self._request(extensions, batch, parameters or {}) for batch in batches]
+        own = parameters if isinstance(parameters, Sequence) else [parameters or {}] * len(batches)
+        requests = [self._request(extensions, *each) for each in zip(batches, own, strict=True)]
         together = 1 if self.family.batched else self.family.max_items(self.config, BATCH)
         found: list[list[Tensors]] = []
         for start in range(0, len(requests), together):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -211,6 +211,8 @@ class Task:
             held = validation if isinstance(validation, Rows) else None
             self.remarks = check_rows(self.decoder, found, held, tested)
             training = prepare(parts, found, validation, checked, progress)
+            if tested is not None and training.decoder.learns == "sequences":  # what is wrong is said before the steps
+                self.backbone.sequence_inputs(self.encoder, training.decoder).examples(tested)
             self._train(training, tested, progress)
         return training.history
 
@@ -257,7 +259,9 @@ class Task:
         """
         return self._outputs(items_of(rows, self.encoder.reads()), parameters)
 
-    def _outputs(self, items: list[Any], parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    def _outputs(
+        self, items: list[Any], parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
+    ) -> list[dict[str, Any]]:
         shown = {spec.name: spec.client_name for spec in self.backbone.family.outputs}
         replies = self.backbone.replies(self._extensions(), items, parameters)
         return [
@@ -296,11 +300,12 @@ class Task:
         return self.evaluation
 
     def _outputs_in_portions(
-        self, found: Rows, progress: Progress, parameters: Mapping[str, Any] | None = None
+        self, found: Rows, progress: Progress, parameters: Sequence[Mapping[str, Any]] | None = None
     ) -> list[dict[str, Any]]:
         outputs, portion = [], PORTION if self.backbone.family.batched else BATCH
         for start in range(0, len(found), portion):
-            outputs += self._outputs(found.items[start : start + portion], parameters)
+            own = None if parameters is None else parameters[start : start + portion]
+            outputs += self._outputs(found.items[start : start + portion], own)
             progress.advance(min(portion, len(found) - start))
         return outputs
 
@@ -310,8 +315,10 @@ class Task:
         examples, bare = inputs.examples(found), self.backbone.for_training()
         model = self.fitted.adapter.around(bare).eval() if self.fitted.adapter else bare
         figures = self.decoder.figures_of_loss(mean_loss(inputs.losses(model, 0), examples, progress))
-        if asked := found.pick(inputs.compared(found)):
-            outputs = self._outputs_in_portions(asked, progress, inputs.compared_by(examples))
+        compared = inputs.compared(found)
+        if asked := found.pick(compared):
+            wishes = inputs.compared_by([examples[place] for place in compared])
+            outputs = self._outputs_in_portions(asked, progress, wishes)
             figures |= self.decoder.figures(asked, outputs).figures
         return Evaluation(figures, len(found))
 

@@ -79,5 +79,5 @@ class FitOptions:
 
     def shaping(self) -> dict[str, Any]:
         """The options that the trained weights depend on: a checkpoint is valid for the same ones only."""
-        without = ("checkpoint", "progress")
+        without = ("checkpoint", "progress", "pack_tokens")
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in without}

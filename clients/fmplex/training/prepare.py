@@ -29,7 +29,7 @@ from fmplex_backend.decoders import Decoder
 from fmplex_backend.decoders.rows import IGNORED, Rows
 from fmplex_backend.decoders.trainable import TrainableHead
 from fmplex_backend.errors import TaskProblem
-from fmplex_backend.families.spec import Features, FittingInputs
+from fmplex_backend.families.spec import Features, FittingInputs, SequenceInputs
 
 HEAD_LEARNING_RATE = 1e-3
 
@@ -173,10 +173,15 @@ def _sequence_training(
             examples.pick(own) for own in split(len(examples), validation, [""] * len(examples), options.seed)
         )
     model = _adapted_model(parts, options.seed)
-    assert parts.adapter is not None
-    rate = options.learning_rate or inputs.learning_rate or parts.adapter.learning_rate
-    losses = inputs.losses(model, options.pack_tokens)
+    losses, rate = inputs.losses(model, options.pack_tokens), _sequence_rate(parts, inputs, options)
     return SequenceTraining(decoder, losses, rate, options, training, held, checkpoint, progress)
+
+
+def _sequence_rate(parts: TaskParts, inputs: SequenceInputs, options: FitOptions) -> float:
+    """The family's own rate is that of low-rank adapters; scales are learned at a rate of another size."""
+    assert parts.adapter is not None
+    own = None if isinstance(parts.adapter, IA3) else inputs.learning_rate
+    return options.learning_rate or own or parts.adapter.learning_rate
 
 
 def _examples(decoder: Decoder, inputs: FittingInputs, rows: Rows) -> Examples:

@@ -11,10 +11,8 @@ from fmplex_controller.openai.answering import Answering, Choice
 from fmplex_controller.openai.generating import Question
 from fmplex_controller.openai.logprobs import of_chat
 from fmplex_controller.openai.problems import of_field
-from fmplex_controller.openai.requests import Asked, parsed
+from fmplex_controller.openai.requests import MAX_BEST, Asked, parsed
 from fmplex_controller.openai.tasks import Part
-
-MAX_BEST = 20
 
 
 class ContentPart(BaseModel):

@@ -11,10 +11,8 @@ from fmplex_controller.openai.answering import Answering, Choice
 from fmplex_controller.openai.generating import Question
 from fmplex_controller.openai.logprobs import of_completion
 from fmplex_controller.openai.problems import of_field
-from fmplex_controller.openai.requests import MAX_CHOICES, Asked, Texts, parsed
+from fmplex_controller.openai.requests import MAX_BEST, MAX_CHOICES, Asked, Texts, parsed
 from fmplex_controller.openai.tasks import Part
-
-MAX_BEST = 20
 
 
 class CompletionRequest(Asked):

@@ -33,11 +33,12 @@ class EmbeddingRequest(BaseModel):
 async def embeddings(request: Request, body: bytes, tasks: Tasks) -> JSONResponse:
     """Raises ApiProblem, FmplexErrors and ClientGone."""
     asked = parsed(EmbeddingRequest, body)
+    request.state.model = asked.model
     refuse_others(asked.model_extra or {}, set())
     if await tasks.kind(asked.model) != "vectors":
         problem = f"{asked.model} does not embed texts. GET /v1/models lists the tasks that do, or generate text"
         raise ApiProblem(400, problem, param="model")
-    vectors, tokens = await unless_gone(request, _embed(tasks, asked.model, asked.input))
+    vectors, tokens = await unless_gone(request, tasks.embed(asked.model, asked.input))
     width = len(vectors[0])
     if asked.dimensions not in (None, width):
         raise of_field("dimensions", f"the task's vectors have {width}, and are not shortened: leave it out")
@@ -45,10 +46,6 @@ async def embeddings(request: Request, body: bytes, tasks: Tasks) -> JSONRespons
     data = [{"object": "embedding", "index": place, "embedding": written(each)} for place, each in enumerate(vectors)]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return JSONResponse({"object": "list", "data": data, "model": asked.model, "usage": usage})
-
-
-async def _embed(tasks: Tasks, task: str, texts: Sequence[str]) -> tuple[list[Sequence[float]], int]:
-    return await tasks.embed(task, texts)
 
 
 def _base64(vector: Sequence[float]) -> str:

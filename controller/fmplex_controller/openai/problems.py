@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any
 
@@ -9,9 +10,14 @@ from pydantic import ValidationError
 
 from fmplex_backend.errors import Busy, DeadlineExceeded, FmplexError, ServerProblem, TaskProblem, Unreachable
 
+log = logging.getLogger("fmplex.openai")
 INVALID, SERVER = "invalid_request_error", "server_error"
 BAD = ("INVALID_ARGUMENT", "INVALID_ARG", "400")
-_BY_TRITON = re.compile(r"^in ensemble '[^']*', ")
+# What stands before a backbone's message: the address that the client asked, and the task's entry in Triton.
+_BY_CLIENT, _BY_TRITON = re.compile(r"^\S+:\d+: "), re.compile(r"^in ensemble '[^']*', ")
+TIME_IS_OVER = ("(its max_seconds)", "Request timeout expired")  # a backbone's words, and Triton's
+TOO_LATE = "There was no answer within the time that the server, or the task, gives a request: send less at a time"
+UNAVAILABLE = "The server cannot be reached, or is not ready: try again later"
 # Whose names the backbone's messages begin with.
 _NAMED = re.compile(r"sampling_parameters\.(?P<field>\w+)|(?P<input>messages|text_input)\b")
 
@@ -57,16 +63,19 @@ def _without_types(place: tuple[int | str, ...]) -> list[int | str]:
 
 
 def of_problem(error: FmplexError, model: str) -> ApiProblem:
-    """What the server, or the way to it, has answered."""
-    text = _BY_TRITON.sub("", str(error))
+    """What the server, or the way to it, has answered. The addresses behind this one are for the log alone."""
+    text = _BY_TRITON.sub("", _BY_CLIENT.sub("", str(error)))
     if isinstance(error, Busy):
         return ApiProblem(429, text, kind="requests", code="rate_limit_exceeded")
-    if isinstance(error, DeadlineExceeded):
-        return ApiProblem(504, text, kind=SERVER, code="timeout")
-    if isinstance(error, Unreachable):
-        return ApiProblem(503, text, kind=SERVER, code="unavailable")
+    if isinstance(error, DeadlineExceeded) or any(words in text for words in TIME_IS_OVER):
+        log.warning("%s: %s", model, error)
+        return ApiProblem(504, TOO_LATE, kind=SERVER, code="timeout")
     status = error.status if isinstance(error, ServerProblem) else ""
-    if status in ("NOT_FOUND", "404") or "unknown model" in text or "has no available versions" in text:
+    is_unknown = f"'{model}' has no available versions" in text  # Triton's UNAVAILABLE
+    if isinstance(error, Unreachable) and not is_unknown:
+        log.warning("%s: %s", model, error)
+        return ApiProblem(503, UNAVAILABLE, kind=SERVER, code="unavailable")
+    if is_unknown or status in ("NOT_FOUND", "404") or "unknown model" in text:
         problem = f"The model `{model}` does not exist, or is not loaded. GET /v1/models lists those there are"
         return ApiProblem(404, problem, param="model", code="model_not_found")
     if isinstance(error, TaskProblem) or status in BAD:

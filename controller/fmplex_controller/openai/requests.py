@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from fmplex_controller.openai.problems import ApiProblem, of_field, of_validation
 
 MAX_CHOICES = 128  # of one request: its n times its prompts
+MAX_BEST = 20  # logarithmic probabilities of each token, OpenAI's limit for chats
 # Of vLLM's names beside OpenAI's; the backbone says which values they may have.
 PASSED_ON = (
     *("temperature", "top_p", "seed", "stop"),

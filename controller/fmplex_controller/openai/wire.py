@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
+from starlette.requests import ClientDisconnect
 
 from fmplex_backend.errors import FmplexError
 from fmplex_controller.openai.problems import ApiProblem, of_problem
@@ -23,16 +24,19 @@ class ClientGone(Exception):
 
 
 async def read_body(request: Request, most: int) -> bytes:
-    """Raises ApiProblem for more bytes than `most`."""
+    """Raises ApiProblem for more bytes than `most`, ClientGone where the client hangs up before it has sent all."""
     body = bytearray()
     too_long = ApiProblem(413, f"The request is longer than {most} bytes: send less at a time")
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > most:
         raise too_long
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > most:
-            raise too_long
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > most:
+                raise too_long
+    except ClientDisconnect:
+        raise ClientGone from None
     return bytes(body)
 
 

@@ -9,7 +9,7 @@ all before it, and lets go of the last one first, so that of a version's blocks 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,10 @@ Tokens = tuple[int, ...]
 
 @dataclass(eq=False, slots=True)
 class FullBlock:
-    """A block whose tokens are all computed, behind those of `parent`."""
+    """A block whose tokens are all computed, behind those of `parent`.
+
+    The one that others begin with is no block: number 0, held while its version may find what is behind it.
+    """
 
     number: int
     parent: FullBlock | None
@@ -77,11 +80,15 @@ class Blocks:
         return sum(block.holders == 1 for block in blocks)
 
     def let_go(self, blocks: Sequence[FullBlock]) -> int:
-        """One fewer holds these, which follow each other; returns how many nobody holds any more."""
+        """One fewer holds these, a sequence's from its first on; returns how many nobody holds any more."""
+        first = blocks[0].parent if blocks else None
+        is_dropped = first is not None and not first.holders
         for block in reversed(blocks):
             block.holders -= 1
             if not block.holders:
                 self._unheld[block] = None
+                if is_dropped:
+                    self._remove(block)
         return sum(not block.holders for block in blocks)
 
     def keep(self, version: Any, before: Sequence[FullBlock], number: int, tokens: Tokens) -> FullBlock:
@@ -93,7 +100,7 @@ class Blocks:
         Returns:
             Where another has computed the same meanwhile, that one's block; `number` is then free.
         """
-        parent = before[-1] if before else self._beginnings.setdefault(id(version), FullBlock(0, None, ()))
+        parent = before[-1] if before else self._beginnings.setdefault(id(version), FullBlock(0, None, (), holders=1))
         block = parent.children.get(tokens)
         if block is None:
             block = parent.children[tokens] = FullBlock(number, parent, tokens)
@@ -103,11 +110,34 @@ class Blocks:
         return block
 
     def drop(self, version: Any) -> None:
-        """Let nothing be found for a version any more: it is detached, or has computed what is no number."""
-        self._beginnings.pop(id(version), None)
+        """Let nothing be found for a version any more: it is detached, or has computed what is no number.
+
+        Its blocks are empty, where sequences still hold them as soon as they let go.
+        """
+        first = self._beginnings.pop(id(version), None)
+        if first is None:
+            return
+        first.holders = 0
+        for block in list(_behind(first)):
+            if block in self._unheld:
+                self._remove(block)
 
     def _evict(self) -> int:
-        block, _ = self._unheld.popitem(last=False)
+        block = next(iter(self._unheld))
+        self._remove(block)
+        return self._empty.pop()
+
+    def _remove(self, block: FullBlock) -> None:
+        """Empty one that nobody holds."""
         assert block.parent is not None
-        del block.parent.children[block.tokens]
-        return block.number
+        del self._unheld[block], block.parent.children[block.tokens]
+        self._empty.append(block.number)
+
+
+def _behind(block: FullBlock) -> Iterator[FullBlock]:
+    """All that follow a block, whatever lies between."""
+    left = [block]
+    while left:
+        children = left.pop().children.values()
+        left += children
+        yield from children

@@ -70,7 +70,12 @@ class Answers:
                 f"{rows.source}, {places(odd)}: a conversation needs a chat template, and the task has none. Give one: "
                 "Generator(chat_template=...)"
             )
-        found = [self._example(*row) for row in zip(rows.items, self.decoder.targets(rows), strict=True)]
+        answered = enumerate(zip(rows.items, self.decoder.targets(rows), strict=True))
+        found = [self._example(*row, f"{rows.source}, row {place}") for place, row in answered]
+        if empty := [place for place, each in enumerate(found) if 0 in each.answers]:
+            raise TaskProblem(
+                f"{rows.source}, {places(empty)}: the prompt holds no tokens. Fill it in, or leave the rows out"
+            )
         most = self.reader.max_length
         if long := [place for place, each in enumerate(found) if each.length > most]:
             raise TaskProblem(
@@ -85,14 +90,25 @@ class Answers:
     def compared(self, rows: Rows) -> list[int]:
         return [place for place, item in enumerate(rows.items) if isinstance(item, str)]
 
-    def compared_by(self, examples: Sequence[Answered]) -> Mapping[str, str]:
-        """The best token always; an answer that is longer than every row's is none of them."""
-        return {"temperature": "0", "max_tokens": str(1 + max(each.counted for each in examples))}
+    def compared_by(self, examples: Sequence[Answered]) -> list[Mapping[str, str]]:
+        """The best token always; an answer that is longer than its row's is another one."""
+        return [self._compared_by(each) for each in examples]
+
+    def _compared_by(self, example: Answered) -> Mapping[str, str]:
+        room = self.reader.max_length - example.length + example.counted
+        most = min(1 + example.counted, room)
+        least = min(self.reader.defaults.min_tokens, most)  # a request for fewer than the task's is refused
+        return {"temperature": "0", "max_tokens": str(most), "min_tokens": str(least)}
 
     # -- tokens
 
-    def _example(self, item: str | Conversation, answer: str) -> Answered:
-        parts = [(self.reader.tokens(item), False)] if isinstance(item, str) else self._said(item)
+    def _example(self, item: str | Conversation, answer: str, source: str) -> Answered:
+        """Raises TaskProblem, naming `source`."""
+        try:
+            parts = [(self.reader.tokens(item), False)] if isinstance(item, str) else self._said(item)
+        except Exception as error:  # Jinja's, or whatever a template raises on purpose
+            reads = "chat template" if self.reader.chat else "tokenizer"
+            raise TaskProblem(f"{source}: the {reads} does not take it: {error}") from None
         tokens: list[int] = []
         answers: list[int] = []
         own = [*self.reader.encoded(answer), *([] if self.end is None else [self.end])]

@@ -18,8 +18,8 @@ from torch import Tensor
 from fmplex_backend.errors import BackboneRefused
 from fmplex_backend.families.causal_lm import attention
 from fmplex_backend.families.causal_lm.attention import PagedCache, Plan, Span, packed
+from fmplex_backend.families.causal_lm.onednn import speed_up
 from fmplex_backend.families.causal_lm.parameters import CausalLmConfig
-from fmplex_backend.families.linear import speed_up
 from fmplex_backend.families.model_files import find_model
 from fmplex_backend.families.precision import chosen_dtype
 

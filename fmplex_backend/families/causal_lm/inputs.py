@@ -11,6 +11,8 @@ from fmplex_backend.families.causal_lm.conversation import Turn, turn_of
 from fmplex_backend.families.strings import StringInput
 from fmplex_backend.interface import TensorSpec
 
+MESSAGE = {"role", "content"}  # fields of one
+
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
@@ -25,15 +27,12 @@ class Conversation:
 
 
 def turns_of(cell: Any) -> list[tuple[str, str]] | None:
-    """The messages of a cell, a list of them or that as JSON; None where it is something else.
+    """The messages of a cell, a list of them or that as JSON; None where it is something else, as other JSON is.
 
     Raises ValueError where one of them has no role that there is, or no text.
     """
-    if isinstance(cell, str) and cell.lstrip().startswith('[{"'):
-        try:
-            cell = json.loads(cell)
-        except ValueError:
-            return None
+    if isinstance(cell, str):
+        cell = messages_in(cell)
     if hasattr(cell, "tolist"):
         cell = cell.tolist()
     if not isinstance(cell, (list, tuple)) or not cell or not all(isinstance(each, Mapping) for each in cell):
@@ -42,20 +41,36 @@ def turns_of(cell: Any) -> list[tuple[str, str]] | None:
     return [(turn["role"], turn["content"]) for turn in turns]
 
 
+def messages_in(text: str) -> list[Any] | None:
+    """The messages that a text holds as JSON, as CSV files have them; None where it holds something else."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, list) or not all(isinstance(each, dict) and each.keys() >= MESSAGE for each in found):
+        return None
+    return found
+
+
 class PromptInput(StringInput):
-    """text_input [1], a string. Rows to be fitted on may hold a conversation's messages in its place."""
+    """text_input [1], a string. Rows to be fitted on may hold a conversation's messages in its place.
+
+    A string is a text here, whatever is in it; `Generator.asked` takes JSON in a table's cells for messages.
+    """
 
     tensor = TensorSpec("text_input", "TYPE_STRING", (1,))
     default_column = "prompt"
 
     def item(self, cell: Any) -> tuple[str | Conversation, list[tuple[int, int]]]:
+        if isinstance(cell, str):
+            return cell, []
         turns = turns_of(cell)
         if turns is not None:
             alone = len(turns) == 1 and turns[0][0] == "user"
             return turns[0][1] if alone else Conversation(tuple(turns)), []
-        if not isinstance(cell, str):
-            raise ValueError(f"{cell!r} is not a text. Turn it into one, or leave the row out")
-        return cell, []
+        raise ValueError(f"{cell!r} is not a text. Turn it into one, or leave the row out")
 
     def show(self, item: Any) -> str:
         return super().show(item.turns[-1][1] if isinstance(item, Conversation) else item)

@@ -26,6 +26,7 @@ from fmplex_backend.families.causal_lm.inputs import (
     OUTPUT_TOKENS,
     PROMPT,
     TEXT_OUTPUT,
+    messages_in,
     turns_of,
 )
 from fmplex_backend.families.causal_lm.sampling import FIELDS, Sampling
@@ -152,6 +153,11 @@ class Generator(Sampling, Decoder):
         if len(turns) < 2 or turns[-1][0] != "assistant":
             raise ValueError("its last message is no answer of the assistant's to another. Leave the row out")
         return [{"role": role, "content": content} for role, content in turns[:-1]], turns[-1][1]
+
+    @classmethod
+    def asked(cls, cell: Any) -> Any:
+        """The messages of a conversation that is told as JSON."""
+        return (messages_in(cell) if isinstance(cell, str) else None) or cell
 
     def check_labels(self, rows: Rows) -> None:
         blank = [place for place, value in enumerate(rows.labels) if not _answer(value).strip()]

@@ -148,6 +148,17 @@ def test_modules_that_see_no_rows_are_refused(tmp_path: Path) -> None:
         assert reason in caught.value.problem
 
 
+def test_a_family_that_takes_none_says_so(tmp_path: Path) -> None:
+    """Whatever they are: another module would be refused as well."""
+    bench = Bench()
+    bench.by_row = frozenset()
+    path = save(tmp_path, WHOLE["embeddings"])
+    with pytest.raises(TaskRefused) as caught:
+        bench.attach(path)
+    assert (caught.value.field, caught.value.remedy) == ("modules_to_save", "Train without it")
+    assert caught.value.problem == "tasks of this family take no modules_to_save"
+
+
 def test_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     bench = Bench()
     path = save(tmp_path / "adapter", WHOLE["a norm"])

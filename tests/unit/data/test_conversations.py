@@ -114,3 +114,20 @@ def test_what_is_wrong_is_named(data: Any, match: str) -> None:
 def test_rows_without_answers_are_read_by_the_same_column(tmp_path: Path) -> None:
     forms(tmp_path)
     assert items_of(tmp_path / "rows.csv", PROMPT) == ASKED
+
+
+TEXTS_IN_JSON = ('[{"id": 1}]', '[{"role": "user"}]', '[{"content": "x"}, 5]', "[]", "[1]", '[{"a": ' + "[" * 100_000)
+
+
+@pytest.mark.parametrize("text", TEXTS_IN_JSON, ids=lambda text: str(text[:20]))
+def test_other_json_is_a_text(text: str) -> None:
+    rows = read([(text, text)])
+    assert (rows.items, Generator().targets(rows)) == ([text], [text])
+    assert items_of(text, PROMPT) == [text]
+
+
+def test_a_conversation_in_a_tables_cell_may_be_json_but_what_is_asked_is_a_text(tmp_path: Path) -> None:
+    text = json.dumps(LONG[:4])
+    rows = read([{"prompt": text, "completion": "bye"}])
+    assert isinstance(rows.items[0], Conversation)
+    assert items_of([text], PROMPT) == [text]

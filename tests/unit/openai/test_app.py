@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,8 +13,11 @@ from typing import Any
 import pytest
 from openai_tasks import FakeTasks, Said, told
 from starlette.testclient import TestClient
+from tritonclient.utils import InferenceServerException
 
-from fmplex_backend.errors import Busy, DeadlineExceeded, FmplexError, ServerProblem, Unreachable
+from fmplex.client.problems import server_problem
+from fmplex.client.wire import Address
+from fmplex_backend.errors import DeadlineExceeded, FmplexError, ServerProblem, Unreachable
 
 HELLO = {"model": "chat", "messages": [{"role": "user", "content": "Hello"}]}
 LOCAL = "http://127.0.0.1:9000"
@@ -226,14 +230,26 @@ def test_bodies_that_are_no_requests(tasks: FakeTasks) -> None:
         assert chat(asks).is_success
 
 
+def of_triton(status: str, message: str) -> FmplexError:
+    """What the client makes of a task's error."""
+    error = InferenceServerException(f"in ensemble 'chat', {message}", f"StatusCode.{status}")
+    return server_problem(error, Address.of("grpc.internal:8001"))
+
+
 @pytest.mark.parametrize(
     ("problem", "status", "param", "code"),
     [
-        (Busy("its max_queue is reached"), 429, "None", "rate_limit_exceeded"),
+        (of_triton("UNAVAILABLE", "'chat' has 8 requests waiting, its max_queue"), 429, "None", "rate_limit_exceeded"),
+        (of_triton("UNAVAILABLE", "it gives 1 s (its max_seconds), and these are over"), 504, "None", "timeout"),
+        (of_triton("UNAVAILABLE", "it is being unloaded"), 503, "None", "unavailable"),
+        (of_triton("UNAVAILABLE", "Connection refused"), 503, "None", "unavailable"),
+        (of_triton("DEADLINE_EXCEEDED", "Deadline Exceeded"), 504, "None", "timeout"),
+        (of_triton("INVALID_ARGUMENT", "sampling_parameters.top_p: too small"), 400, "top_p", ""),
+        (Unreachable("a:1: unknown model: 'chat' has no available versions"), 404, "model", "model_not_found"),
+        (Unreachable("a:1: unknown model: 'llm' has no available versions"), 503, "None", "unavailable"),
         (DeadlineExceeded("no answer"), 504, "None", "timeout"),
         (Unreachable("no server there"), 503, "None", "unavailable"),
         (ServerProblem("the logits hold NaN", "INTERNAL"), 500, "None", ""),
-        (ServerProblem("in ensemble 'a', sampling_parameters.top_p: too small", "INVALID_ARGUMENT"), 400, "top_p", ""),
         (ServerProblem("in ensemble 'a', messages: too long", "INVALID_ARGUMENT"), 400, "messages", ""),
         (ServerProblem("'chat' has no available versions", "UNAVAILABLE"), 404, "model", "model_not_found"),
     ],
@@ -246,12 +262,34 @@ def test_errors_of_the_server(
         answer = chat(asks, stream=stream)
         found, named, coded, message = error(answer)
         assert (found, named, coded) == (status, param, code or "None")
-        assert "in ensemble" not in message
+        assert not re.search(r"in ensemble|:\d|internal", message)
         assert ("retry-after" in answer.headers) == (status in (429, 503))
     tasks.parts = [Said("Hel"), problem]
     *parts, last = events(chat(asks, stream=True))
     assert parts[-1]["choices"][0]["delta"] == {"content": "Hel"}
     assert last["error"]["code"] == (code or None)
+
+
+@pytest.mark.parametrize(
+    ("door", "fields"), [("chat/completions", HELLO), ("completions", {"prompt": "a"}), ("embeddings", {"input": "a"})]
+)
+def test_a_model_that_there_is_not(asks: TestClient, door: str, fields: dict[str, Any]) -> None:
+    status, param, code, message = error(asks.post(f"/v1/{door}", json={**fields, "model": "other"}))
+    assert (status, param, code) == (404, "model", "model_not_found")
+    assert message.startswith("The model `other` does not exist")
+
+
+def test_the_log_has_what_clients_are_not_told(
+    asks: TestClient, tasks: FakeTasks, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks.parts = [of_triton("UNAVAILABLE", "Connection refused")]
+    assert chat(asks).status_code == 503
+    assert "chat: grpc.internal:8001: no server there" in caplog.text
+
+
+def test_what_a_full_queue_says_is_told(asks: TestClient, tasks: FakeTasks) -> None:
+    tasks.parts = [of_triton("UNAVAILABLE", "'chat' has 8 requests waiting, its max_queue is 8")]
+    assert error(chat(asks))[3] == "'chat' has 8 requests waiting, its max_queue is 8"
 
 
 def test_an_error_of_our_own_tells_nothing(tasks: FakeTasks) -> None:

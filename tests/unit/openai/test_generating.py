@@ -10,9 +10,19 @@ from typing import Any
 import pytest
 from openai_tasks import FakeTasks, Said
 
+from fmplex_controller.openai.app import CLIENT_CLOSED
 from fmplex_controller.openai.generating import merged
 
 HELLO = {"model": "chat", "messages": [{"role": "user", "content": "Hello"}]}
+SCOPE = {
+    "type": "http",
+    "method": "POST",
+    "path": "/v1/chat/completions",
+    "raw_path": b"",
+    "query_string": b"",
+    "headers": [(b"host", b"localhost:9000")],
+    "asgi": {"version": "3.0", "spec_version": "2.3"},  # uvicorn's
+}
 
 
 class Script:
@@ -93,18 +103,29 @@ async def hang_up(tasks: FakeTasks, after: int, n: int, **fields: Any) -> list[A
         if len(sent) >= after:
             gone.set()
 
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/v1/chat/completions",
-        "raw_path": b"",
-        "query_string": b"",
-        "headers": [(b"host", b"localhost:9000")],
-        "asgi": {"version": "3.0", "spec_version": "2.3"},  # uvicorn's
-    }
     async with app.router.lifespan_context(app):
-        await asyncio.wait_for(app(scope, receive, send), 20)
+        await asyncio.wait_for(app(dict(SCOPE), receive, send), 20)
     return sent
+
+
+def test_who_hangs_up_before_all_is_sent_is_no_error() -> None:
+    tasks, sent = FakeTasks(), []
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def run() -> None:
+        app = tasks.app()
+        async with app.router.lifespan_context(app):
+            await asyncio.wait_for(app(dict(SCOPE), receive, send), 20)
+
+    messages = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+    asyncio.run(run())
+    assert [message["status"] for message in sent if "status" in message] == [CLIENT_CLOSED]
+    assert not tasks.asked
 
 
 @pytest.mark.parametrize("n", [1, 3])

@@ -35,7 +35,7 @@ def test_bad_settings_are_named(backbone: Backbone, options: dict[str, Any], mat
 
 
 def test_a_checkpoint_is_compared_by_what_shapes_the_weights() -> None:
-    one = FitOptions.of({"epochs": 5, "checkpoint": Path("a"), "progress": False})
+    one = FitOptions.of({"epochs": 5, "checkpoint": Path("a"), "progress": False, "pack_tokens": 64})
     other = FitOptions.of({"epochs": 5, "checkpoint": Path("b")})
     assert one.shaping() == other.shaping()
     assert one.shaping() != FitOptions.of({"epochs": 6}).shaping()

@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from fmplex import Backbone, Generated, Generator, LoRA, Pretrained, Task, TaskProblem
+from fmplex import IA3, Backbone, DoRA, Generated, Generator, LoRA, Pretrained, Task, TaskProblem
 from fmplex.cli import app as cli
 from fmplex.training.interrupt import Interrupted
 from fmplex.training.options import FitOptions
@@ -116,6 +116,20 @@ def test_a_pretrained_adapter_is_fitted_further(backbone: Backbone) -> None:
     assert history.steps[0] < 2
 
 
+@pytest.mark.parametrize(
+    ("adapter", "given", "rate"),
+    [(LoRA(), None, 5e-4), (DoRA(), None, 5e-4), (IA3(), None, IA3.learning_rate), (IA3(), 2e-3, 2e-3)],
+)
+def test_the_learning_rate_is_that_of_the_adapters_kind(
+    backbone: Backbone, adapter: Any, given: float | None, rate: float
+) -> None:
+    task = support(backbone, adapter=adapter)
+    parts = TaskParts("support", backbone, task.encoder, task.adapter, task.decoder, task.fitted)
+    training = prepare(parts, task.rows(ROWS), None, FitOptions(learning_rate=given), Progress())
+    assert isinstance(training, SequenceTraining)
+    assert training.learning_rate == rate
+
+
 def gradients(backbone: Backbone, steps: list[list[int]], **options: Any) -> dict[str, torch.Tensor]:
     """Of one update of these steps."""
     task = support(backbone)
@@ -190,6 +204,27 @@ def test_what_does_not_suit_is_named(
 def test_rows_that_cannot_be_learned_are_named(backbone: Backbone, rows: Any, match: str) -> None:
     with pytest.raises(TaskProblem, match=match):
         support(backbone).fit(rows, **FIT)
+
+
+@pytest.mark.parametrize(
+    ("rows", "match"),
+    [
+        ([("a", "b"), ("c", "d" * 600)], "the data, row 1: prompt and answer are"),
+        ([("no", "b")], "the data, row 0: the chat template does not take it: never"),
+    ],
+)
+def test_what_is_wrong_with_test_rows_is_said_before_the_first_step(backbone: Backbone, rows: Any, match: str) -> None:
+    template = "{% if messages[0]['content'] == 'no' %}{{ raise_exception('never') }}{% endif %}x>"
+    task = support(backbone, decoder=Generator(chat_template=template))
+    with pytest.raises(TaskProblem, match=match):
+        task.fit(ROWS, test=rows, **FIT)
+    assert task.history is None
+
+
+def test_rows_with_answers_of_any_length_are_evaluated(backbone: Backbone) -> None:
+    """Together: each asks for as many tokens as its own answer has."""
+    task = support(backbone, adapter=None, decoder=Generator(chat=False))
+    assert {"perplexity", "exact_match"} == task.evaluate([("a" * 300, "b"), ("c", "d" * 300)]).figures.keys()
 
 
 def test_the_command_line(root: Path, tmp_path: Path) -> None:

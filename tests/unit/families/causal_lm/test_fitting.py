@@ -144,11 +144,51 @@ class TestConversations:
         inputs = answers_of(runtime)
         rows = Rows(["a", TALK, "b"], ["x", "y", "the fox"], [])
         assert inputs.compared(rows) == [0, 2]
-        most = max(each.counted for each in inputs.examples(rows))
-        assert inputs.compared_by(inputs.examples(rows)) == {"temperature": "0", "max_tokens": str(most + 1)}
+
+
+class TestAskedAgain:
+    """The requests whose answers are compared with those of the rows."""
+
+    def test_each_row_asks_for_a_token_more_than_its_answer_has(self, runtime: CausalLmRuntime) -> None:
+        inputs = answers_of(runtime)
+        examples = inputs.examples(ROWS)
+        told = [int(each["max_tokens"]) for each in inputs.compared_by(examples)]
+        assert told == [1 + each.counted for each in examples]
+        assert len(set(told)) > 1
+
+    @pytest.mark.parametrize("decoder", [Generator(chat=False), Generator(chat=False, min_tokens=40)], ids=repr)
+    def test_no_row_that_fits_is_refused(self, runtime: CausalLmRuntime, decoder: Generator) -> None:
+        """Beside longer answers, where it fills the model's context, and where the task's own answers are long."""
+        inputs = answers_of(runtime, decoder)
+        most, texts = inputs.reader.max_length, ["a" * 400, "b", "c"]
+        full = Rows(texts, ["x", "y" * 300, "z"], [])
+        full.labels[0] += "x" * (most - inputs.examples(full)[0].length)
+        examples = inputs.examples(full)
+        assert examples[0].length == most
+        for example, text, wishes in zip(examples, texts, inputs.compared_by(examples), strict=True):
+            request = Request(Vfm(0, "task"), {"text_input": np.array([[text.encode()]])}, (), 0.0, lambda *_: None)
+            request.parameters = wishes
+            asked = inputs.reader.read(request)
+            assert asked.sampling.max_tokens == min(1 + example.counted, most - len(asked.prompt))
 
 
 def test_rows_that_are_too_long_are_named(runtime: CausalLmRuntime) -> None:
     rows = Rows(["a", "日本" * 200, "b"], ["x", "y", "語 " * 200], [], "long.csv")
     with pytest.raises(TaskProblem, match=r"long\.csv, rows 1 and 2: prompt and answer are \d+ tokens, the backbone"):
         answers_of(runtime).examples(rows)
+
+
+def test_an_empty_prompt_is_named(runtime: CausalLmRuntime) -> None:
+    """The first token follows from nothing: in a pack it would follow from the sequence before it."""
+    rows = Rows(["a", "", "b", ""], ["w", "x", "y", "z"], [], "rows.csv")
+    with pytest.raises(TaskProblem, match=r"rows\.csv, rows 1 and 3: the prompt holds no tokens\. Fill it in"):
+        answers_of(runtime, Generator(chat=False)).examples(rows)
+    assert len(answers_of(runtime).examples(rows)) == 4, "a template puts tokens before the answer"
+
+
+def test_a_row_that_the_template_refuses_is_named(runtime: CausalLmRuntime) -> None:
+    template = "{% if messages[0]['content'] == 'no' %}{{ raise_exception('never') }}{% endif %}x>"
+    inputs = answers_of(runtime, Generator(chat_template=template))
+    for item in ("no", Conversation((("user", "no"), ("assistant", "x"), ("user", "y")))):
+        with pytest.raises(TaskProblem, match=r"^rows\.csv, row 1: the chat template does not take it: never$"):
+            inputs.examples(Rows(["a", item], ["x", "y"], [], "rows.csv"))

@@ -223,6 +223,33 @@ def test_versions_find_nothing_of_each_other(dropped: bool) -> None:
     assert rig.found == {}
 
 
+def test_the_blocks_of_a_dropped_version_are_empty_as_soon_as_nobody_holds_them() -> None:
+    """Those of sequences that have ended at once, those of one that still runs when it ends."""
+    rig = Rig(9)
+    ended, running = rig.request("a", 12), rig.request("a", 12)
+    running.extensions = ended.extensions = object()
+    rig.texts |= dict.fromkeys((ended, running), 1)
+    rig.compute(ended)
+    running.prepared = 9
+    rig.compute(running)
+    rig.memory.release(ended)
+    blocks = rig.memory.blocks
+    assert (blocks.free, blocks.unheld) == (9 - 3, 1)
+    blocks.drop(ended.extensions)
+    assert (blocks.free, blocks.unheld) == (9 - 3, 0)
+    again = rig.request("a", 12)
+    again.extensions, rig.texts[again] = ended.extensions, 1
+    rig.compute(again)
+    assert again not in rig.found
+    running.prepared = 12
+    rig.compute(running)
+    rig.memory.release(running)
+    assert (blocks.free, blocks.unheld) == (9 - 3, 0)
+    rig.memory.release(again)
+    assert (blocks.free, blocks.unheld) == (9, 3), "what was computed since is found"
+    assert len(set(blocks.take(9))) == 9
+
+
 def test_who_computes_the_same_at_a_time_has_it_once() -> None:
     rig = Rig(8)
     one, two = rig.request("a", 9), rig.request("a", 9)
@@ -289,6 +316,16 @@ class Written:
             assert self.blocks[self.memory.of[request][place]] == expected
 
 
+def findable(memory: Memory) -> set[int]:
+    """The numbers of the blocks in the trees of all versions."""
+    found, left = set(), [*memory.blocks._beginnings.values()]
+    while left:
+        behind = [*left.pop().children.values()]
+        found |= {block.number for block in behind}
+        left += behind
+    return found
+
+
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_what_is_found_is_what_was_computed(data: st.DataObject) -> None:
@@ -327,6 +364,7 @@ def test_what_is_found_is_what_was_computed(data: st.DataObject) -> None:
                 texts[each] = [*texts[each], data.draw(st.sampled_from([7, 8]))]
         if data.draw(st.integers(0, 9)) == 0:
             memory.blocks.drop(data.draw(st.sampled_from([each for own in versions.values() for each in own])))
+        assert memory.blocks.unheld == len(findable(memory) - {each for own in memory.of.values() for each in own})
         used = {number for blocks in memory.of.values() for number in blocks}
         assert memory.blocks.free == count - len(used)
         for vfm in vfms:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fmplex_backend.families.linear import OneDnnLinear, speed_up
+from fmplex_backend.families.causal_lm.onednn import OneDnnLinear, speed_up
 
 AMD = "AuthenticAMD"
 
