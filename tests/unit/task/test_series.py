@@ -126,6 +126,16 @@ def test_gaps_are_filled_and_all_else_stays(backbone: Backbone) -> None:
     assert len(cut.imputed) == CONTEXT
 
 
+def test_series_of_several_lengths_are_filled_in_their_own(backbone: Backbone) -> None:
+    """Windows of a series that is hardly longer than a context grow from one to the next."""
+    task = Task("whole", backbone, decoder=Imputer(gap=4, context=CONTEXT))
+    task.fit(two_waves(700), epochs=1, test=two_waves(CONTEXT * 3 // 2, 700))
+    assert task.metrics["mae"] > 0  # type: ignore[operator]
+    found: list[Any] = task.predict([two_waves(20, 700), two_waves(50, 700)])
+    assert [each.imputed.shape for each in found] == [(20, 2), (50, 2)]
+    np.testing.assert_array_equal(found[0].imputed[1:, 1], two_waves(20, 700)[1:, 1])
+
+
 def test_heads_on_the_pooled_vector(backbone: Backbone) -> None:
     time = np.arange(90)
     waves = [np.sin(time / (2 + place % 2 * 6)) + 0.01 * place for place in range(24)]
