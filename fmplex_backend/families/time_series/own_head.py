@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
 from pathlib import Path
@@ -111,16 +111,17 @@ class OwnHeads:
 
     Args:
         directory: of the model.
+        read: names of the backbone's tensors, which have no prefix in a checkpoint without a head.
     """
 
-    def __init__(self, directory: Path, anatomy: Anatomy) -> None:
+    def __init__(self, directory: Path, anatomy: Anatomy, read: Collection[str]) -> None:
         from transformers import AutoConfig
 
         self.anatomy = anatomy
         self.config = AutoConfig.from_pretrained(directory)
         if hasattr(self.config, "do_mask_input"):
             self.config.do_mask_input = False
-        self.tensors = _without(f"{anatomy.architecture.backbone}.", directory)
+        self.tensors = _without(f"{anatomy.architecture.backbone}.", read, directory)
 
     def load(self, section: OwnForecaster, channels: int | None, version: Path) -> LoadedHead:
         """Raises TaskRefused.
@@ -215,15 +216,16 @@ class OwnHeads:
         return whole.float().eval().requires_grad_(False), config
 
 
-def _without(prefix: str, directory: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint whose names begin in another way; none where it is not in safetensors."""
+def _without(prefix: str, read: Collection[str], directory: Path) -> dict[str, Tensor]:
+    """A checkpoint's tensors, but those of names that begin so or are read; none where it is not in safetensors."""
     from safetensors import safe_open
 
     found: dict[str, Tensor] = {}
     for file in sorted(directory.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
             names: list[str] = opened.keys()
-            found |= {name: opened.get_tensor(name).clone() for name in names if not name.startswith(prefix)}
+            own = [name for name in names if not name.startswith(prefix) and name not in read]
+            found |= {name: opened.get_tensor(name).clone() for name in own}
     return found
 
 
