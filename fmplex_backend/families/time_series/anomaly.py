@@ -78,7 +78,7 @@ class AnomalyDetector(Forecaster):
             expected = forecast_of(head, encoded)  # [n, c, horizon]
             came = np.stack([row.after.T for row in encoded.rows]).reshape(expected.shape)
             scores = np.abs(came - expected) / (encoded.vectors[..., -1:] * bounds)
-            return {"ANOMALY": np.nan_to_num(scores, nan=0.0).swapaxes(1, 2)}
+            return {"ANOMALY": np.where(np.isnan(came), np.float32(0), scores).swapaxes(1, 2)}
 
         return LoadedDecoder(PATCHES, self.sizes(directory, hidden), decode)
 
