@@ -114,7 +114,8 @@ class AnomalyDetector(Forecaster):
 
         assert held is not None  # `holds_out`
         values = torch.from_numpy(held.values)
-        error = (values[..., :-2] - heads.scaled(values[..., -2:], heads.stacked(held.targets))).abs()
+        came = heads.scaled(values[..., -2:], heads.stacked(held.targets), most=np.inf)  # scores have no limit
+        error = (values[..., :-2] - came).abs()
         bounds = error.flatten(0, 1).nanquantile(1 - self.passing, dim=0).nan_to_num(LEAST_BOUND)
         return {"bounds": bounds.clamp_min(LEAST_BOUND).contiguous()}
 

@@ -1,4 +1,4 @@
-"""Scores of anomalies: what is unknown, and what is not finite."""
+"""Scores of anomalies: what is unknown, what is not finite, and the bound they are measured by."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from fmplex import AnomalyDetector
-from fmplex_backend.decoders.confidence import CONFIDENCE_WEIGHTS
+from fmplex_backend.decoders.confidence import CONFIDENCE_WEIGHTS, Sample
 from fmplex_backend.decoders.decoder import Encoded
+from fmplex_backend.families.time_series.heads import MOST_DEVIATIONS
 from fmplex_backend.families.time_series.preprocessing import Context
 from fmplex_backend.families.time_series.series import Array
 
@@ -36,3 +37,13 @@ def scores(directory: Path, vector: float, came: list[float]) -> Array:
 )
 def test_only_a_missing_value_has_no_score(vector: float, want: list[float], tmp_path: Path) -> None:
     np.testing.assert_array_equal(scores(tmp_path, vector, [np.nan, 6]), want)
+
+
+def test_the_bound_is_of_errors_as_scores_have_them() -> None:
+    """Of a flat line, errors are many of its scale, which targets of the fitting are not."""
+    steps = np.full((100, 1, HORIZON), 5 * MOST_DEVIATIONS, dtype=np.float32)
+    values = np.zeros((100, 1, HORIZON + 2), dtype=np.float32)
+    values[..., -1] = 1  # the scale
+    held = Sample(values, values, [each.T for each in steps])
+    bounds = AnomalyDetector(HORIZON).confidence_of(held, [], held, None)["bounds"]
+    np.testing.assert_allclose(bounds, [5 * MOST_DEVIATIONS] * HORIZON)
