@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,17 @@ def test_windows_are_bounded_and_never_of_unknown_ends() -> None:
     assert not any(np.isnan(label.values).all() for label in rows.labels)
     with pytest.raises(TaskProblem, match="the longest series has 8 steps"):
         windows_of([TimeSeries(wide[:8])], "the data", 10, 64)
+
+
+def test_windows_of_many_steps_take_little_memory() -> None:
+    long, short = TimeSeries(np.ones((300_000, 1), dtype=np.float32)), TimeSeries(two_waves(150)[:, 1:])
+    tracemalloc.start()
+    rows = windows_of([short, long, short], "the data", 10, 64)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 12e6, "each step as a tuple takes three times as much"
+    every = [*range(64, 141), *range(64, 299_991), *range(64, 141)]
+    assert [label.start for label in rows.labels] == every[:: -(-len(every) // MOST_CHANNELS)]
 
 
 def test_anomalies_are_judged_by_errors_on_what_was_held_out(backbone: Backbone) -> None:
