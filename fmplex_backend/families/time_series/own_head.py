@@ -135,7 +135,7 @@ class OwnHeads:
         module, config = self._module(section, version)
         steps = self.anatomy.architecture.steps(config)
         chosen = getattr(config, "prediction_channel_indices", None)
-        if not self._takes_any(config) and channels != config.num_input_channels:
+        if not self.anatomy.architecture.forecasts_any(config) and channels != config.num_input_channels:
             problem = f"it is {channels}, and the head sees {config.num_input_channels} channels at once"
             raise TaskRefused(file, "encoder.channels", problem, f"Say {config.num_input_channels}")
         times = -(-(section.horizon or steps) // steps)
@@ -185,12 +185,6 @@ class OwnHeads:
             found = found * scale + level
         whole: Array = found.numpy()
         return whole
-
-    def _takes_any(self, config: Any) -> bool:
-        """Whether each channel is forecast by itself, all by the same weights."""
-        shared = getattr(config, "share_projection", True) and not getattr(config, "prediction_channel_indices", None)
-        mixed = getattr(config, "use_decoder", False) and config.decoder_mode != "common_channel"
-        return bool(self.anatomy.separate and shared and not mixed)
 
     def _module(self, section: OwnForecaster, version: Path) -> tuple[Any, Any]:
         """The model without its backbone, with the weights of the head, and its config; raises TaskRefused."""
