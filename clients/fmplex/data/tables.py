@@ -90,5 +90,9 @@ def check_columns(names: Sequence[str], options: Mapping[str, str], source: str)
 
 
 def column(data: Any, name: str) -> list[Any]:
-    """One column's cells."""
-    return [row.get(name) for row in data] if isinstance(data, (list, tuple)) else list(data[name])
+    """One column's cells; pandas may name a column by a number."""
+    if isinstance(data, (list, tuple)):
+        return [row.get(name) for row in data]
+    if hasattr(data, "keys") and name not in data:
+        name = next(each for each in data.keys() if str(each) == name)  # noqa: SIM118
+    return list(data[name])

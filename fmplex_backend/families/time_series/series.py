@@ -67,9 +67,9 @@ def series_of(given: Any) -> TimeSeries:
         return given
     if isinstance(given, (str, Path)):
         return _from_file(Path(given))
-    names = [str(name) for name in getattr(given, "columns", ())]
-    if names:
-        return joined({name: list(given[name]) for name in names}, names_of_numbers(given, names))
+    columns = {str(name): list(given[name]) for name in getattr(given, "columns", ())}
+    if columns:
+        return joined(columns, names_of_numbers(columns, list(columns)))
     return TimeSeries(_array(given))
 
 

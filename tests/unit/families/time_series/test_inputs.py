@@ -117,7 +117,9 @@ def test_a_file_whose_first_line_would_lose_data_is_named(text: str, says: str, 
 def test_columns_that_pandas_counts_are_named(tmp_path: Path) -> None:
     frame = pd.DataFrame([[1.0, 2.0], [3.0, 4.0]])
     frame.to_csv(tmp_path / "it.csv", index=False)
-    np.testing.assert_array_equal(series_of(tmp_path / "it.csv").values, frame)
+    for given in (frame, tmp_path / "it.csv"):
+        np.testing.assert_array_equal(series_of(given).values, frame)
+        np.testing.assert_array_equal(items_of(given, SERIES)[0].values, frame)
 
 
 def test_folders_of_files_are_labelled_series(wide: Path, tmp_path: Path) -> None:
