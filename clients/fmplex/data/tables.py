@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fmplex.data.stream import import_parquet
-from fmplex_backend.csv_header import check_csv_header
 from fmplex_backend.errors import TaskProblem
+from fmplex_backend.families.csv_header import check_csv_header
 
 
 def read_file(file: Path) -> Any:
@@ -93,6 +93,6 @@ def column(data: Any, name: str) -> list[Any]:
     """One column's cells; pandas may name a column by a number."""
     if isinstance(data, (list, tuple)):
         return [row.get(name) for row in data]
-    if hasattr(data, "keys") and name not in data:
+    if hasattr(data, "iloc") and name not in data:
         name = next(each for each in data.keys() if str(each) == name)  # noqa: SIM118
     return list(data[name])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fmplex_backend.csv_header import check_csv_header
+from fmplex_backend.families.csv_header import check_csv_header
 
 Array = npt.NDArray[np.float32]
 SUFFIXES = (".csv", ".tsv", ".npy", ".parquet")
