@@ -16,15 +16,23 @@ from fmplex_backend.decoders.head import Activation
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fmplex_backend.families.spec import Encoder
+
 PARTS = ("weight", "bias")
 
 
 @dataclass(frozen=True, slots=True)
 class CarriedOver:
-    """A fine-tuned model's head as a decoder, with the tensors of its decoder.safetensors; none where it has none."""
+    """A fine-tuned model's head as a decoder.
+
+    Args:
+        tensors: of its decoder.safetensors; none where it has none.
+        encoder: None: the family's default.
+    """
 
     decoder: Decoder
     tensors: Mapping[str, Tensor]
+    encoder: Encoder | None = None
 
 
 def made_for(config: Mapping[str, Any]) -> str:

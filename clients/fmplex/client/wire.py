@@ -18,8 +18,10 @@ import tritonclient.http as httpclient
 from tritonclient.utils import np_to_triton_dtype
 
 from fmplex.client.results import kind_of
+from fmplex.data.rows import items_of
 from fmplex_backend.errors import ServerProblem, TaskProblem
 from fmplex_backend.families import input_named
+from fmplex_backend.families.spec import TableInput
 from fmplex_backend.interface import USAGE
 from fmplex_backend.repository.groups import GROUP
 
@@ -99,8 +101,13 @@ class Address:
 
 
 def items_in(takes: str, data: Any) -> list[Any]:
-    """What a caller gave, one item or several, as a list."""
+    """What a caller gave, one item or several, as a list; raises TaskProblem.
+
+    Of inputs whose items may take all of a table: a table or the file of one too, as `Task.predict` reads them.
+    """
     reads = input_named(takes)
+    if isinstance(reads, TableInput):
+        return items_of(data, reads)
     one = isinstance(data, str) if reads is None else reads.is_item(data)
     return [data] if one else list(data)
 

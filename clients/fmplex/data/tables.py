@@ -10,6 +10,7 @@ from typing import Any
 
 from fmplex.data.stream import import_parquet
 from fmplex_backend.errors import TaskProblem
+from fmplex_backend.families.csv_header import check_csv_header
 
 
 def read_file(file: Path) -> Any:
@@ -20,7 +21,9 @@ def read_file(file: Path) -> Any:
     try:
         if kind in (".csv", ".tsv"):
             with file.open(newline="", encoding="utf-8-sig") as stream:
-                return list(csv.DictReader(stream, delimiter="," if kind == ".csv" else "\t"))
+                reader = csv.DictReader(stream, delimiter="," if kind == ".csv" else "\t")
+                _check_header(reader.fieldnames or [], file)
+                return list(reader)
         if kind in (".jsonl", ".ndjson"):
             lines = file.read_text(encoding="utf-8").splitlines()
             return [_json_row(line, file, number) for number, line in enumerate(lines, 1) if line.strip()]
@@ -29,6 +32,13 @@ def read_file(file: Path) -> Any:
     if kind == ".parquet":
         return _parquet(file)
     raise TaskProblem(f"{file} has no supported format. Give a .csv, .tsv, .jsonl or .parquet file")
+
+
+def _check_header(names: Sequence[str], file: Path) -> None:
+    try:
+        check_csv_header(names)
+    except ValueError as error:
+        raise TaskProblem(f"{file}: {error}") from None
 
 
 def _parquet(file: Path) -> dict[str, list[Any]]:
@@ -80,5 +90,9 @@ def check_columns(names: Sequence[str], options: Mapping[str, str], source: str)
 
 
 def column(data: Any, name: str) -> list[Any]:
-    """One column's cells."""
-    return [row.get(name) for row in data] if isinstance(data, (list, tuple)) else list(data[name])
+    """One column's cells; pandas may name a column by a number."""
+    if isinstance(data, (list, tuple)):
+        return [row.get(name) for row in data]
+    if hasattr(data, "iloc") and name not in data:
+        name = next(each for each in data.keys() if str(each) == name)  # noqa: SIM118
+    return list(data[name])

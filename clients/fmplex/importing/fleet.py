@@ -155,6 +155,6 @@ class Importer:
 
 
 def _task(name: str, backbone: Backbone, carried: CarriedOver) -> Task:
-    task = Task(name, backbone, decoder=carried.decoder)
+    task = Task(name, backbone, encoder=carried.encoder, decoder=carried.decoder)
     task.fitted = replace(task.fitted, head=dict(carried.tensors))
     return task

@@ -78,7 +78,7 @@ class AnomalyDetector(Forecaster):
             expected = forecast_of(head, encoded)  # [n, c, horizon]
             came = np.stack([row.after.T for row in encoded.rows]).reshape(expected.shape)
             scores = np.abs(came - expected) / (encoded.vectors[..., -1:] * bounds)
-            return {"ANOMALY": np.nan_to_num(scores, nan=0.0).swapaxes(1, 2)}
+            return {"ANOMALY": np.where(np.isnan(came), np.float32(0), scores).swapaxes(1, 2)}
 
         return LoadedDecoder(PATCHES, self.sizes(directory, hidden), decode)
 
@@ -114,7 +114,8 @@ class AnomalyDetector(Forecaster):
 
         assert held is not None  # `holds_out`
         values = torch.from_numpy(held.values)
-        error = (values[..., :-2] - heads.scaled(values[..., -2:], heads.stacked(held.targets))).abs()
+        came = heads.scaled(values[..., -2:], heads.stacked(held.targets), most=np.inf)  # scores have no limit
+        error = (values[..., :-2] - came).abs()
         bounds = error.flatten(0, 1).nanquantile(1 - self.passing, dim=0).nan_to_num(LEAST_BOUND)
         return {"bounds": bounds.clamp_min(LEAST_BOUND).contiguous()}
 

@@ -43,6 +43,12 @@ class Architecture:
     install: str = ""
     unread: tuple[tuple[str, str], ...] = ()
 
+    def forecasts_any(self, config: Any) -> bool:
+        """Whether a config's head forecasts each channel by itself, all by the same weights."""
+        shared = getattr(config, "share_projection", True) and not getattr(config, "prediction_channel_indices", None)
+        mixed = getattr(config, "use_decoder", False) and config.decoder_mode != "common_channel"
+        return bool(self.separates(config) and shared and not mixed)
+
 
 def _masked_by(name: str) -> Callable[[Any, Any, Any], Ran]:
     """Of a model that takes a mask under this name."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fmplex_backend.decoders import Embedder
 from fmplex_backend.decoders.decoder import Pooling
 from fmplex_backend.families.heads import CarriedOver, layers, made_for, scores_decoder
+from fmplex_backend.families.time_series.architectures import ARCHITECTURES
 from fmplex_backend.families.time_series.own_head import OwnForecaster
+from fmplex_backend.families.time_series.sections import Window
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,17 +19,28 @@ if TYPE_CHECKING:
 def carried_over(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CarriedOver:
     """As `Family.carried_over`."""
     kind, made = str(config.get("model_type")), made_for(config)
+    architecture = ARCHITECTURES[kind]
     if made in ("Model", "ForPretraining"):
-        return CarriedOver(Embedder(), {})
+        return CarriedOver(Embedder(), {}, _window(config, architecture.separates))
     if made == "ForPrediction":
-        return CarriedOver(OwnForecaster(head="task"), tensors)
+        head = {name: each for name, each in tensors.items() if not name.startswith(f"{architecture.backbone}.")}
+        return CarriedOver(OwnForecaster(head="task"), head, _window(config, architecture.forecasts_any))
     if kind == "patchtst" and made == "ForClassification" and config.get("num_input_channels", 1) == 1:
         head = layers(tensors, ["head.linear"], f"a {kind}{made}")
-        return CarriedOver(scores_decoder(config, head, "tanh", _pooling(config)), head)
+        decoder = scores_decoder(config, head, "tanh", _pooling(config))
+        return CarriedOver(decoder, head, _window(config, architecture.separates))
     raise ValueError(
         f"the head of a {kind} made {made} is none that a decoder here computes. Forecast heads are carried over, and "
         "of PatchTST those for classification of one channel"
     )
+
+
+def _window(config: Mapping[str, Any], takes_any: Callable[[Any], bool]) -> Window | None:
+    """An encoder for the channels that a model sees at once; None where it takes any number."""
+    from transformers import AutoConfig
+
+    whole = AutoConfig.for_model(**config)
+    return None if takes_any(whole) else Window(channels=whole.num_input_channels)
 
 
 def _pooling(config: Mapping[str, Any]) -> Pooling:

@@ -33,10 +33,10 @@ def stacked(targets: Sequence[Any]) -> Tensor:
     return torch.from_numpy(np.stack([target.T for target in targets]).astype(np.float32))
 
 
-def scaled(level_and_scale: Tensor, targets: Tensor) -> Tensor:
-    """[n, c, 2] and [n, c, horizon] -> the latter as heads give it, NaN where unknown."""
+def scaled(level_and_scale: Tensor, targets: Tensor, most: float = MOST_DEVIATIONS) -> Tensor:
+    """[n, c, 2] and [n, c, horizon] -> the latter as heads give it, at most so far from 0; NaN where unknown."""
     level, scale = level_and_scale[..., :1], level_and_scale[..., 1:]
-    return ((targets - level) / scale).clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS)
+    return ((targets - level) / scale).clamp(-most, most)
 
 
 def apart(vectors: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from fmplex_backend.errors import TaskProblem, TaskRefused
 from fmplex_backend.families.time_series.architectures import PATCHES
 from fmplex_backend.families.time_series.patching import Patching
 from fmplex_backend.families.time_series.results import Filled
-from fmplex_backend.families.time_series.series import TimeSeries
+from fmplex_backend.families.time_series.series import TimeSeries, series_of
 from fmplex_backend.families.time_series.windows import Future, later_part, windows_of
 from fmplex_backend.interface import TensorSpec
 from fmplex_backend.section import CHECKED, TrainingOnly
@@ -96,7 +96,8 @@ class Imputer(HeadDecoder):
 
     @classmethod
     def result(cls, labels: Sequence[str], item: Any, outputs: Outputs, truncated: bool) -> Result:
-        return Filled(outputs["IMPUTED"], truncated)
+        """Shorter series of a request are answered in the length of the longest, see `SeriesInput.array`."""
+        return Filled(outputs["IMPUTED"][-series_of(item).steps :], truncated)
 
     # -- fitting
 
@@ -142,9 +143,9 @@ class Imputer(HeadDecoder):
 
         errors, lines = [], []
         for item, wanted, each in zip(rows.items, self.targets(rows), outputs, strict=True):
-            steps = len(each["IMPUTED"])
+            steps = min(len(each["IMPUTED"]), item.steps)
             known = ~np.isnan(wanted[-steps:])
-            errors.append(np.abs(each["IMPUTED"] - wanted[-steps:])[known])
+            errors.append(np.abs(each["IMPUTED"][-steps:] - wanted[-steps:])[known])
             lines.append(np.abs(_straight(item.values)[-steps:] - wanted[-steps:])[known])
         figures = {"mae": np.concatenate(errors).mean(), "line_mae": np.concatenate(lines).mean()}
         return Evaluation({name: round(float(value), DIGITS) for name, value in figures.items()}, len(rows))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
 from pathlib import Path
@@ -111,16 +111,17 @@ class OwnHeads:
 
     Args:
         directory: of the model.
+        read: names of the backbone's tensors, which have no prefix in a checkpoint without a head.
     """
 
-    def __init__(self, directory: Path, anatomy: Anatomy) -> None:
+    def __init__(self, directory: Path, anatomy: Anatomy, read: Collection[str]) -> None:
         from transformers import AutoConfig
 
         self.anatomy = anatomy
         self.config = AutoConfig.from_pretrained(directory)
         if hasattr(self.config, "do_mask_input"):
             self.config.do_mask_input = False
-        self.tensors = _without(f"{anatomy.architecture.backbone}.", directory)
+        self.tensors = _without(f"{anatomy.architecture.backbone}.", read, directory)
 
     def load(self, section: OwnForecaster, channels: int | None, version: Path) -> LoadedHead:
         """Raises TaskRefused.
@@ -134,7 +135,7 @@ class OwnHeads:
         module, config = self._module(section, version)
         steps = self.anatomy.architecture.steps(config)
         chosen = getattr(config, "prediction_channel_indices", None)
-        if not self._takes_any(config) and channels != config.num_input_channels:
+        if not self.anatomy.architecture.forecasts_any(config) and channels != config.num_input_channels:
             problem = f"it is {channels}, and the head sees {config.num_input_channels} channels at once"
             raise TaskRefused(file, "encoder.channels", problem, f"Say {config.num_input_channels}")
         times = -(-(section.horizon or steps) // steps)
@@ -185,12 +186,6 @@ class OwnHeads:
         whole: Array = found.numpy()
         return whole
 
-    def _takes_any(self, config: Any) -> bool:
-        """Whether each channel is forecast by itself, all by the same weights."""
-        shared = getattr(config, "share_projection", True) and not getattr(config, "prediction_channel_indices", None)
-        mixed = getattr(config, "use_decoder", False) and config.decoder_mode != "common_channel"
-        return bool(self.anatomy.separate and shared and not mixed)
-
     def _module(self, section: OwnForecaster, version: Path) -> tuple[Any, Any]:
         """The model without its backbone, with the weights of the head, and its config; raises TaskRefused."""
         import torch
@@ -215,15 +210,16 @@ class OwnHeads:
         return whole.float().eval().requires_grad_(False), config
 
 
-def _without(prefix: str, directory: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint whose names begin in another way; none where it is not in safetensors."""
+def _without(prefix: str, read: Collection[str], directory: Path) -> dict[str, Tensor]:
+    """A checkpoint's tensors, but those of names that begin so or are read; none where it is not in safetensors."""
     from safetensors import safe_open
 
     found: dict[str, Tensor] = {}
     for file in sorted(directory.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
             names: list[str] = opened.keys()
-            found |= {name: opened.get_tensor(name).clone() for name in names if not name.startswith(prefix)}
+            own = [name for name in names if not name.startswith(prefix) and name not in read]
+            found |= {name: opened.get_tensor(name).clone() for name in own}
     return found
 
 

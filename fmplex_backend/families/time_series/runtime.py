@@ -61,7 +61,7 @@ class TimeSeriesRuntime(EncoderRuntime[Context]):
             tokens=MANY_CHANNELS * max_items * anatomy.tokens,
         )
         self.preprocessor = Preprocessor(anatomy, config.max_channels)
-        self.own_heads = OwnHeads(loaded.directory, anatomy)
+        self.own_heads = OwnHeads(loaded.directory, anatomy, loaded.model.state_dict())
         self.not_adaptable = not_adaptable(
             self.model, partial(_observed, anatomy, self.model), (anatomy.context, anatomy.channels)
         )

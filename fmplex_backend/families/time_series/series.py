@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fmplex_backend.families.csv_header import check_csv_header
+
 Array = npt.NDArray[np.float32]
 SUFFIXES = (".csv", ".tsv", ".npy", ".parquet")
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?")  # cells of a table, in lower case
@@ -65,9 +67,9 @@ def series_of(given: Any) -> TimeSeries:
         return given
     if isinstance(given, (str, Path)):
         return _from_file(Path(given))
-    names = [str(name) for name in getattr(given, "columns", ())]
-    if names:
-        return joined({name: list(given[name]) for name in names}, names_of_numbers(given, names))
+    columns = {str(name): list(given[name]) for name in getattr(given, "columns", ())}
+    if columns:
+        return joined(columns, names_of_numbers(columns, list(columns)))
     return TimeSeries(_array(given))
 
 
@@ -94,7 +96,9 @@ def _from_file(file: Path) -> TimeSeries:
             return series_of(_parquet(file))
         if kind in (".csv", ".tsv"):
             with file.open(newline="", encoding="utf-8-sig") as stream:
-                header, *rows = csv.reader(stream, delimiter="," if kind == ".csv" else "\t")
+                lines = list(csv.reader(stream, delimiter="," if kind == ".csv" else "\t"))
+            header, rows = lines[0] if lines else [], lines[1:]
+            check_csv_header(header)
             columns = {name: [row[at] if at < len(row) else "" for row in rows] for at, name in enumerate(header)}
             return joined(columns, names_of_numbers(columns, header))
     except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,11 +32,11 @@ def windows_of(
         context: steps before those that are to be forecast, at most.
         with_future: whether a window's item has these steps too, as a decoder wants it that compares.
     """
-    every = [(series, start) for series in items for start in _starts(series, horizon, context)]
+    starts = [_starts(series, horizon, context) for series in items]
     channels = max((series.channels for series in items), default=1)
-    stride = -(-len(every) * channels // MOST_CHANNELS) or 1
+    stride = -(-sum(map(len, starts)) * channels // MOST_CHANNELS) or 1
     found, futures = [], []
-    for series, start in every[::stride]:
+    for series, start in _every(items, starts, stride):
         future = series.values[start : start + horizon]
         before = series.values[max(0, start - context) : start]
         if np.isnan(future).all() or not (np.count_nonzero(~np.isnan(before), axis=0) >= LEAST_BEFORE).all():
@@ -75,3 +75,12 @@ def _starts(series: TimeSeries, horizon: int, context: int) -> range:
     """Where futures begin: the first with a whole context before it, of a short series in its middle."""
     last = series.steps - horizon
     return range(max(LEAST_BEFORE, min(context, last // 2)), last + 1)
+
+
+def _every(items: Sequence[TimeSeries], starts: Sequence[range], stride: int) -> Iterator[tuple[TimeSeries, int]]:
+    """One in `stride` starts, counted through all series."""
+    first = 0
+    for series, own in zip(items, starts, strict=True):
+        for start in own[first::stride]:
+            yield series, start
+        first = (first - len(own)) % stride

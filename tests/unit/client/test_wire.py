@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from fmplex import ServerProblem, TaskProblem
@@ -62,6 +64,17 @@ def test_one_item_or_several() -> None:
     assert items_in("TEXT", ("a", "b")) == ["a", "b"]
     assert items_in("FEATURES", np.ones((2, 3)))[1].tolist() == [1.0, 1.0, 1.0]
     assert items_in("SMELL", "rose") == ["rose"]
+
+
+def test_a_table_or_its_file_is_one_series(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"day": ["mon", "tue"], "power": [1.5, 2.5], "heat": [10, 11]})
+    frame.to_csv(tmp_path / "rates.csv", index=False)
+    for given in (frame, tmp_path / "rates.csv", str(tmp_path / "rates.csv")):
+        (item,) = items_in("SERIES", given)
+        assert array_of("SERIES", [item])[0].tolist() == [[1.5, 10], [2.5, 11]]
+    assert [each.steps for each in items_in("SERIES", [frame, [1, 2, 3]])] == [2, 3]
+    with pytest.raises(TaskProblem, match=r"there is no file none\.csv"):
+        items_in("SERIES", "none.csv")
 
 
 def test_rows_in_batches() -> None:

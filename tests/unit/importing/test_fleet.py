@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from model_fixtures import tiny_model, tiny_tokenizer
+from series_fixtures import CHANNELS, save_series_model, tiny_series_model
 from task_fixtures import labelled
 from transformers import (
     AutoModelForSequenceClassification,
@@ -211,6 +212,22 @@ def test_pictures(tmp_path: Path) -> None:
         have = np.stack([one["SCORES"] for one in each.task.outputs([encoded(one) for one in pixels])])
         assert np.allclose(have, torch.softmax(logits, -1).numpy(), atol=1e-5)
     assert [each.extension.described()[:14] for each in found[:2]] == ["none", "LoRA of rank 2"]
+
+
+@pytest.mark.parametrize("kind", ["patchtst", "timesfm", "mixer", "channel-attention", "mixed-channels"])
+def test_forecast_heads(kind: str, tmp_path: Path) -> None:
+    """Models that mix channels are compared on as many as they have."""
+    base = save_series_model(tmp_path / "base", kind)
+    whole = tiny_series_model(kind)
+    for name, parameter in whole.named_parameters():
+        if name.startswith(("head.", "horizon_ff_layer.")):
+            parameter.normal_(std=0.1)
+    whole.save_pretrained(tmp_path / "other")
+    for found in imported(base, base, tmp_path / "other"):
+        assert found.task is not None, found.reason
+        assert found.error <= 1e-5
+        assert found.extension.described() == "none"
+        assert found.task.encoder.channels == CHANNELS.get(kind)
 
 
 # -- the command

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,17 @@ def test_windows_are_bounded_and_never_of_unknown_ends() -> None:
         windows_of([TimeSeries(wide[:8])], "the data", 10, 64)
 
 
+def test_windows_of_many_steps_take_little_memory() -> None:
+    long, short = TimeSeries(np.ones((300_000, 1), dtype=np.float32)), TimeSeries(two_waves(150)[:, 1:])
+    tracemalloc.start()
+    rows = windows_of([short, long, short], "the data", 10, 64)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 12e6, "each step as a tuple takes three times as much"
+    every = [*range(64, 141), *range(64, 299_991), *range(64, 141)]
+    assert [label.start for label in rows.labels] == every[:: -(-len(every) // MOST_CHANNELS)]
+
+
 def test_anomalies_are_judged_by_errors_on_what_was_held_out(backbone: Backbone) -> None:
     task = Task("odd", backbone, decoder=AnomalyDetector(8, context=CONTEXT), adapter=LoRA(r=2))
     task.fit(two_waves(700), epochs=1, test=two_waves(300, 700))
@@ -124,6 +136,16 @@ def test_gaps_are_filled_and_all_else_stays(backbone: Backbone) -> None:
     (cut,) = task.predict(two_waves(300, 700))
     assert isinstance(cut, Filled)
     assert len(cut.imputed) == CONTEXT
+
+
+def test_series_of_several_lengths_are_filled_in_their_own(backbone: Backbone) -> None:
+    """Windows of a series that is hardly longer than a context grow from one to the next."""
+    task = Task("whole", backbone, decoder=Imputer(gap=4, context=CONTEXT))
+    task.fit(two_waves(700), epochs=1, test=two_waves(CONTEXT * 3 // 2, 700))
+    assert task.metrics["mae"] > 0  # type: ignore[operator]
+    found: list[Any] = task.predict([two_waves(20, 700), two_waves(50, 700)])
+    assert [each.imputed.shape for each in found] == [(20, 2), (50, 2)]
+    np.testing.assert_array_equal(found[0].imputed[1:, 1], two_waves(20, 700)[1:, 1])
 
 
 def test_heads_on_the_pooled_vector(backbone: Backbone) -> None:

@@ -96,6 +96,32 @@ def test_tables(wide: Path, tmp_path: Path) -> None:
     assert rows_of(tmp_path / "long.parquet", None, SERIES).labels == ["up", "down"]
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "it is empty, or its first line is"),
+        ("heat,power,heat\n1,2,3\n", "columns are named twice: 'heat'"),
+        ("1.5,10\n2.5,12\n", "its first line, 1.5,10, names no columns"),
+        ("2024-01-01,,3\n2024-01-02,4,5\n", "its first line, 2024-01-01,,3, names no columns"),
+        ("0\n1\n", "its first line, 0, names no columns"),
+    ],
+)
+def test_a_file_whose_first_line_would_lose_data_is_named(text: str, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "bad.csv"
+    file.write_text(text)
+    for read in (series_of, lambda given: items_of(given, SERIES)):
+        with pytest.raises(ValueError if read is series_of else TaskProblem, match=rf"bad\.csv.*: {says}"):
+            read(file)
+
+
+def test_columns_that_pandas_counts_are_named(tmp_path: Path) -> None:
+    frame = pd.DataFrame([[1.0, 2.0], [3.0, 4.0]])
+    frame.to_csv(tmp_path / "it.csv", index=False)
+    for given in (frame, tmp_path / "it.csv"):
+        np.testing.assert_array_equal(series_of(given).values, frame)
+        np.testing.assert_array_equal(items_of(given, SERIES)[0].values, frame)
+
+
 def test_folders_of_files_are_labelled_series(wide: Path, tmp_path: Path) -> None:
     for label in ("calm", "wild"):
         (tmp_path / "train" / label).mkdir(parents=True)

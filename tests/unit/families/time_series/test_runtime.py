@@ -133,6 +133,16 @@ def test_tasks_with_adapters_and_without_share_a_pass(kind: str, tmp_path: Path)
     assert np.abs(plain - adapted).max() > 0.01
 
 
+@pytest.mark.parametrize(("kind", "inner"), [("patchtst", "model"), ("mixer", "model"), ("timesfm", "decoder")])
+def test_what_is_kept_of_a_checkpoint_is_its_head(kind: str, inner: str, tmp_path: Path) -> None:
+    """One that was saved without a head names the backbone's tensors without their prefix."""
+    whole = tiny_series_model(kind)
+    getattr(whole, inner).save_pretrained(tmp_path / "bare")
+    assert not series_runtime(tmp_path / "bare").own_heads.tensors
+    head = {name for name in whole.state_dict() if not name.startswith(f"{inner}.")}
+    assert series_runtime(directory_of(kind)).own_heads.tensors.keys() == head
+
+
 def test_cls_is_the_class_token(tmp_path: Path) -> None:
     runtime, item = series_runtime(directory_of("class-token")), series(1, 100, 2)
     vfm = serve(runtime, tmp_path / "cls", decoder={"kind": "embedding", "normalize": False, "pooling": "cls"})

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from series_fixtures import ask, filled, finished, series, series_runtime, serve
 
+from fmplex import Backbone
+from fmplex.importing.checkpoint import Checkpoint
+from fmplex.importing.fleet import Importer
 from fmplex_backend.errors import InvalidRequest, TaskRefused
 from fmplex_backend.families.time_series.runtime import TimeSeriesRuntime
 
@@ -71,6 +74,23 @@ def test_each_head_answers_as_its_original(head: str, model: Path, runtime: Time
         want = original(model, tensors)(past_values=torch.from_numpy(item[None, -CONTEXT:])).prediction_outputs[0]
     assert found.shape == (STEPS, 1), "it forecasts the first channel"
     np.testing.assert_allclose(found, want.numpy(), atol=1e-5)
+
+
+def test_both_are_imported_as_tasks_on_one_backbone(model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(model / "config.json", other)
+    save_file(load_file(model / "model.safetensors") | load_file(WEIGHTS / VARIANT), other / "model.safetensors")
+    importer = Importer(Backbone(model, family="time-series", dtype="float32"), 0.0, tolerance=1e-5)
+    item = series(1, 700, CHANNELS) / 50
+    for directory in (model, other):
+        found = importer.found(Checkpoint(directory), directory.name)
+        assert found.task is not None, found.reason
+        assert found.extension.described() == "none"
+        (forecast,) = found.task.outputs(item)
+        with torch.no_grad():
+            want = original(directory, {})(past_values=torch.from_numpy(item[None, -CONTEXT:])).prediction_outputs[0]
+        np.testing.assert_allclose(forecast["FORECAST"], want.numpy(), atol=1e-5)
 
 
 def test_gaps_and_short_series_are_masked(model: Path, runtime: TimeSeriesRuntime, tmp_path: Path) -> None:
