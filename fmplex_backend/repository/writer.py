@@ -75,6 +75,8 @@ class ModelRepository(RepositoryReader):
         Args:
             held: whether the version that serves goes on, and the next one waits to be tried or promoted.
         """
+        if terms.cache:
+            _check_cache(name, pipeline.config)
         with self._locked():
             tag = self._tag_for(name, backbone, terms, held=held)
             check_loadable(self.root / backbone)  # Triton reads it too when it loads a task

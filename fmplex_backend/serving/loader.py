@@ -325,7 +325,7 @@ class Loader:
                 each.set_weight(weight)
                 each.slo = spec.slo
                 each.max_running, each.max_kv_share = spec.max_running, spec.max_kv_share
-                if spec.cache and each.refused is None:
+                if spec.cache and each.refused is None and each.extensions.repeats:
                     self.answers.open(each.extensions)
                 else:
                     self.answers.close(each.extensions)

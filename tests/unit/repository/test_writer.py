@@ -205,6 +205,14 @@ def test_limits_of_another_family_are_refused(root: Path) -> None:
     assert (root / "a" / "config.pbtxt").read_text() == before
 
 
+def test_answers_that_are_sampled_are_not_kept_from_the_first_version_on(root: Path) -> None:
+    config = config_of("causal-lm").model_validate({"family": "causal-lm", "decoder": {"kind": "generator"}})
+    sampled = Pipeline(config, "PROMPT", 1, {}, lambda path: write_config(path, config))
+    with pytest.raises(TaskProblem, match="'a' is of the family 'causal-lm', whose answers are sampled"):
+        ModelRepository(root).save("a", BASE, sampled, Terms(cache=True))
+    assert not (root / "a").exists()
+
+
 def test_a_write_that_fails_leaves_nothing(root: Path) -> None:
     def broken(path: Path) -> None:
         (path / "task.json").write_text("{")
