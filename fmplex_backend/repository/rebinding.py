@@ -28,6 +28,8 @@ from fmplex_backend.repository.terms import AHEAD, REBOUND_AT
 from fmplex_backend.repository.versions import served_version
 from fmplex_backend.repository.writer import ModelRepository
 
+LEAST_AHEAD_S = 1e-6  # of the digits that are written: less is nothing
+
 
 @dataclass(frozen=True, slots=True)
 class Rebound:
@@ -151,6 +153,6 @@ class Rebinding(ModelRepository):
 def _put_ahead(proto: Any, ahead_s: float) -> None:
     for key in (AHEAD, REBOUND_AT):
         proto.parameters.pop(key, None)
-    if ahead_s > 0:
+    if ahead_s >= LEAST_AHEAD_S:
         proto.parameters[AHEAD].string_value = f"{ahead_s:.6f}"
         proto.parameters[REBOUND_AT].string_value = f"{time.time():.3f}"

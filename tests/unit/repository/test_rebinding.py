@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,27 @@ def test_what_it_had_beyond_its_share_goes_along_for_a_while(root: Path, monkeyp
     assert begins_with() == 0.0
     Rebinding(root).rebind("a", BASE)
     assert not {terms.AHEAD, terms.REBOUND_AT} & read_config(root / "a" / "config.pbtxt").parameters.keys()
+
+
+@pytest.mark.parametrize("seconds", [1e-9, 4.9e-7, 9.9e-7, 1e-6])
+def test_next_to_nothing_beyond_its_share_does_not_break_it(root: Path, seconds: float) -> None:
+    Rebinding(root).rebind("a", "twin", lambda: seconds)
+    entry = Repository(root, "twin").read_task("a")
+    assert isinstance(entry, TaskSpec), entry
+    assert entry.ahead_s == (seconds if seconds == 1e-6 else 0.0)
+    assert (terms.AHEAD in read_config(root / "a" / "config.pbtxt").parameters) == (seconds == 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "at"),
+    [("0.000000", 0), ("-1", 0), ("nan", 0), ("inf", 0), ("much", 0), ("0.25", "inf"), ("0.25", "soon"), ("", 0)],
+)
+def test_a_hint_that_cannot_be_read_is_none(root: Path, ahead: str, at: str | int) -> None:
+    hints = {terms.AHEAD: ahead, terms.REBOUND_AT: str(at or time.time())}
+    write_config(root, "a", 1, parameters=hints)
+    entry = Repository(root, BASE).read_task("a")
+    assert isinstance(entry, TaskSpec), entry
+    assert entry.ahead_s == 0.0
 
 
 def test_a_tag_that_is_taken_is_replaced_by_one_that_no_backbone_has(root: Path) -> None:
