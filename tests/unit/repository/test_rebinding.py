@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 from backend_fixtures import text_task, write_config, write_version
+from google.protobuf import text_format
 from model_fixtures import save_tiny
 from task_fixtures import BASE, tiny_repository
 
 from fmplex_backend.errors import TaskProblem
+from fmplex_backend.interface import tag_name
 from fmplex_backend.repository import terms
-from fmplex_backend.repository.configs import read_config, tags_of
+from fmplex_backend.repository.configs import Terms, read_config, tags_of
 from fmplex_backend.repository.rebinding import Rebinding
 from fmplex_backend.repository.tasks import Repository, TaskSpec
 from testing.repositories import write_backbone
@@ -113,6 +115,39 @@ def test_undone_it_is_as_before_unless_somebody_has_changed_it(root: Path) -> No
     write_config(root, "a", 7, backbone="twin")
     repository.undo(rebound)
     assert tags_of(root / "a" / "config.pbtxt", "twin") == [7]
+
+
+def test_undone_what_somebody_has_edited_meanwhile_stays(root: Path) -> None:
+    write_task(root, "b", 1, "twin")
+    before = read_config(root / "a" / "config.pbtxt")
+    repository = Rebinding(root)
+    rebound = repository.rebind("a", "twin", lambda: 0.25)
+    assert rebound is not None
+    assert rebound.tag != 1
+    repository.set("a", Terms(weight=7.0, slo_ms=20.0))
+    repository.undo(rebound)
+    entry = Repository(root, BASE).read_task("a")
+    assert isinstance(entry, TaskSpec)
+    assert (entry.vfm, entry.weight, entry.slo) == (1, 7.0, 0.02)
+    after = read_config(root / "a" / "config.pbtxt")
+    for key in ("weight", "slo_ms"):
+        before.parameters.pop(key, None)
+        after.parameters.pop(key, None)
+    assert after == before
+
+
+def test_undone_an_entry_with_several_tags_is_as_before(root: Path) -> None:
+    file = root / "a" / "config.pbtxt"
+    before = read_config(file)
+    (step,) = before.ensemble_scheduling.step
+    step.output_map[tag_name(2)] = "another"
+    file.write_text(text_format.MessageToString(before))
+    repository = Rebinding(root)
+    rebound = repository.rebind("a", "twin")
+    assert rebound is not None
+    assert tags_of(file, "twin") == [rebound.tag]
+    repository.undo(rebound)
+    assert read_config(file) == before
 
 
 @pytest.mark.parametrize(
