@@ -133,7 +133,8 @@ class Reporter:
         return tuple(map(_closed, (*ending, *self.engine.closed)))
 
     def _account(self, vfm: Vfm, beside: Beside) -> dict[str, Any]:
-        return _counts(vfm, beside) | {"ahead_s": self.engine.scheduler.ahead_s(vfm)}
+        ahead_s = sum(map(self.engine.scheduler.ahead_s, beside.parts(vfm)))
+        return _counts(vfm, beside) | {"ahead_s": ahead_s}
 
     def _queued(self, standing: Standing) -> int:
         """Requests of a task that wait; a shadow's copies may wait for ever, and nobody waits for them."""
@@ -180,16 +181,16 @@ def _cost(cost: CostModel) -> Cost:
 
 
 def _counts(vfm: Vfm, beside: Beside) -> dict[str, Any]:
-    canary = beside.canary
-    own = vfm.weight + (canary.vfm.weight if canary is not None and canary.vfm is not None else 0.0)
+    # A canary's vFM has a part of these.
+    whole = vfm if beside.canary is None else beside.canary.beside
     return {
-        "weight": round(own, 9),  # a canary has a part of it
+        "weight": whole.weight,
         "slo_ms": None if vfm.slo is None else vfm.slo * 1000,
         "max_queue": vfm.max_queue,
         "max_queue_bytes": vfm.max_queue_bytes,
         "max_seconds": None if math.isinf(vfm.max_seconds) else vfm.max_seconds,
-        "max_running": vfm.max_running,
-        "max_kv_share": vfm.max_kv_share,
+        "max_running": whole.max_running,
+        "max_kv_share": whole.max_kv_share,
         "queued": vfm.depth,
         "queue_bytes": vfm.queue_bytes,
         "requests": vfm.engine.requests,
