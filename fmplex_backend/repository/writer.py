@@ -244,6 +244,7 @@ class ModelRepository(RepositoryReader):
     def _next_version(
         self, name: str, backbone: str, pipeline: Pipeline, tag: int, terms: Terms, *, held: bool
     ) -> Saved:
+        check_limits(pipeline.config.family, [key for key in terms.given() if key != "cache"])
         number = max(self.versions(name), default=0) + 1
         if held:  # before the version is there
             _, spec = self.task(name)
