@@ -92,3 +92,10 @@ def slo(file: Path, parameters: Mapping[str, str]) -> float | None:
     """The latency objective, in seconds; None where the entry has none."""
     wanted = optional(file, parameters, "slo_ms")
     return None if wanted is None else wanted / 1000
+
+
+def term_text(value: float | bool) -> str:
+    """A term's value as an entry has it; of a number the shortest text of exactly this one: 3, 0.25, 1234567."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(int(value)) if value == int(value) else repr(value)
