@@ -24,12 +24,11 @@ from fmplex_backend.serving.candidates import NOTHING, Beside, Candidate, Since
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.serving.intake import Call, Intake
 from fmplex_backend.serving.loader import Loader
-from fmplex_backend.serving.replies import NO_USAGE
 from fmplex_backend.serving.standing import Standing
 from fmplex_backend.serving.table import Group, Refusal, vfm_of
 from fmplex_backend.serving.watch import Watch
 from fmplex_backend.status import BackboneStatus, CandidateStatus, ClosedAccount, Cost, TaskStatus
-from fmplex_backend.types import Answer, Failed, Vfm
+from fmplex_backend.types import NO_USAGE, Answer, Failed, Vfm
 
 log = logging.getLogger("fmplex")
 

@@ -14,7 +14,7 @@ def canary(account: int | None = 2, **fields: float) -> CandidateStatus:
 
 def test_what_a_canary_counted_is_the_tasks_once() -> None:
     shadow = CandidateStatus(role="shadow", version=3, account=3, requests=90, items=90, service_s=9.0)
-    counts = {name: 2 for name in ADDED_UP}
+    counts = dict.fromkeys(ADDED_UP, 2)
     tried = canary(**counts).model_copy(update={"failures": {"queue_full": 3, "invalid": 1}})
     own = task("a", account=1, **dict.fromkeys(ADDED_UP, 1), failures={"queue_full": 1}, candidates=(tried, shadow))
     found = own.with_canary
