@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -30,8 +31,11 @@ class CandidateStatus(Report):
     queued: int = 0
     requests: int = 0
     items: int = 0  # rows of these
+    tokens: float = 0.0  # of a canary's rows
     failures: dict[str, int] = {}  # by reason
     misses: int = 0
+    cache_hits: int = 0  # as a task's, of a canary
+    cache_misses: int = 0
     queue_s: float = 0.0  # seconds that its requests waited, summed
     compute_s: float = 0.0  # seconds from being scheduled to being finished, summed over its requests
     service_s: float = 0.0  # seconds of the backbone's time, charged to the task beside its own
@@ -49,6 +53,21 @@ class CandidateStatus(Report):
     def agreement(self) -> float | None:
         """The part of a shadow's compared rows that agree; None where there are none yet."""
         return self.agreed / self.compared if self.compared else None
+
+
+# Of a task and of its canary, what adds up to what is asked of both.
+ADDED_UP = (
+    "queued",
+    "requests",
+    "items",
+    "tokens",
+    "misses",
+    "cache_hits",
+    "cache_misses",
+    "queue_s",
+    "service_s",
+    "preparation_s",
+)
 
 
 class TaskStatus(Report):
@@ -94,6 +113,32 @@ class TaskStatus(Report):
     def healthy(self) -> bool:
         """Whether it answers, with the version that its entry asks for."""
         return self.state == "serving"
+
+    @property
+    def with_canary(self) -> TaskStatus:
+        """What clients asked of it in all: what its canary counted is in its own counts."""
+        canary = self._canary
+        if canary is None:
+            return self
+        sums = {name: getattr(self, name) + getattr(canary, name) for name in ADDED_UP}
+        failures = dict(Counter(self.failures) + Counter(canary.failures))
+        others = tuple(each for each in self.candidates if each is not canary)
+        return self.model_copy(update={**sums, "failures": failures, "candidates": others})
+
+    def with_canary_of(self, later: TaskStatus) -> TaskStatus:
+        """`with_canary`, or without it where it has ended before a later reading, which cannot tell of it any more.
+
+        What was counted between both readings is the difference of this one and `later.with_canary`.
+        """
+        canary, other = self._canary, later._canary
+        if canary is not None and (other is None or other.account != canary.account):
+            return self
+        return self.with_canary
+
+    @property
+    def _canary(self) -> CandidateStatus | None:
+        own = (each for each in self.candidates if each.role == "canary" and each.account is not None)
+        return next(own, None)
 
 
 class Cost(Report):

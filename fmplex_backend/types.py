@@ -55,6 +55,9 @@ class Usage(NamedTuple):
     batch_items: int
 
 
+NO_USAGE = Usage(0, 0, 0)  # of an answer that no batch made
+
+
 @dataclass(frozen=True, slots=True)
 class Finished:
     """The request is answered; `Runtime.decode` turns `value` into output tensors."""

@@ -14,7 +14,7 @@ from fmplex_backend.errors import TaskProblem
 from fmplex_backend.files import read_text
 from fmplex_backend.interface import backbone_asked, tag_of
 from fmplex_backend.repository.entry import TaskEntry
-from fmplex_backend.repository.terms import TERMS
+from fmplex_backend.repository.terms import TERMS, term_text
 from fmplex_backend.types import weight_problem
 
 CONFIG = "config.pbtxt"
@@ -127,13 +127,6 @@ def put_terms(proto: Any, terms: Terms) -> None:
         proto.parameters[key].string_value = term_text(value)
     for key in terms.cleared:
         proto.parameters.pop(key, None)
-
-
-def term_text(value: Any) -> str:
-    """A term's value as an entry has it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if value < 1e6 else str(value)
 
 
 def backbone_stepped_into(proto: Any) -> str:

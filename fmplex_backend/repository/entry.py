@@ -13,7 +13,7 @@ from tritonclient.grpc import model_config_pb2
 from fmplex_backend.errors import TaskProblem
 from fmplex_backend.families import family, input_named
 from fmplex_backend.interface import USAGE, USAGE_DIMS, TensorSpec, tag_name
-from fmplex_backend.repository.terms import COMMON, TERMS
+from fmplex_backend.repository.terms import COMMON, TERMS, term_text
 from fmplex_backend.types import weight_problem
 
 
@@ -82,7 +82,7 @@ class TaskEntry:
             config.parameters["labels"].string_value = json.dumps(list(self.labels), ensure_ascii=False)
         for key in TERMS:
             if (value := getattr(self, key)) is not None:
-                config.parameters[key].string_value = _number_text(value)
+                config.parameters[key].string_value = term_text(value)
         if self.cache:
             config.parameters["cache"].string_value = "true"
         return config
@@ -100,8 +100,3 @@ def check_limits(family_name: str, terms: Collection[str]) -> None:
     """Raise TaskProblem where one of the terms means nothing to tasks of a family."""
     if odd := [key for key in terms if key not in (*COMMON, *family(family_name).limits)]:
         raise TaskProblem(f"{odd[0]} limits nothing in a task of the family {family_name!r}. Leave it out")
-
-
-def _number_text(value: float) -> str:
-    """The shortest text of exactly this number: 3, 0.25, 1234567."""
-    return str(int(value)) if value == int(value) else repr(value)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fmplex_backend.errors import BackboneRefused, TaskProblem
 from fmplex_backend.families import family
 from fmplex_backend.files import read_text
-from fmplex_backend.interface import tag_name
+from fmplex_backend.interface import tag_name, tag_of
 from fmplex_backend.repository.binding import fits, same_model
 from fmplex_backend.repository.config import load_backbone_config, load_task_config
 from fmplex_backend.repository.configs import (
@@ -28,16 +28,23 @@ from fmplex_backend.repository.terms import AHEAD, REBOUND_AT
 from fmplex_backend.repository.versions import served_version
 from fmplex_backend.repository.writer import ModelRepository
 
+LEAST_AHEAD_S = 1e-6  # of the digits that are written: less is nothing
+
 
 @dataclass(frozen=True, slots=True)
 class Rebound:
-    """A task whose entry has changed, and what it was before."""
+    """A task whose binding has changed, and what that was before.
+
+    `former_tag` is None where the entry had several, which no server takes. Then they are in `odd_tags`: of each of its
+    steps into the former backbone, by the tag's name, the output that it is shown as.
+    """
 
     task: str
     former: str
     backbone: str
     tag: int
-    before: Any  # its ModelConfig message
+    former_tag: int | None
+    odd_tags: tuple[Mapping[str, str], ...] = ()
 
 
 class Rebinding(ModelRepository):
@@ -63,24 +70,29 @@ class Rebinding(ModelRepository):
             if former == backbone:
                 return None
             slots = self._check(name, proto, former, backbone).vfm_slots
-            before = type(proto)()
-            before.CopyFrom(proto)
             own = tags_in(proto, former)
-            tag = self._tag_there(name, own[0] if len(own) == 1 else None, backbone, slots)
-            for step in proto.ensemble_scheduling.step:
-                if step.model_name == former:
-                    step.model_name = backbone
+            former_tag = own[0] if len(own) == 1 else None
+            odd = () if former_tag is not None else tuple(map(_tags_shown, _steps(proto, former)))
+            tag = self._tag_there(name, former_tag, backbone, slots)
+            _step_into(proto, former, backbone)
             put_tag(proto, backbone, tag)
             _put_ahead(proto, ahead())
             self._replace_config(name, proto)
-            return Rebound(name, former, backbone, tag, before)
+            return Rebound(name, former, backbone, tag, former_tag, odd)
 
     def undo(self, rebound: Rebound) -> None:
-        """Write the entry as it was, unless somebody else has changed it since."""
+        """Bind the task as it was, unless somebody has bound it anew since; whatever else has changed stays."""
         with self._locked():
             now = self._proto(rebound.task)
-            if backbone_stepped_into(now) == rebound.backbone and tags_in(now, rebound.backbone) == [rebound.tag]:
-                self._replace_config(rebound.task, rebound.before)
+            if backbone_stepped_into(now) != rebound.backbone or {*tags_in(now, rebound.backbone)} != {rebound.tag}:
+                return
+            _step_into(now, rebound.backbone, rebound.former)
+            if rebound.former_tag is not None:
+                put_tag(now, rebound.former, rebound.former_tag)
+            else:
+                _put_odd_tags(now, rebound)
+            _put_ahead(now, 0.0)
+            self._replace_config(rebound.task, now)
 
     def _task_entry(self, name: str) -> Any:
         proto = read_config(self.root / name / CONFIG)
@@ -148,9 +160,30 @@ class Rebinding(ModelRepository):
         return is_there and tag in tags_of(file, backbone)
 
 
+def _steps(proto: Any, backbone: str) -> list[Any]:
+    return [step for step in proto.ensemble_scheduling.step if step.model_name == backbone]
+
+
+def _step_into(proto: Any, former: str, backbone: str) -> None:
+    for step in _steps(proto, former):
+        step.model_name = backbone
+
+
+def _tags_shown(step: Any) -> dict[str, str]:
+    return {name: shown for name, shown in step.output_map.items() if tag_of(name) is not None}
+
+
+def _put_odd_tags(proto: Any, rebound: Rebound) -> None:
+    for step, tags in zip(_steps(proto, rebound.former), rebound.odd_tags, strict=False):
+        for name in _tags_shown(step):
+            del step.output_map[name]
+        for name, shown in tags.items():
+            step.output_map[name] = shown
+
+
 def _put_ahead(proto: Any, ahead_s: float) -> None:
     for key in (AHEAD, REBOUND_AT):
         proto.parameters.pop(key, None)
-    if ahead_s > 0:
+    if ahead_s >= LEAST_AHEAD_S:
         proto.parameters[AHEAD].string_value = f"{ahead_s:.6f}"
         proto.parameters[REBOUND_AT].string_value = f"{time.time():.3f}"

@@ -233,7 +233,7 @@ def _entry(name: str, file: Path, proto: Any, steps: list[Any]) -> Entry:
             max_running=terms.whole(file, parameters, "max_running"),
             max_kv_share=terms.part(file, parameters, "max_kv_share"),
             cache=terms.flag(file, parameters, "cache"),
-            ahead_s=terms.ahead_s(file, parameters, time.time()),
+            ahead_s=terms.ahead_s(parameters, time.time()),
             version=version,
             inputs=tuple(steps[0].input_map),
             outputs=_declared_dims(proto, steps[0]),

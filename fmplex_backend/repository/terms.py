@@ -72,18 +72,30 @@ def flag(file: Path, parameters: Mapping[str, str], key: str) -> bool:
     return text == "true"
 
 
-def ahead_s(file: Path, parameters: Mapping[str, str], now: float) -> float:
+def ahead_s(parameters: Mapping[str, str], now: float) -> float:
     """Seconds by which a task was ahead of its share on another backbone that it left a moment ago; 0 for most.
+
+    It is a hint that no person writes: one that cannot be read is no reason to refuse a task.
 
     Args:
         now: seconds since 1970.
     """
-    if AHEAD not in parameters or now - number(file, parameters, REBOUND_AT, 0.0) > AHEAD_S:
+    try:
+        ahead, at = float(parameters.get(AHEAD, "0")), float(parameters.get(REBOUND_AT, "0"))
+    except ValueError:
         return 0.0
-    return min(number(file, parameters, AHEAD, 0.0), MOST_AHEAD_S)
+    is_recent = math.isfinite(ahead) and math.isfinite(at) and now - at <= AHEAD_S
+    return min(max(0.0, ahead), MOST_AHEAD_S) if is_recent else 0.0
 
 
 def slo(file: Path, parameters: Mapping[str, str]) -> float | None:
     """The latency objective, in seconds; None where the entry has none."""
     wanted = optional(file, parameters, "slo_ms")
     return None if wanted is None else wanted / 1000
+
+
+def term_text(value: float | bool) -> str:
+    """A term's value as an entry has it; of a number the shortest text of exactly this one: 3, 0.25, 1234567."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(int(value)) if value == int(value) else repr(value)

@@ -75,6 +75,8 @@ class ModelRepository(RepositoryReader):
         Args:
             held: whether the version that serves goes on, and the next one waits to be tried or promoted.
         """
+        if terms.cache:
+            _check_cache(name, pipeline.config)
         with self._locked():
             tag = self._tag_for(name, backbone, terms, held=held)
             check_loadable(self.root / backbone)  # Triton reads it too when it loads a task
@@ -242,6 +244,7 @@ class ModelRepository(RepositoryReader):
     def _next_version(
         self, name: str, backbone: str, pipeline: Pipeline, tag: int, terms: Terms, *, held: bool
     ) -> Saved:
+        check_limits(pipeline.config.family, [key for key in terms.given() if key != "cache"])
         number = max(self.versions(name), default=0) + 1
         if held:  # before the version is there
             _, spec = self.task(name)

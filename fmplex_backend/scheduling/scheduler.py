@@ -135,11 +135,11 @@ class Scheduler:
         rows = BatchRows()
         limit = math.inf
         ends = now + self.reply_latency  # when the replies of the batch so far would be sent
-        adapters: set[int] = set()
+        adapters: set[Vfm] = set()  # a canary has the id of its task
         while vfm := self._first():
             request = vfm.queue[0]
             wanted = rows.total_with(request)
-            groups = len(adapters) + (vfm.adapted and vfm.id not in adapters)
+            groups = len(adapters) + (vfm.adapted and vfm not in adapters)
             finish = now + SAFETY_FACTOR * self.cost.batch(wanted, groups) + self.reply_latency
             if batch and not (self._has_room(wanted, rows, request) and self.joins(finish, self._binding(limit))):
                 break
@@ -158,7 +158,7 @@ class Scheduler:
             batch.append(request)
             ends = finish
             if vfm.adapted:
-                adapters.add(vfm.id)
+                adapters.add(vfm)
             if finish <= request.deadline < limit:
                 limit = request.deadline
         if batch and self.joins(now, math.inf):  # the batch does not take longer for them

@@ -15,7 +15,7 @@ from fmplex_backend.errors import TaskRefused
 from fmplex_backend.repository.candidates import CandidateSpec, Compare, comparison
 from fmplex_backend.repository.tasks import TaskSpec
 from fmplex_backend.serving.portion import point
-from fmplex_backend.types import LEAST_WEIGHT, Extensions, Vfm
+from fmplex_backend.types import Extensions, Vfm
 
 log = logging.getLogger("fmplex")
 
@@ -84,11 +84,15 @@ class Beside:
         """Both, where there are both."""
         return tuple(each for each in (self.canary, self.shadow) if each is not None)
 
-    @property
-    def canary_share(self) -> float:
-        """The part of the task's requests, and of its weight, that a canary has."""
+    def parts(self, vfm: Vfm) -> dict[Vfm, float]:
+        """Of each vFM that answers requests of the task, whose own is given: its part of all that the task may have.
+
+        A canary that cannot be attached has none, which the engine thread finds out.
+        """
         canary = self.canary
-        return 0.0 if canary is None or canary.vfm is None else canary.spec.share
+        if canary is None or canary.vfm is None or canary.vfm.refused is not None:
+            return {vfm: 1.0}
+        return {vfm: 1 - canary.spec.share, canary.vfm: canary.spec.share}
 
     def chosen(self, vfm: Vfm, request_id: str) -> Vfm:
         """Which vFM answers a request of the task, whose own is given."""
@@ -132,19 +136,15 @@ class Candidates:
         """Whether none is about to be retired."""
         return not self._ending
 
-    def settle(self, spec: TaskSpec, vfm: Vfm) -> dict[Vfm, float]:
-        """Try what a task's entry says beside its vFM; the weight of each vFM of the task."""
+    def settle(self, spec: TaskSpec, vfm: Vfm) -> Beside:
+        """Try what a task's entry says beside its vFM."""
         former = self.beside.get(vfm, NOTHING)
         known = {each.spec.role: each for each in former.every}
         now = Beside(**{each.role: self._tried(each, spec, vfm, known.get(each.role)) for each in spec.candidates})
         kept = {each.vfm for each in now.every}
         self._publish(vfm, now)
         self._end(each for each in former.every if each.vfm not in kept)
-        share = now.canary_share
-        weights = {vfm: max(LEAST_WEIGHT, spec.weight * (1 - share))}
-        if now.canary is not None and now.canary.vfm is not None:
-            weights[now.canary.vfm] = max(LEAST_WEIGHT, spec.weight * share)
-        return weights
+        return now
 
     def drop(self, vfm: Vfm) -> None:
         """Try nothing beside a vFM any more."""

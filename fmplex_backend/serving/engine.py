@@ -193,7 +193,7 @@ class Engine:
         rows = BatchRows()
         for request in running.requests:
             rows.add(request)
-        adapted = len({request.vfm.id for request in running.requests if request.vfm.adapted})
+        adapted = len({request.vfm for request in running.requests if request.vfm.adapted})
         end = max(running.started_at, self._last_pass_at) + EARLY * self.cost.batch(rows.total, adapted)
         while not self._command:
             try:

@@ -17,7 +17,7 @@ from fmplex_backend.error_status import with_status
 from fmplex_backend.errors import ExecutionFailed, FmplexError, GroupFailed
 from fmplex_backend.interface import ERRORS, TensorSpec, member_name, position_name
 from fmplex_backend.repository.groups import GroupSpec, Member
-from fmplex_backend.types import Answer, Failed, Reply, Send, Usage
+from fmplex_backend.types import NO_USAGE, Answer, Failed, Reply, Send, Usage
 
 
 class Gathering:
@@ -77,9 +77,6 @@ def gathered(spec: GroupSpec, replies: Sequence[Reply]) -> Reply:
         for output in member.outputs:
             tensors[position_name(position, output.name)] = _tensor(output, made, items)
     return Answer(tensors, Usage(*(max(numbers) for numbers in zip(*(reply.usage for reply in good), strict=True))))
-
-
-NO_USAGE = Usage(0, 0, 0)
 
 
 def _whole(member: Member, reply: Reply) -> Reply:

@@ -42,7 +42,7 @@ from fmplex_backend.serving.standing import Standing, standings, standings_of_gr
 from fmplex_backend.serving.table import Answering, Refusal, Table
 from fmplex_backend.serving.tags import Models, Tags, Unasked
 from fmplex_backend.serving.tasklog import TaskLog
-from fmplex_backend.types import MAX_QUEUE_BYTES, Counts, Extensions, Runtime, Vfm
+from fmplex_backend.types import LEAST_WEIGHT, MAX_QUEUE_BYTES, Counts, Extensions, Runtime, Vfm
 
 log = logging.getLogger("fmplex")
 
@@ -314,22 +314,21 @@ class Loader:
         self.engine.retire(vfm)
 
     def _serve(self, spec: TaskSpec, vfm: Vfm, ahead_s: float = 0.0) -> None:
-        weights = self.candidates.settle(spec, vfm)
-        for each in weights:
+        beside = self.candidates.settle(spec, vfm)
+        for each in beside.parts(vfm):
             each.max_queue = spec.max_queue or self.max_queue
             each.max_queue_bytes = spec.max_queue_bytes or self.max_queue_bytes
             each.max_seconds = spec.max_seconds or self.max_seconds
 
         def set_terms() -> None:
-            for each, weight in weights.items():
-                each.set_weight(weight)
+            for each, part in beside.parts(vfm).items():
+                _set_part(each, part, spec)
                 each.slo = spec.slo
-                each.max_running, each.max_kv_share = spec.max_running, spec.max_kv_share
-                if spec.cache and each.refused is None:
+                if spec.cache and each.refused is None and each.extensions.repeats:
                     self.answers.open(each.extensions)
                 else:
                     self.answers.close(each.extensions)
-            self.engine.scheduler.begin_ahead(vfm, ahead_s)
+                self.engine.scheduler.begin_ahead(each, part * ahead_s)
 
         self.engine.post(set_terms)
         self._served[spec.name] = Served(spec, vfm)
@@ -356,3 +355,10 @@ class Loader:
         self._served.pop(spec.name)
         if change.cause == "removed":
             self.log.removed(spec.name)
+
+
+def _set_part(vfm: Vfm, part: float, spec: TaskSpec) -> None:
+    """Give a vFM its part of what the task may have, of which it has some at least."""
+    vfm.set_weight(max(LEAST_WEIGHT, part * spec.weight))
+    vfm.max_running = None if spec.max_running is None else max(1, round(part * spec.max_running))
+    vfm.max_kv_share = None if spec.max_kv_share is None else part * spec.max_kv_share

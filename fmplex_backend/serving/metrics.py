@@ -93,21 +93,22 @@ def samples(service: Service) -> Iterator[Sample]:
             yield from _of_vfm(labels, entry)
             yield from _of_runtime(service, labels, entry)
             for each in service.loader.candidates.beside.get(entry, NOTHING).every:
-                yield from _of_candidate(labels, each)
+                yield from _of_candidate(service, labels, each)
             continue
         if isinstance(entry, Group):
             yield Sample("fmplex_group_requests_total", labels, entry.counts.requests)
         yield from _failures(labels, entry.counts.failures)
 
 
-def _of_candidate(labels: Labels, candidate: Candidate) -> Iterator[Sample]:
+def _of_candidate(service: Service, labels: Labels, candidate: Candidate) -> Iterator[Sample]:
     """A canary's are those of any vFM. A shadow's copies are no requests, but what they are charged is the task's."""
     vfm, compared = candidate.vfm, candidate.compared
     labels = (*labels, ("role", candidate.spec.role), ("version", str(candidate.spec.number)))
-    if vfm is None:
+    if vfm is None or vfm.refused is not None:
         return
     if candidate.spec.role == "canary":
         yield from _of_vfm(labels, vfm)
+        yield from _of_runtime(service, labels, vfm)
         return
     yield Sample("fmplex_service_seconds_total", labels, vfm.service)
     yield Sample("fmplex_preparation_seconds_total", labels, vfm.preparation_s)

@@ -19,6 +19,7 @@ from fmplex_backend.errors import ExecutionFailed, FmplexError, NotFinite
 from fmplex_backend.serving.answer_cache import AnswerCache, Tensors
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.types import (
+    NO_USAGE,
     REPLY_THREADS,
     Answer,
     Failed,
@@ -34,7 +35,6 @@ LATENCY_DECAY = 0.98**REPLY_THREADS  # of a thread's peak reply latency, per rep
 REPORT_EVERY = 4  # replies of a thread; a new peak is reported earlier
 
 Command = Callable[[], None]
-NO_USAGE = Usage(0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)

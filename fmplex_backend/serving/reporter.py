@@ -24,12 +24,11 @@ from fmplex_backend.serving.candidates import NOTHING, Beside, Candidate, Since
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.serving.intake import Call, Intake
 from fmplex_backend.serving.loader import Loader
-from fmplex_backend.serving.replies import NO_USAGE
 from fmplex_backend.serving.standing import Standing
 from fmplex_backend.serving.table import Group, Refusal, vfm_of
 from fmplex_backend.serving.watch import Watch
 from fmplex_backend.status import BackboneStatus, CandidateStatus, ClosedAccount, Cost, TaskStatus
-from fmplex_backend.types import Answer, Failed, Vfm
+from fmplex_backend.types import NO_USAGE, Answer, Failed, Vfm
 
 log = logging.getLogger("fmplex")
 
@@ -133,7 +132,8 @@ class Reporter:
         return tuple(map(_closed, (*ending, *self.engine.closed)))
 
     def _account(self, vfm: Vfm, beside: Beside) -> dict[str, Any]:
-        return _counts(vfm, beside) | {"ahead_s": self.engine.scheduler.ahead_s(vfm)}
+        ahead_s = sum(map(self.engine.scheduler.ahead_s, beside.parts(vfm)))
+        return _counts(vfm, beside) | {"ahead_s": ahead_s}
 
     def _queued(self, standing: Standing) -> int:
         """Requests of a task that wait; a shadow's copies may wait for ever, and nobody waits for them."""
@@ -180,16 +180,16 @@ def _cost(cost: CostModel) -> Cost:
 
 
 def _counts(vfm: Vfm, beside: Beside) -> dict[str, Any]:
-    canary = beside.canary
-    own = vfm.weight + (canary.vfm.weight if canary is not None and canary.vfm is not None else 0.0)
+    # A canary's vFM has a part of these.
+    whole = vfm if beside.canary is None else beside.canary.beside
     return {
-        "weight": round(own, 9),  # a canary has a part of it
+        "weight": whole.weight,
         "slo_ms": None if vfm.slo is None else vfm.slo * 1000,
         "max_queue": vfm.max_queue,
         "max_queue_bytes": vfm.max_queue_bytes,
         "max_seconds": None if math.isinf(vfm.max_seconds) else vfm.max_seconds,
-        "max_running": vfm.max_running,
-        "max_kv_share": vfm.max_kv_share,
+        "max_running": whole.max_running,
+        "max_kv_share": whole.max_kv_share,
         "queued": vfm.depth,
         "queue_bytes": vfm.queue_bytes,
         "requests": vfm.engine.requests,
@@ -217,7 +217,10 @@ def _candidate(candidate: Candidate, main: Vfm) -> CandidateStatus:
             "queued": vfm.depth,
             "requests": compared.requests if is_shadow else counts.requests,
             "items": compared.items if is_shadow else counts.items,
+            "tokens": 0.0 if is_shadow else counts.tokens,
             "failures": dict(compared.failures) if is_shadow else vfm.failures(),
+            "cache_hits": vfm.intake.cache_hits,
+            "cache_misses": vfm.intake.cache_misses,
             "misses": counts.misses,
             "queue_s": counts.queue_s,
             "compute_s": counts.compute_s,

@@ -69,13 +69,11 @@ class Shadowing:
             with self._lock:
                 shadow.compared.dropped += 1
             return send
-        # The server may take the memory of numbers back once the request is answered.
-        own = {name: array if array.dtype.hasobject else array.copy() for name, array in inputs.items()}
 
         def send_and_copy(reply: Reply, final: bool) -> None:
             send(reply, final)
             if final and isinstance(reply, Answer):
-                self._copy(shadow, own, size, parameters, reply)
+                self._copy(shadow, inputs, size, parameters, reply)
 
         return send_and_copy
 

@@ -15,9 +15,10 @@ from fmplex.cli.options import DEFAULT, SERVER, AsJson, Asked, Name, Repo, Serve
 from fmplex.cli.shown import after, errors_shown, print_result
 from fmplex.client.sync import Client
 from fmplex_backend.errors import TaskProblem
-from fmplex_backend.repository.configs import Terms, term_text
+from fmplex_backend.repository.configs import Terms
 from fmplex_backend.repository.directory import UNLOADED, set_unloaded
 from fmplex_backend.repository.grouping import GroupRepository
+from fmplex_backend.repository.terms import term_text
 from fmplex_backend.repository.writer import ModelRepository
 
 NONE = "none"

@@ -54,7 +54,7 @@ def show(name: Name, repository: Repo = DEFAULT, server: LiveServer = "", as_jso
         now = live.read(server, {name: backbone})
         document = row_of(name, backbone, entry, now)
         if now is not None:
-            task = now.tasks[name]
+            task = now.tasks[name].with_canary
             document |= {"requests": task.requests, "failures": task.failures, "service_s": task.service_s}
             if document["cache"]:
                 document |= {"cache_hits": task.cache_hits, "cache_misses": task.cache_misses}

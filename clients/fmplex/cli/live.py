@@ -26,8 +26,8 @@ class Live:
     def share(self, task: TaskStatus) -> float | None:
         """A task's part of the time that its backbone spent on tasks; None where that is nothing."""
         status = self.backbones.get(task.backbone)
-        total = sum(each.service_s for each in status.tasks) if status else 0.0
-        return task.service_s / total if total else None
+        total = sum(each.with_canary.service_s for each in status.tasks) if status else 0.0
+        return task.with_canary.service_s / total if total else None
 
 
 def read(server: str, tasks: Mapping[str, str], backbones: tuple[str, ...] = ()) -> Live | None:

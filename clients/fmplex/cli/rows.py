@@ -43,7 +43,7 @@ def _parts(entry: TaskSpec) -> dict[str, Any]:
 def _live(row: dict[str, Any], name: str, now: Live) -> dict[str, Any]:
     """What the server tells; where it serves a task whose files are wrong by now, their error stays."""
     task = now.tasks[name]
-    told: dict[str, Any] = {"state": task.state, "queue": task.queued, "share": now.share(task)}
+    told: dict[str, Any] = {"state": task.state, "queue": task.with_canary.queued, "share": now.share(task)}
     told["error"] = task.error or row["error"]
     return told if task.version is None else told | {"version": task.version}
 

@@ -17,7 +17,7 @@ WINDOW_S = 10.0  # "of late"
 
 
 class TaskRow(BaseModel):
-    """A task. `None` stands for what is not known: counts of a task that is not served, rates of a first look."""
+    """A task, with its canary. `None` stands for what is not known: counts of a task that is not served, rates of a first look."""
 
     task: str
     backbone: str
@@ -76,9 +76,10 @@ class _Span(NamedTuple):
 
     @staticmethod
     def of(first: _Look, last: _Look) -> _Span:
-        former = {task.account: task for task in first.status.tasks if task.account is not None}
-        now = [task for task in last.status.tasks if task.account is not None]
-        before = [former[task.account] for task in now if task.account in former]
+        told = {task.account: task for task in first.status.tasks if task.account is not None}
+        served = [task for task in last.status.tasks if task.account is not None]
+        former = {each.account: told[each.account].with_canary_of(each) for each in served if each.account in told}
+        now, before = [each.with_canary for each in served], former.values()
         total = sum(task.service_s for task in now)
         recent = total - sum(task.service_s for task in before)
         requests = sum(task.requests for task in now) - sum(task.requests for task in before)
@@ -131,7 +132,7 @@ class History:
     def task(self, task: TaskStatus) -> TaskRow:
         """A task's row."""
         row = TaskRow(task=task.name, **task.model_dump(include=TASK_FIELDS))
-        span = self._span(task.backbone)
+        span, task = self._span(task.backbone), task.with_canary
         if task.account is None or span is None:
             return row
         row.queued, row.requests, row.misses, row.service_s = task.queued, task.requests, task.misses, task.service_s

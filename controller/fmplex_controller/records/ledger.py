@@ -144,7 +144,8 @@ class Ledger:
         run, start = self._connection.execute, int(now) // MINUTE * MINUTE
         changed: dict[int, Counts] = {}
         for account, task, counts in _accounts(status):
-            before = process.accounts.get(account, NOTHING)
+            # One may stand there twice: its vFM was retired while the status was put together.
+            before = changed.get(account) or process.accounts.get(account, NOTHING)
             added = counts.since(before)
             if added != NOTHING:
                 changed[account] = counts.at_least(before)

@@ -156,7 +156,7 @@ class Adaptation:
         if known is None or self._stale or now - self._read_at > READ_S or statuses.keys() != known.asked:
             self._stale, self._read_at = False, now
             self._elastic = Backbones(self.root).elastic()
-            self._known = known = planning.read(self.root, statuses.values())
+            self._known = known = planning.read(self.root, statuses.values(), reuse=False)
         return replace(known, statuses={name: statuses[name] for name in known.statuses})
 
     def _signal(self, known: Known, backbone: str, busy: float) -> Signal:

@@ -22,11 +22,11 @@ class Backbones(ModelRepository):
         """Write a backbone's directory after another one's entry; one of that name that was put away is taken again.
 
         Args:
-            elastic: whether the controller may remove it again.
+            elastic: whether the controller may remove it again. Such a one is always written anew.
         """
         with self._locked():
             directory = self.root / name
-            if (directory / UNLOADED).exists():
+            if not elastic and (directory / UNLOADED).exists():
                 set_unloaded(directory, False)
                 return
             self.check_free(name)

@@ -63,7 +63,8 @@ class Demands:
                 self._tracks[key] = _Track(task, now, former)
                 continue
             seconds = now - track.at
-            fresh = _between(track.last, task, seconds, track.demand or Demand())
+            before, after = track.last.with_canary_of(task), task.with_canary
+            fresh = _between(before, after, seconds, track.demand or Demand())
             self._tracks[key] = _Track(task, now, self._smoothed(track, fresh, seconds), track.seen_s + seconds)
 
     def of(self, task: str, backbone: str) -> Demand:

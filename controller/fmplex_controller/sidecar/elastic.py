@@ -119,19 +119,19 @@ class Elastic:
     def decide(self, observed: Observed, now: float) -> list[Action]:
         """What is to be done, in this order; it counts as done from now on."""
         self._forget(observed, now)
-        over = self._overloaded(observed, now)
+        fleet = Fleet(observed.situation)
+        over = self._overloaded(observed, fleet, now)
         lasting = {name: each.why for name, each in over.items() if self._is_lasting(name, each, now)}
         actions: list[Action] = []
         if lasting:
-            actions += self._relieve(observed, lasting, now)
+            actions += self._relieve(observed, fleet, lasting, now)
         actions += self._failed(observed, now)
-        actions += self._give_back(observed, over, now)
+        actions += self._give_back(observed, fleet, over, now)
         return actions
 
     # -- what is too much
 
-    def _overloaded(self, observed: Observed, now: float) -> dict[str, Overload]:
-        fleet = Fleet(observed.situation)
+    def _overloaded(self, observed: Observed, fleet: Fleet, now: float) -> dict[str, Overload]:
         found = {
             name: overload
             for name, load in sorted(fleet.loads.items())
@@ -149,12 +149,13 @@ class Elastic:
         surge_s = self._surge.seconds(name, True, now) if overload.is_surge else 0.0
         return over_s >= OVER_S or surge_s >= SURGE_S
 
-    def _relieve(self, observed: Observed, lasting: Mapping[str, str], now: float) -> Iterator[Action]:
-        plan = relief(observed.situation, lasting, self._pinned(observed, now))
-        moves = self._within_budget(observed, [each for each in plan.moves if is_off(each, lasting)], now)
+    def _relieve(self, observed: Observed, fleet: Fleet, lasting: Mapping[str, str], now: float) -> Iterator[Action]:
+        pinned = self._pinned(observed, fleet, now)
+        plan = relief(observed.situation, lasting, pinned)
+        moves = self._within_budget(fleet, [each for each in plan.moves if is_off(each, lasting)])
         after = asked_after(plan, observed.situation)
         left = [name for name in lasting if after[name] > HIGH]
-        starts = self._starts(observed, left, now) if left else []
+        starts = self._starts(observed, left, pinned, now) if left else []
         for name, why in lasting.items():
             if name not in self._told_at:
                 own = sum(name in each.before for each in moves)
@@ -164,13 +165,13 @@ class Elastic:
             yield self._rebind(move, now)
         yield from starts
 
-    def _starts(self, observed: Observed, names: Collection[str], now: float) -> list[Start]:
+    def _starts(self, observed: Observed, names: Collection[str], pinned: Collection[str], now: float) -> list[Start]:
         """One more backbone for tasks of these, where one would take some."""
         is_lasting = any(self._over.seconds(name, True, now) >= START_OVER_S for name in names)
         serving = {each.name for each in observed.situation.backbones}
         if not (is_lasting and self.settings.start and now >= self._start_at) or observed.started - serving:
             return []
-        plan = max_share(observed.situation, split=False, stop=False, only=names, pinned=self._pinned(observed, now))
+        plan = max_share(observed.situation, split=False, stop=False, only=names, pinned=pinned)
         for change in plan.starts:
             if any(change.backbone.name in each.after for each in plan.moves):
                 return [Start(change.backbone.name, change.backbone.model, change.reason)]
@@ -178,7 +179,7 @@ class Elastic:
 
     # -- what is not needed any more
 
-    def _give_back(self, observed: Observed, over: Collection[str], now: float) -> Iterator[Action]:
+    def _give_back(self, observed: Observed, fleet: Fleet, over: Collection[str], now: float) -> Iterator[Action]:
         """The last one that was started and whose tasks have had room elsewhere for long enough: first its tasks."""
         serving = {each.name: each for each in observed.situation.backbones}
         short = {serving[name].model for name in over}
@@ -198,7 +199,7 @@ class Elastic:
             if self._held(now) & {each.task for each in moves}:
                 return
             if moves:
-                for move in self._within_budget(observed, moves, now):
+                for move in self._within_budget(fleet, moves):
                     self._left_at[name] = now
                     yield self._rebind(move, now)
             elif now - self._left_at.get(name, float("-inf")) >= DRAIN_S and self._may_stop(name, now):
@@ -225,9 +226,8 @@ class Elastic:
 
     # -- what keeps it from flapping
 
-    def _pinned(self, observed: Observed, now: float) -> set[str]:
+    def _pinned(self, observed: Observed, fleet: Fleet, now: float) -> set[str]:
         """Tasks that were moved a short while ago, and those of which nothing is gained."""
-        fleet = Fleet(observed.situation)
         return (
             self._held(now) | observed.pinned | {name for name, demand in fleet.demands.items() if demand.size < LEAST}
         )
@@ -235,10 +235,9 @@ class Elastic:
     def _held(self, now: float) -> set[str]:
         return {task for task, at in self._moved_at.items() if now - at < self.settings.hold_s}
 
-    def _within_budget(self, observed: Observed, moves: list[Move], now: float) -> list[Move]:
+    def _within_budget(self, fleet: Fleet, moves: list[Move]) -> list[Move]:
         """The largest first: they help most."""
-        demands = Fleet(observed.situation).demands
-        largest = sorted(moves, key=lambda each: (-demands[each.task].size, each.task))
+        largest = sorted(moves, key=lambda each: (-fleet.demands[each.task].size, each.task))
         return largest[: max(0, self.settings.moves_per_minute - len(self._recent))]
 
     def _rebind(self, move: Move, now: float) -> Rebind:

@@ -65,8 +65,12 @@ class Known:
         return {model: name for name, model in sorted(self.model_of.items(), reverse=True)}
 
 
-def read(root: Path, statuses: Iterable[BackboneStatus]) -> Known:
-    """Read a repository, as far as its backbones answer; what cannot be read is left out."""
+def read(root: Path, statuses: Iterable[BackboneStatus], *, reuse: bool = True) -> Known:
+    """Read a repository, as far as its backbones answer; what cannot be read is left out.
+
+    Args:
+        reuse: whether a new backbone may have the name of one that was put away, which is then taken again.
+    """
     told, reader = {status.name: status for status in statuses}, RepositoryReader(root)
     backbones = [name for name in reader.backbones() if name in told]
     specs = {
@@ -76,7 +80,7 @@ def read(root: Path, statuses: Iterable[BackboneStatus]) -> Known:
         if isinstance(entry, TaskSpec)
     }
     model_of = {name: model_key(root, name) for name in backbones}
-    put_away = {name for name in reader.backbones() if (root / name / UNLOADED).exists()}
+    put_away = {name for name in reader.backbones() if reuse and (root / name / UNLOADED).exists()}
     taken = frozenset({*reader.names()} - {name for name in put_away if model_key(root, name) in model_of.values()})
     return Known({name: told[name] for name in backbones}, model_of, specs, taken, frozenset(told))
 

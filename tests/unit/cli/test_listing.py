@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from fmplex import Unreachable
 from fmplex.cli import app as cli
 from fmplex.cli import live
+from fmplex_backend.status import CandidateStatus
 
 EMBED = text_task({"kind": "embedding"})
 
@@ -49,6 +50,14 @@ def run(*arguments: Any, code: int = 0) -> tuple[str, str]:
 
 def document(*arguments: Any) -> Any:
     return json.loads(run(*arguments, "--json")[0])
+
+
+def test_what_a_canary_counts_is_the_tasks(root: Path, server: FakeServer) -> None:
+    canary = CandidateStatus(role="canary", version=2, account=2, queued=3, requests=5, cache_hits=1)
+    one, two = server.backbones["base"].tasks
+    server.backbones = {"base": status(one.model_copy(update={"candidates": (canary,)}), two)}
+    assert document("list", "-r", root)[0]["queue"] == 7
+    assert document("show", "one", "-r", root)["requests"] == 14
 
 
 def test_a_refused_task_does_not_look_healthy(root: Path) -> None:

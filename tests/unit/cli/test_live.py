@@ -7,6 +7,7 @@ from live_server import FakeServer, status, task
 
 from fmplex import ServerProblem, Unreachable
 from fmplex.cli import live
+from fmplex_backend.status import CandidateStatus
 
 TASKS = {"one": "base", "two": "base", "three": "base", "orphan": "elsewhere"}
 
@@ -63,3 +64,13 @@ def test_no_server(server: FakeServer) -> None:
 def test_another_repositorys_server(server: FakeServer) -> None:
     assert live.read("", {"orphan": "elsewhere"}) is None
     assert live.read("host:8001", {"orphan": "elsewhere"}) is not None
+
+
+def test_what_a_canary_is_charged_is_the_tasks(server: FakeServer) -> None:
+    canary = CandidateStatus(role="canary", version=2, account=9, service_s=4.0)
+    tasks = task("one", service_s=2.0, candidates=(canary,)), task("two", service_s=2.0)
+    server.backbones = {"base": status(*tasks)}
+    server.loaded = {"one", "two"}
+    found = live.read("host:8001", {"one": "base", "two": "base"})
+    assert found is not None
+    assert [found.share(found.tasks[name]) for name in ("one", "two")] == [0.75, 0.25]

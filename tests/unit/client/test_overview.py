@@ -7,7 +7,7 @@ from typing import Any
 from live_server import status, task
 
 from fmplex.client.overview import History
-from fmplex_backend.status import BackboneStatus
+from fmplex_backend.status import BackboneStatus, CandidateStatus
 
 
 def told(first: dict[str, Any], second: dict[str, Any], **fields: Any) -> BackboneStatus:
@@ -73,3 +73,23 @@ def test_a_task_that_came_meanwhile_and_one_that_is_refused() -> None:
     rows = [history.task(each) for each in now.tasks]
     assert [row.share for row in rows] == [0.25, None, None]
     assert (rows[2].state, rows[2].error, rows[2].queued) == ("refused", "x", None)
+
+
+def test_a_canarys_load_is_the_tasks_and_its_end_makes_no_rate_negative() -> None:
+    """The last row is of the first look after the end of the canary, whose counts are gone."""
+    history, rows = History(), []
+    tried = CandidateStatus(role="canary", version=2, account=3, share=0.5)
+    for at, own, canaries in ((0.0, 10, 100), (10.0, 20, 130), (20.0, 30, None)):
+        counts = {"requests": canaries, "service_s": canaries, "queue_s": canaries, "misses": canaries, "queued": 7}
+        candidates = () if canaries is None else (tried.model_copy(update=counts),)
+        now = told(
+            {"requests": own, "service_s": own, "queue_s": own, "misses": own, "queued": 1, "candidates": candidates},
+            {"requests": own, "service_s": own},
+        )
+        history.add(now, at)
+        rows.append(history.task(now.tasks[0]))
+    first, both, after = rows
+    assert (first.requests, first.queued, first.share_total) == (110, 8, 110 / 120)
+    assert (both.requests_per_s, both.misses_per_s, both.wait_ms, both.share) == (4.0, 4.0, 1000.0, 0.8)
+    assert (after.requests_per_s, after.misses_per_s, after.wait_ms, after.share) == (1.0, 1.0, 1000.0, 0.5)
+    assert history.backbone("base").requests_per_s == 2.0

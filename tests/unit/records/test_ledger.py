@@ -89,6 +89,17 @@ def test_a_task_that_left_and_one_that_came_back(tmp_path: Path) -> None:
     ledger.close()
 
 
+def test_an_account_that_stands_twice_in_a_status_is_entered_once(tmp_path: Path) -> None:
+    """A task that is removed while the status is told is among those served and among those closed."""
+    gone = ClosedAccount(account=1, task="a", requests=12, items=22, service_s=1.25, preparation_s=0.1)
+    ledger = Ledger(tmp_path)
+    ledger.sample(told({"a": 1.0}).model_copy(update={"closed": (gone,)}), NOW)
+    ledger.sample(told({}).model_copy(update={"closed": (gone, gone), "busy_s": 1.25}), NOW + 1)
+    (row,) = read_usage(tmp_path).tasks
+    assert (row.seconds, row.requests, row.items) == (1.25, 12, 22)
+    ledger.close()
+
+
 def test_from_a_time_on(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.sample(told({"a": 1.0}), NOW)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,9 +47,14 @@ def test_a_merge_keeps_terms_and_what_is_not_ours() -> None:
     assert [output.name for output in new.output] == [output.name for output in ENTRY.to_proto().output]
 
 
-@pytest.mark.parametrize(("weight", "text"), [(2.0, "2"), (0.25, "0.25"), (1234567.0, "1234567.0")])
-def test_terms_are_written_exactly(weight: float, text: str) -> None:
-    proto = text_format.Parse('name: "t"', model_config_pb2.ModelConfig())
-    put_terms(proto, Terms(weight=weight))
-    assert {key: value.string_value for key, value in proto.parameters.items()} == {"weight": text}
-    assert float(text) == weight
+@pytest.mark.parametrize(
+    ("slo_ms", "text"),
+    [(2.0, "2"), (0.25, "0.25"), (1234567.0, "1234567"), (0.123456789, "0.123456789"), (1234.5678, "1234.5678")],
+)
+def test_terms_are_written_exactly_whether_a_task_is_new_or_changed(slo_ms: float, text: str) -> None:
+    changed = text_format.Parse('name: "t"', model_config_pb2.ModelConfig())
+    put_terms(changed, Terms(slo_ms=slo_ms, cache=True))
+    new = replace(ENTRY, slo_ms=slo_ms, cache=True).to_proto()
+    for proto in (changed, new):
+        assert (proto.parameters["slo_ms"].string_value, proto.parameters["cache"].string_value) == (text, "true")
+    assert float(text) == slo_ms

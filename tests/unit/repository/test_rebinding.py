@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 from backend_fixtures import text_task, write_config, write_version
+from google.protobuf import text_format
 from model_fixtures import save_tiny
 from task_fixtures import BASE, tiny_repository
 
 from fmplex_backend.errors import TaskProblem
+from fmplex_backend.interface import tag_name
 from fmplex_backend.repository import terms
-from fmplex_backend.repository.configs import read_config, tags_of
+from fmplex_backend.repository.configs import Terms, read_config, tags_of
 from fmplex_backend.repository.rebinding import Rebinding
 from fmplex_backend.repository.tasks import Repository, TaskSpec
 from testing.repositories import write_backbone
@@ -64,6 +67,27 @@ def test_what_it_had_beyond_its_share_goes_along_for_a_while(root: Path, monkeyp
     assert not {terms.AHEAD, terms.REBOUND_AT} & read_config(root / "a" / "config.pbtxt").parameters.keys()
 
 
+@pytest.mark.parametrize("seconds", [1e-9, 4.9e-7, 9.9e-7, 1e-6])
+def test_next_to_nothing_beyond_its_share_does_not_break_it(root: Path, seconds: float) -> None:
+    Rebinding(root).rebind("a", "twin", lambda: seconds)
+    entry = Repository(root, "twin").read_task("a")
+    assert isinstance(entry, TaskSpec), entry
+    assert entry.ahead_s == (seconds if seconds == 1e-6 else 0.0)
+    assert (terms.AHEAD in read_config(root / "a" / "config.pbtxt").parameters) == (seconds == 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "at"),
+    [("0.000000", 0), ("-1", 0), ("nan", 0), ("inf", 0), ("much", 0), ("0.25", "inf"), ("0.25", "soon"), ("", 0)],
+)
+def test_a_hint_that_cannot_be_read_is_none(root: Path, ahead: str, at: str | int) -> None:
+    hints = {terms.AHEAD: ahead, terms.REBOUND_AT: str(at or time.time())}
+    write_config(root, "a", 1, parameters=hints)
+    entry = Repository(root, BASE).read_task("a")
+    assert isinstance(entry, TaskSpec), entry
+    assert entry.ahead_s == 0.0
+
+
 def test_a_tag_that_is_taken_is_replaced_by_one_that_no_backbone_has(root: Path) -> None:
     write_task(root, "b", 1, "twin")
     write_task(root, "c", 5)
@@ -91,6 +115,39 @@ def test_undone_it_is_as_before_unless_somebody_has_changed_it(root: Path) -> No
     write_config(root, "a", 7, backbone="twin")
     repository.undo(rebound)
     assert tags_of(root / "a" / "config.pbtxt", "twin") == [7]
+
+
+def test_undone_what_somebody_has_edited_meanwhile_stays(root: Path) -> None:
+    write_task(root, "b", 1, "twin")
+    before = read_config(root / "a" / "config.pbtxt")
+    repository = Rebinding(root)
+    rebound = repository.rebind("a", "twin", lambda: 0.25)
+    assert rebound is not None
+    assert rebound.tag != 1
+    repository.set("a", Terms(weight=7.0, slo_ms=20.0))
+    repository.undo(rebound)
+    entry = Repository(root, BASE).read_task("a")
+    assert isinstance(entry, TaskSpec)
+    assert (entry.vfm, entry.weight, entry.slo) == (1, 7.0, 0.02)
+    after = read_config(root / "a" / "config.pbtxt")
+    for key in ("weight", "slo_ms"):
+        before.parameters.pop(key, None)
+        after.parameters.pop(key, None)
+    assert after == before
+
+
+def test_undone_an_entry_with_several_tags_is_as_before(root: Path) -> None:
+    file = root / "a" / "config.pbtxt"
+    before = read_config(file)
+    (step,) = before.ensemble_scheduling.step
+    step.output_map[tag_name(2)] = "another"
+    file.write_text(text_format.MessageToString(before))
+    repository = Rebinding(root)
+    rebound = repository.rebind("a", "twin")
+    assert rebound is not None
+    assert tags_of(file, "twin") == [rebound.tag]
+    repository.undo(rebound)
+    assert read_config(file) == before
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,19 @@ def test_limits_of_another_family_are_refused(root: Path) -> None:
         ModelRepository(root).set("a", Terms(max_kv_share=0.5))
     with pytest.raises(TaskProblem, match=r"max_kv_share is 2\. It is a part: give one of 1 at most"):
         ModelRepository(root).set("a", Terms(max_kv_share=2.0))
+    for held in (True, False):
+        with pytest.raises(TaskProblem, match="max_running limits nothing in a task of the family 'text-encoder'"):
+            ModelRepository(root).save("a", BASE, pipeline(), Terms(max_running=3), held=held)
     assert (root / "a" / "config.pbtxt").read_text() == before
+    assert ModelRepository(root).versions("a") == [1]
+
+
+def test_answers_that_are_sampled_are_not_kept_from_the_first_version_on(root: Path) -> None:
+    config = config_of("causal-lm").model_validate({"family": "causal-lm", "decoder": {"kind": "generator"}})
+    sampled = Pipeline(config, "PROMPT", 1, {}, lambda path: write_config(path, config))
+    with pytest.raises(TaskProblem, match="'a' is of the family 'causal-lm', whose answers are sampled"):
+        ModelRepository(root).save("a", BASE, sampled, Terms(cache=True))
+    assert not (root / "a").exists()
 
 
 def test_a_write_that_fails_leaves_nothing(root: Path) -> None:

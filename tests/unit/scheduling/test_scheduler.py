@@ -380,6 +380,17 @@ def test_adapter_groups_count_towards_the_deadline(make_rig: MakeRig) -> None:
     assert rig.step() == sent[:2]
 
 
+def test_the_adapter_of_a_canary_counts_beside_its_tasks(make_rig: MakeRig) -> None:
+    cost = CostModel(fixed=0.0, per_token=1e-3)
+    cost.per_group = 0.1
+    rig = make_rig(cost=cost)
+    urgent, own, canary = rig.vfm(slo=0.2), rig.vfm(), rig.vfm()
+    canary.id = own.id
+    own.adapted = canary.adapted = True
+    sent = [rig.send(vfm, 10) for vfm in (urgent, own, canary)]
+    assert rig.step() == sent[:2]
+
+
 def test_fifo_ignores_deadlines(make_rig: MakeRig) -> None:
     rig = make_rig("fifo")
     sent = [rig.send(vfm, 20) for vfm in (rig.vfm(slo=0.03), rig.vfm(), rig.vfm())]

@@ -233,6 +233,25 @@ def test_an_answer_that_may_differ_the_next_time_is_refused_the_cache(rig: Servi
     assert "sampled/config.pbtxt: parameters.cache: it is 'true', but this task's answers are sampled" in text
 
 
+def test_terms_do_not_have_answers_kept_that_may_differ_the_next_time(rig: ServiceRig) -> None:
+    """Such terms load no version, so that nothing refuses them."""
+    write_task(rig.root, "sampled", 5, task={"mark": 1, "repeats": False})
+    refresh(rig)
+    write_config(rig.root, "sampled", 5, cache=True)
+    refresh(rig)
+    assert not any(was_kept(rig, 5) for _ in range(3))
+
+
+def test_a_former_version_that_goes_on_has_no_answers_kept_that_may_differ(rig: ServiceRig) -> None:
+    write_task(rig.root, "sampled", 5, task={"mark": 1, "repeats": False})
+    refresh(rig)
+    write_version(rig.root, "sampled", 2, {"mark": 2})
+    (rig.root / "sampled" / "2" / "task.json").write_text("{")
+    write_config(rig.root, "sampled", 5, cache=True)
+    refresh(rig)
+    assert not any(was_kept(rig, 5) for _ in range(3))
+
+
 # -- what is not
 
 

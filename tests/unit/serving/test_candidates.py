@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,35 @@ def test_a_canary_is_a_vfm_of_the_task_with_its_part_of_the_weight(rig: Candidat
     assert rig.engine.vfms == {task, canary}
     assert (task.weight, canary.weight) == (3.0, 1.0)
     assert (canary.slo, canary.max_queue, canary.name, canary.spare) == (0.02, 7, "one", False)
+
+
+@pytest.mark.parametrize(
+    ("share", "running", "own", "canarys"), [("0.25", 8, 6, 2), ("0.01", 8, 8, 1), ("0.5", 1, 1, 1)]
+)
+def test_the_limits_of_a_task_are_divided_between_its_vfms(
+    rig: CandidatesRig, share: str, running: int, own: int, canarys: int
+) -> None:
+    limits = {"max_running": str(running), "max_kv_share": "0.5"}
+    rig.say(CANARY | limits | {"canary_share": share})
+    task, canary = rig.vfm(0), serving(rig.canary)
+    assert (task.max_running, canary.max_running) == (own, canarys)
+    assert task.max_kv_share is not None
+    assert canary.max_kv_share == pytest.approx(0.5 * float(share))
+    assert task.max_kv_share + canary.max_kv_share == pytest.approx(0.5)
+    rig.say(limits)
+    assert (task.max_running, task.max_kv_share) == (running, 0.5)
+
+
+def test_a_task_that_comes_from_another_backbone_with_a_canary_is_ahead_by_both(tmp_path: Path) -> None:
+    write_task(tmp_path, "one", 0, task=version(1), serves=1)
+    write_version(tmp_path, "one", 2, version(2))
+    came = {"ahead_s": "0.5", "rebound_at": str(time.time())}
+    write_config(tmp_path, "one", 0, serves=1, parameters=CANARY | came, weight=2.0)
+    rig = LoaderRig(tmp_path)
+    rig.refresh()
+    canary = rig.loader.candidates.beside[rig.vfm(0)].canary
+    assert canary is not None
+    assert (rig.vfm(0).start, serving(canary).start) == (0.25, 0.25)
 
 
 def test_a_share_of_the_requests_is_the_canarys_the_same_ids_each_time(rig: CandidatesRig) -> None:
@@ -256,10 +286,13 @@ def test_extensions_that_cannot_be_attached(rig: CandidatesRig, monkeypatch: pyt
         attach(extensions)
 
     monkeypatch.setattr(rig.runtime, "attach", raising)
-    rig.say(CANARY)
+    rig.say(CANARY, weight=4.0)
     assert "no memory" in rig.canary.problem
     assert rig.beside.chosen(rig.vfm(0), "r1") is rig.vfm(0)
     assert not any(rig.canary.answers(f"r{number}") for number in range(100))
+    assert rig.vfm(0).weight == 4.0
+    rig.say(CANARY | {"canary_share": "0.5"}, weight=3.0)
+    assert rig.vfm(0).weight == 3.0
 
 
 def test_kinds_that_cannot_be_compared_make_no_shadow(rig: CandidatesRig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -870,6 +871,28 @@ def test_what_arrives_until_a_queued_batch_ends_is_in_the_next(queueing: Queuein
     (second, third) = (queueing.send(vfm, "a") for _ in range(2))
     queueing.step()
     assert queueing.seen[2:] == [("started", (second, third)), ("collected", (second, third))]
+
+
+def test_how_long_a_queued_batch_takes_depends_on_its_adapters_a_canarys_too(
+    queueing: Queueing, version: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, canary = queueing.vfm(version), queueing.vfm(version)
+    queueing.drain()
+    canary.id = own.id
+    own.adapted = canary.adapted = True
+    groups: list[int] = []
+
+    def batch(work: Work, adapter_groups: int) -> float:
+        groups.append(adapter_groups)
+        return 1e-4
+
+    cost = copy(queueing.cost)  # the scheduler has the other one
+    monkeypatch.setattr(cost, "batch", batch)
+    monkeypatch.setattr(queueing.engine, "cost", cost)
+    for vfm in (own, canary):
+        queueing.send(vfm, "a")
+    queueing.drain()
+    assert groups == [2]
 
 
 def test_a_command_waits_until_nothing_is_queued_on_the_device(queueing: Queueing, version: Path) -> None:

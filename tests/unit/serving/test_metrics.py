@@ -352,6 +352,23 @@ def test_a_runtime_may_have_metrics_of_its_own(service: Service, monkeypatch: py
 # -- versions that are tried
 
 
+def test_what_a_family_measures_is_told_of_a_canary_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embed = text_task({"kind": "embedding"})
+    tried = {"canary_version": "2", "canary_share": "0.5", "shadow_version": "3"}
+    write_task(tmp_path, "one", 0, task=embed, serves=1, parameters=tried)
+    for number in (2, 3):
+        write_version(tmp_path, "one", number, embed)
+    rig = ServiceRig(tmp_path)
+    rig.service.loader.refresh()
+
+    def readings(vfm: Vfm | None) -> list[Reading]:
+        return [] if vfm is None else [Reading("fmplex_sequences_running", vfm.account)]
+
+    monkeypatch.setattr(rig.service.runtime, "readings", readings)
+    found = [dict(each.labels) for each in samples(rig.service) if each.family == "fmplex_sequences_running"]
+    assert [(labels.get("role"), labels.get("version")) for labels in found] == [(None, None), ("canary", "2")]
+
+
 def test_a_canary_counts_as_the_tasks_and_a_shadow_only_what_it_is_charged(tmp_path: Path) -> None:
     embed = text_task({"kind": "embedding"})
     tried = {"canary_version": "2", "canary_share": "0.5", "shadow_version": "3"}

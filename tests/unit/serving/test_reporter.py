@@ -72,6 +72,38 @@ def test_a_backbone_and_its_tasks(rig: ServiceRig) -> None:
     assert one.account != two.account
 
 
+def test_what_a_canary_answers_is_told_of_it_and_added_up(rig: ServiceRig, tmp_path: Path) -> None:
+    kind = {"decoder": {"kind": "embedding"}}
+    write_task(tmp_path, "tried", 4, task=kind)
+    write_version(tmp_path, "tried", 2, kind)
+    parameters = {"canary_version": "2", "canary_share": "0.5"}
+    write_config(tmp_path, "tried", 4, serves=1, cache=True, parameters=parameters)
+    only(rig, "tried")
+    for number in range(20):
+        rig.ask(4, text=f"some words {number}")
+    found = only(rig, "tried")
+    (canary,) = found.candidates
+    assert found.with_canary.requests == 20 == found.with_canary.cache_misses
+    assert 0 < canary.requests < 20
+    assert canary.cache_misses == canary.requests
+    assert canary.tokens > 0
+    assert found.with_canary.tokens == found.tokens + canary.tokens
+
+
+def test_terms_and_account_are_the_tasks_as_a_whole(
+    rig: ServiceRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = {"decoder": {"kind": "embedding"}}
+    write_task(tmp_path, "tried", 4, task=kind)
+    write_version(tmp_path, "tried", 2, kind)
+    parameters = {"canary_version": "2", "canary_share": "0.3", "max_running": "1", "max_kv_share": "0.7"}
+    write_config(tmp_path, "tried", 4, serves=1, weight=3.0, parameters=parameters)
+    monkeypatch.setattr(rig.service.engine.scheduler, "ahead_s", lambda vfm: 0.25)
+    found = only(rig, "tried")
+    assert (found.weight, found.max_running, found.max_kv_share) == (3.0, 1, 0.7)
+    assert (found.ahead_s, only(rig, "one").ahead_s) == (0.5, 0.25)
+
+
 def test_what_a_removed_task_was_charged_is_still_told(rig: ServiceRig, tmp_path: Path) -> None:
     rig.ask(0)
     before = only(rig, "one")

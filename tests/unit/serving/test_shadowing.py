@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from backend_fixtures import TextStandIn, text_task, write_config, write_group, write_task, write_version
 from service_fixtures import Gate, ServiceRig, until
@@ -193,9 +194,8 @@ def test_large_inputs_are_not_kept_twice_without_end(rig: ServiceRig, monkeypatc
     assert shadow_of(rig).compared.dropped == 1
 
 
-def test_numbers_are_copied_before_the_server_takes_their_memory_back(rig: ServiceRig) -> None:
-    import numpy as np
-
+def test_inputs_are_as_they_came(rig: ServiceRig) -> None:
+    """They are not the server's memory: a copy of them would cost the request time, and be of no use."""
     numbers, sent = np.ones((1, 2), dtype=np.float32), []
     runtime_inputs: list[Any] = []
     copying = rig.service.shadowing.copying(shadow_of(rig), {"X": numbers}, 8, {}, lambda *reply: sent.append(reply))
@@ -206,10 +206,9 @@ def test_numbers_are_copied_before_the_server_takes_their_memory_back(rig: Servi
         prepare(request)
 
     rig.service.runtime.prepare = seen  # type: ignore[method-assign]
-    numbers[:] = 7
     copying(Answer({}, None), True)  # type: ignore[arg-type]
     until(lambda: bool(runtime_inputs))
-    assert runtime_inputs[0].tolist() == [[1.0, 1.0]]
+    assert runtime_inputs[0] is numbers
     assert len(sent) == 1
 
 

@@ -16,6 +16,7 @@ from fmplex_backend.status import BackboneStatus, Cost
 from fmplex_controller.records.events import Event
 from fmplex_controller.records.journal import Journal
 from fmplex_controller.sidecar.adaptation import Adaptation, ElasticOptions
+from fmplex_controller.sidecar.backbones import Backbones
 from fmplex_controller.sidecar.elastic import Settings
 from fmplex_controller.sidecar.planning import Limits
 from testing.repositories import write_backbone
@@ -148,6 +149,20 @@ def test_a_backbone_is_written_where_there_is_none_and_removed_in_the_end(rig: R
     assert rig.kinds()[-1] == "backbone-stopped"
     assert not (rig.server.root / "base-2").exists()
     assert set(rig.places().values()) == {BASE}
+
+
+def test_a_backbone_that_somebody_put_away_stays_so_and_one_more_is_written_once(rig: Rig) -> None:
+    Backbones(rig.server.root).copy("base-2", BASE)
+    Backbones(rig.server.root).put_away("base-2")
+    rig.server.part = 0.15
+    for _ in range(30):
+        for each in rig.server.told():
+            if each.name == BASE:
+                rig.adaptation.told(each, rig.server.now)
+        rig.adaptation.round()
+    assert [event.model for event in rig.events if event.kind == "backbone-started"] == ["base-3"]
+    assert (rig.server.root / "base-2" / "UNLOADED").exists()
+    assert not (rig.server.root / "base-4").exists()
 
 
 def test_one_that_cannot_be_loaded_is_removed(rig: Rig) -> None:

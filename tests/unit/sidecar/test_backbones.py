@@ -61,6 +61,9 @@ def test_a_controller_removes_what_it_has_written_and_nothing_else(root: Path) -
     backbones.copy("base-2", BASE, elastic=True)
     backbones.put_away("base-2")
     assert not backbones.elastic(), "somebody keeps it unloaded: it is theirs"
+    with pytest.raises(TaskProblem, match="exists"):
+        backbones.copy("base-2", BASE, elastic=True)
+    assert (root / "base-2" / "UNLOADED").exists()
 
 
 def test_a_model_beside_the_entry_is_found_from_the_copy_too(root: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from live_server import status, task
 
+from fmplex_backend.status import CandidateStatus
 from fmplex_controller.sidecar.demand import Demands
 
 
@@ -60,3 +61,19 @@ def test_it_goes_along_with_a_task_that_is_rebound() -> None:
     assert demands.of("a", "other").rows == 10, "the backbone may have told this before it had the task"
     demands.observe(other, 4.0)
     assert demands.of("a", "other").rows == 0
+
+
+def test_a_canarys_load_is_the_tasks_while_it_comes_and_when_it_ends() -> None:
+    demands, tried = Demands(), CandidateStatus(role="canary", version=2, account=2, share=0.5)
+    demands.observe(status(task("a", requests=10, items=10, tokens=100.0)), 0.0)
+    rows = []
+    for now, own, canaries in ((1.0, 20, 40), (2.0, 30, 80), (3.0, 40, None)):
+        counts = {} if canaries is None else {"requests": canaries, "items": canaries, "tokens": 10.0 * canaries}
+        candidates = () if canaries is None else (tried.model_copy(update={**counts, "service_s": now / 2}),)
+        told = task("a", requests=own, items=own, tokens=10.0 * own, service_s=now, candidates=candidates)
+        before = Demands(memory_s=1e-3, _tracks=demands._tracks)  # what was seen last counts alone
+        before.observe(status(told), now)
+        rows.append(before.of("a", "base"))
+    assert [round(each.rows, 6) for each in rows] == [50, 50, 10]
+    assert [round(each.tokens, 6) for each in rows] == [10, 10, 10]
+    assert rows[1].service == pytest.approx(1.5)
