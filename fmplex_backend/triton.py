@@ -118,8 +118,8 @@ class TritonPythonModel:
             sender = request.get_response_sender()
             names = request.requested_output_names()
             try:
-                # `as_numpy` gives arrays with memory of their own (python_backend/src/pb_tensor.cc copies the server's),
-                # so that they may be kept when the request has been answered.
+                # Arrays with memory of their own (python_backend/src/pb_tensor.cc copies the server's): they may stay
+                # when the request has been answered.
                 inputs = {tensor.name(): self._with_batch(tensor.as_numpy()) for tensor in request.inputs()}
                 parameters = json.loads(text) if (text := request.parameters()) else {}
             except Exception as error:  # pb_utils raises whatever numpy and json raise

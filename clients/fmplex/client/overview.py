@@ -17,7 +17,7 @@ WINDOW_S = 10.0  # "of late"
 
 
 class TaskRow(BaseModel):
-    """A task, with its canary. `None` stands for what is not known: counts of a task that is not served, rates of a first look."""
+    """A task, with its canary. `None`: not known, as counts of a task that is not served, or rates of a first look."""
 
     task: str
     backbone: str
