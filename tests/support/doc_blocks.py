@@ -57,6 +57,7 @@ NOT_RUN = {
 
 # Pages of families whose contract and unit tests `make test` runs anyhow: `make test-all` runs them.
 LONG = ("series.md", "vision.md")
+SIXTEEN_COMMANDS = ("build-a-task.md", "fmplex task train letters")  # a minute and a half of imports, likewise
 
 
 def says(page: str, printed: str) -> bool:
@@ -112,6 +113,12 @@ class Block:
     def excuse(self) -> str:
         """Why it is not run; empty where it is."""
         return next((why for (page, part), why in NOT_RUN.items() if page == self.page and part in self.text), "")
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether `make test-all` alone runs it."""
+        page, part = SIXTEEN_COMMANDS
+        return self.page in LONG or (self.page == page and part in self.text)
 
     @property
     def runs(self) -> bool:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doc_blocks import BLOCKS, LONG, PROGRAM, Block, Step, says
+from doc_blocks import BLOCKS, PROGRAM, Block, Step, says
 from peft import LoraConfig, get_peft_model
 from sklearn.datasets import load_wine
 from text_encoder_case import LABELS, PRIZES, TEXTS
@@ -183,7 +183,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
 @pytest.mark.timeout(900)  # a block of ten commands that import and train, on a busy machine
 @pytest.mark.parametrize(
     "block",
-    [pytest.param(each, marks=[pytest.mark.slow] if each.page in LONG else [], id=each.place) for each in RUN],
+    [pytest.param(each, marks=[pytest.mark.slow] if each.is_slow else [], id=each.place) for each in RUN],
 )
 def test_the_block_runs(desk: Desk, block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(desk.folder)

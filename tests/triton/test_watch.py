@@ -64,6 +64,9 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             journal.close()
 
 
+# A stub that is killed while it holds a lock of the memory it shares with tritonserver 2.51 can end that, too: rarely,
+# but then no test here has a server any more.
+@pytest.mark.slow
 def test_bills_add_up_over_the_ends_of_processes(rig: Rig) -> None:
     """The bill is compared with what the backbones' processes said themselves, last before each end."""
     counted_before, before = rig.status().busy_s, billed(rig)
@@ -108,6 +111,7 @@ def billed(rig: Rig) -> float:
     return sum(backbone.busy_s for backbone in read_usage(rig.records).backbones)
 
 
+@pytest.mark.slow
 def test_events_say_what_was_done_and_why(rig: Rig) -> None:
     """Of the test before."""
     lines = [json.loads(line) for line in rig.command("events", "--json").splitlines()]

@@ -81,7 +81,7 @@ def test_both_are_imported_as_tasks_on_one_backbone(model: Path, tmp_path: Path)
     other.mkdir()
     shutil.copy(model / "config.json", other)
     save_file(load_file(model / "model.safetensors") | load_file(WEIGHTS / VARIANT), other / "model.safetensors")
-    importer = Importer(Backbone(model, family="time-series", dtype="float32"), 0.0, tolerance=1e-5)
+    importer = Importer(Backbone(model, family="time-series", dtype="float32"), tolerance=1e-5)
     item = series(1, 700, CHANNELS) / 50
     for directory in (model, other):
         found = importer.found(Checkpoint(directory), directory.name)
