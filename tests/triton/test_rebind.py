@@ -145,8 +145,7 @@ def test_the_command_line_profiles_plans_and_rebinds(
     assert not server.has("second")
     assert (server.repository / "second" / "UNLOADED").exists()
     told = [json.loads(line) for line in run(server, "events", "--since", "1h", "--json").splitlines()]
-    moved, *told = told  # by elasticity, and so back
-    assert (moved["kind"], moved["outcome"]) == ("rebound", "done")
+    told = told[-4:]  # before them what was not on `first`
     assert [(event["kind"], event["model"]) for event in told] == [
         ("rebound", "tuned"),
         ("planned", ""),
