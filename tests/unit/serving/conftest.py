@@ -11,11 +11,17 @@ from service_fixtures import Gate, ServiceRig
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[ServiceRig]:
-    """With two tasks, started; stopped at the end."""
+def root(tmp_path: Path) -> Path:
+    """Two tasks; files of tests that want others have a `root` of their own."""
     write_task(tmp_path, "one", 0, task={"mark": 1})
     write_task(tmp_path, "two", 1, task={"mark": 2})
-    rig = ServiceRig(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def rig(root: Path) -> Iterator[ServiceRig]:
+    """Started; stopped at the end."""
+    rig = ServiceRig(root)
     rig.service.start()
     yield rig
     rig.stop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,6 @@ def root(tmp_path: Path) -> Path:
     write_task(tmp_path, "other", 1, task={"mark": 2})
     write_group(tmp_path, "both", 9, {"kept": 0, "other": 1})
     return tmp_path
-
-
-@pytest.fixture
-def rig(root: Path) -> Iterator[ServiceRig]:
-    rig = ServiceRig(root)
-    rig.service.start()
-    yield rig
-    rig.stop()
 
 
 def vfm(rig: ServiceRig, tag: int = 0) -> Vfm:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +30,6 @@ def root(tmp_path: Path) -> Path:
     write_task(tmp_path, "two", 1, task={"mark": 2})
     write_group(tmp_path, "both", TAG, {"two": 1, "one": 0}, slo_ms=5000)
     return tmp_path
-
-
-@pytest.fixture
-def rig(root: Path) -> Iterator[ServiceRig]:
-    rig = ServiceRig(root)
-    rig.service.start()
-    yield rig
-    rig.stop()
-    assert rig.exits == []
 
 
 def ask(rig: ServiceRig, text: str = "some words", **options: Any) -> Reply:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +28,6 @@ def root(tmp_path: Path) -> Path:
     write_version(tmp_path, "one", 2, version(1))
     write_task(tmp_path, "two", 1, task=version(5))
     return tmp_path
-
-
-@pytest.fixture
-def rig(root: Path) -> Iterator[ServiceRig]:
-    rig = ServiceRig(root)
-    rig.service.start()
-    yield rig
-    rig.stop()
-    assert rig.exits == []
 
 
 def shadow_of(rig: ServiceRig) -> Candidate:
