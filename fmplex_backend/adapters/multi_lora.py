@@ -298,6 +298,11 @@ class AdapterBank:
             return (0, 0)
         return (adapter.bucket, adapter.slot) if adapter.batched else (1 << 30, id(adapter))
 
+    @property
+    def applies_none(self) -> bool:
+        """Whether no row of this thread's pass has an adapter."""
+        return not self.current.parts
+
     @contextmanager
     def applied(self, adapters: Sequence[Adapter | None], *, packed: bool = False) -> Iterator[None]:
         """Apply each row's adapter to the passes that this thread runs inside.

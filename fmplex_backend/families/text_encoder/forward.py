@@ -17,6 +17,7 @@ from fmplex_backend.families.pooling import POOLINGS, pool
 from fmplex_backend.families.text_encoder import attention
 from fmplex_backend.families.text_encoder.attention import unpadded
 from fmplex_backend.families.text_encoder.tokenizer import Tokens
+from fmplex_backend.families.text_encoder.traced import TracedForward
 
 GRAPH_TOKENS = 16384  # larger passes keep the device busy while Python launches their kernels
 
@@ -31,11 +32,24 @@ class PassKind(NamedTuple):
 
 
 class Forward(EncoderForward[Tokens, PassKind]):
-    """Runs passes on one device. The engine thread."""
+    """Runs passes on one device. The engine thread.
 
-    def __init__(self, model: nn.Module, bank: AdapterBank, pad: int, max_items: int, *, graphs: bool = True) -> None:
+    Args:
+        traced: runs passes in which no row has an adapter.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        bank: AdapterBank,
+        pad: int,
+        max_items: int,
+        *,
+        traced: TracedForward | None = None,
+        graphs: bool = True,
+    ) -> None:
         super().__init__(model, bank, graphs=graphs)
-        self.pad, self.max_items = pad, max_items
+        self.pad, self.max_items, self.traced = pad, max_items, traced
         self.takes_unpadded = self.model.config._attn_implementation == attention.NAME
 
     def pass_of(self, tokens: Tensor, vectors: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -76,7 +90,11 @@ class Forward(EncoderForward[Tokens, PassKind]):
                 lengths = torch.tensor([len(row) for row in ids], pin_memory=self.on_gpu)
                 mask = torch.arange(longest, device=self.device) < lengths.to(self.device, non_blocking=True)[:, None]
             vectors = self._embedded(tokens, rows) if any(row.vectors is not None for row in rows) else None
-            states = self.pass_of(tokens, vectors, mask)
+            states = None
+            if self.traced and vectors is None and self.bank.applies_none:
+                states = self.traced.run(tokens, mask)
+            if states is None:
+                states = self.pass_of(tokens, vectors, mask)
             return {kind: self.fetched(pool(kind, states, mask)) for kind in poolings}
 
     def _embedded(self, tokens: Tensor, rows: Sequence[Tokens]) -> Tensor:

@@ -19,6 +19,7 @@ from fmplex_backend.families.text_encoder.forward import Forward
 from fmplex_backend.families.text_encoder.huggingface import load_backbone
 from fmplex_backend.families.text_encoder.parameters import TextEncoderConfig
 from fmplex_backend.families.text_encoder.tokenizer import NO_SPANS, TextTokenizer, Tokens
+from fmplex_backend.families.text_encoder.traced import TracedForward
 from fmplex_backend.interface import TRUNCATED
 from fmplex_backend.repository.config import TaskConfig
 from fmplex_backend.types import Predict
@@ -59,7 +60,8 @@ class TextEncoderRuntime(EncoderRuntime[Tokens]):
         self.width: int = self.model.get_input_embeddings().embedding_dim
         # RoBERTa and MPNet derive positions from token ids, so that ids and vectors cannot share a pass.
         self.mixes = getattr(getattr(self.model, "embeddings", None), "padding_idx", None) is None
-        self.forward = Forward(self.model, self.bank, self.pad, max_items)
+        traced = TracedForward(self.model, self.tokenizer.max_length) if self.device.type == "cpu" else None
+        self.forward = Forward(self.model, self.bank, self.pad, max_items, traced=traced)
         self.by_row = modules_by_row(self.model, self.run_rows)
 
     def load_encoder(self, task: TaskConfig, version: Path) -> LoadedEncoder:
