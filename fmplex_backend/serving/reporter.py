@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from importlib import metadata
@@ -74,8 +75,9 @@ class Reporter:
 
     def status(self, name: str = "") -> BackboneStatus:
         """The backbone as it is now, with all its tasks or the one that is named."""
-        now, counts = self.engine.clock(), self.engine.counts
-        standings = self.loader.standings
+        now, counts, since = self.engine.clock(), self.engine.counts, self.engine.running_since
+        standings, running = self.loader.standings, self.engine.running
+        by_vfm = Counter(request.vfm for request in running)
         last = counts.last_batch_at
         return BackboneStatus(
             name=self.backbone,
@@ -100,15 +102,16 @@ class Reporter:
             busy_s=counts.settled_s,
             last_batch_s=None if last is None else now - last,
             queued=sum(map(self._queued, standings)),
-            running=self.engine.running,
+            running=len(running),
+            running_s=0.0 if since is None else max(0.0, now - since),
             failures=dict(self.intake.counts.failures),
             kept_answers=self.intake.answers.answers,
             kept_bytes=self.intake.answers.bytes,
-            tasks=tuple(self._task(each) for each in standings if name in ("", printable(each.name))),
+            tasks=tuple(self._task(each, by_vfm) for each in standings if name in ("", printable(each.name))),
             closed=() if name else self._closed(),
         )
 
-    def _task(self, standing: Standing) -> TaskStatus:
+    def _task(self, standing: Standing, running: Counter[Vfm]) -> TaskStatus:
         if standing.group is not None:
             return self._group(standing, standing.group)
         vfm = standing.vfm
@@ -122,8 +125,8 @@ class Reporter:
             state="refused" if refused else standing.state,
             version=standing.version,
             error=printable(str(refused) if refused else standing.error),
-            candidates=() if vfm is None else tuple(_candidate(each, vfm) for each in beside.every),
-            **(self._failures_of_refused(standing) if vfm is None else self._account(vfm, beside)),
+            candidates=() if vfm is None else tuple(_candidate(each, vfm, running) for each in beside.every),
+            **(self._failures_of_refused(standing) if vfm is None else self._account(vfm, beside, running)),
         )
 
     def _closed(self) -> tuple[ClosedAccount, ...]:
@@ -131,9 +134,9 @@ class Reporter:
         ending = [account_of(vfm) for vfm in self.loader.candidates.ending]
         return tuple(map(_closed, (*ending, *self.engine.closed)))
 
-    def _account(self, vfm: Vfm, beside: Beside) -> dict[str, Any]:
+    def _account(self, vfm: Vfm, beside: Beside, running: Counter[Vfm]) -> dict[str, Any]:
         ahead_s = sum(map(self.engine.scheduler.ahead_s, beside.parts(vfm)))
-        return _counts(vfm, beside) | {"ahead_s": ahead_s}
+        return _counts(vfm, beside) | {"ahead_s": ahead_s, "running": running[vfm]}
 
     def _queued(self, standing: Standing) -> int:
         """Requests of a task that wait; a shadow's copies may wait for ever, and nobody waits for them."""
@@ -206,7 +209,7 @@ def _counts(vfm: Vfm, beside: Beside) -> dict[str, Any]:
     }
 
 
-def _candidate(candidate: Candidate, main: Vfm) -> CandidateStatus:
+def _candidate(candidate: Candidate, main: Vfm, running: Counter[Vfm]) -> CandidateStatus:
     spec, vfm, compared = candidate.spec, candidate.vfm, candidate.compared
     now, then = Since.of(main), candidate.since
     is_shadow = spec.role == "shadow"
@@ -215,6 +218,7 @@ def _candidate(candidate: Candidate, main: Vfm) -> CandidateStatus:
         counts = vfm.engine
         own = {
             "queued": vfm.depth,
+            "running": running[vfm],
             "requests": compared.requests if is_shadow else counts.requests,
             "items": compared.items if is_shadow else counts.items,
             "tokens": 0.0 if is_shadow else counts.tokens,
