@@ -41,7 +41,8 @@ from fmplex_controller.sidecar.triton import Triton
 log = logging.getLogger("fmplex.controller")
 
 FAST_S = 0.5  # time constant of what an overload is told by
-LATEST_S = 0.2  # and of what it is told by where a queue has grown already
+LATEST_S = 0.3  # and of what it is told by where a queue has grown already
+FULL = 0.5  # of Bmax: the rows of batches that tell how slow a backbone is
 MOST_GROWN = 2.0  # times what is asked for by the slower average that it may be by the faster one
 FRESH_S = 3.0  # a backbone that has told nothing for so long is left out
 READ_S = 30.0  # the repository is read again after so long where no change in it is known
@@ -74,6 +75,7 @@ class _Told:
     at: float
     ran: float = 0.0  # the part of the time since the reading before that it ran
     busy: float = 0.0  # the same, or that of the reading before
+    batch: float = 0.0  # rows of a batch of late, on average
 
 
 class Adaptation:
@@ -105,7 +107,8 @@ class Adaptation:
             self.demands.observe(status, at)
             self.latest.observe(status, at)
             ran = _ran(former, status, at)
-            self._told[status.name] = _Told(status, at, ran, max(ran, former.ran if former else 0.0))
+            busy = max(ran, former.ran if former else 0.0)
+            self._told[status.name] = _Told(status, at, ran, busy, _batch(former, status))
         self._wake.set()
 
     def changed(self, names: set[str] | None) -> None:
@@ -146,8 +149,8 @@ class Adaptation:
             return Observed(NOTHING, {})  # spares reckoning with hundreds of tasks
         known = self._read(told, now)
         with self._lock:
-            for name in known.statuses:
-                if told[name].busy >= BUSY and (slower := planning.slowness(known, self.demands, name)) is not None:
+            for name in filter(lambda each: _is_full(told[each]), known.statuses):
+                if (slower := planning.slowness(known, self.demands, name)) is not None:
                     self._slowness[known.model_of[name]] = slower
             signals = {name: self._signal(known, name, told[name].busy) for name in known.statuses}
             seen = planning.situation(known, self.demands, self.limits, self._slowness)
@@ -220,6 +223,18 @@ class Adaptation:
         with self.journal.telling("backbone-stopped", action.backbone, action.why):
             Backbones(self.root).remove_elastic(action.backbone)
         log.info("%s is removed: %s", action.backbone, action.why)
+
+
+def _is_full(told: _Told) -> bool:
+    """Whether a backbone is always at work, with batches that are not small: others pay more for each row."""
+    return told.busy >= BUSY and told.batch >= FULL * told.status.max_batch
+
+
+def _batch(former: _Told | None, status: BackboneStatus) -> float:
+    if former is None or status.batches <= former.status.batches or status.items < former.status.items:
+        return 0.0 if former is None else former.batch
+    rows = (status.items - former.status.items) / (status.batches - former.status.batches)
+    return (former.batch + rows) / 2
 
 
 def _ran(former: _Told | None, status: BackboneStatus, at: float) -> float:

@@ -107,8 +107,8 @@ def situation(
 def slowness(known: Known, demands: Demands, backbone: str) -> float | None:
     """The factor by which a backbone that is always at work takes longer than its cost model says, 1 at least.
 
-    Such a one runs full batches. What it takes beside those of its cost model is for adapters, and for what else runs
-    on its device. None where nothing tells.
+    Ask while it runs large batches. What it takes beside those of its cost model is for adapters, and for what else
+    runs on its device. None where nothing tells.
     """
     status = known.statuses[backbone]
     model = _model(known.model_of[backbone], status, backbone, 1.0)
