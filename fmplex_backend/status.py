@@ -201,3 +201,5 @@ class BackboneStatus(Report):
     kept_bytes: int = 0  # that these take
     tasks: tuple[TaskStatus, ...]
     closed: tuple[ClosedAccount, ...] = ()  # the latest ones
+    # Of a task that was to be read before it is bound here: why it would be refused, "" where it would not; else None.
+    prefetched: str | None = None

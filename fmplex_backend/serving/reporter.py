@@ -16,7 +16,7 @@ import numpy as np
 
 from fmplex_backend.errors import ExecutionFailed, FmplexError, InvalidRequest
 from fmplex_backend.hardware import cores, hardware, memory_of_machine, memory_of_process
-from fmplex_backend.interface import STATUS, TASK
+from fmplex_backend.interface import PREFETCH, STATUS, TASK
 from fmplex_backend.printable import printable
 from fmplex_backend.repository.parameters import BackboneConfig
 from fmplex_backend.scheduling.cost import CostModel
@@ -59,14 +59,17 @@ class Reporter:
             call.send(Failed(error), True)
             return
         if name:
-            self.watch.look_up(partial(self._answer, call, name), name)
+            prefetch = call.parameters.get(PREFETCH) is True
+            self.watch.look_up(partial(self._answer, call, name, prefetch=prefetch), name)
             self.intake.fail_look_ups_if_closed()
         else:
             self._answer(call, "")
 
-    def _answer(self, call: Call, name: str) -> None:
+    def _answer(self, call: Call, name: str, *, prefetch: bool = False) -> None:
         try:
-            document = self.status(name).model_dump_json().encode()
+            prefetched = self.loader.prefetch(name) if prefetch else None
+            status = self.status(name).model_copy(update={"prefetched": prefetched})
+            document = status.model_dump_json().encode()
         except Exception as error:  # on the look-up thread it would end the process
             log.exception("telling the status")
             call.send(Failed(ExecutionFailed(f"the status cannot be told: {error}")), True)

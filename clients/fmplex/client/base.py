@@ -240,16 +240,16 @@ class BaseClient(ABC):
         except ServerProblem as error:
             return error
 
-    async def _status(self, backbone: str, task: str, deadline: Deadline) -> BackboneStatus:
+    async def _status(self, backbone: str, task: str, deadline: Deadline, *, prefetch: bool = False) -> BackboneStatus:
         try:
-            arguments = status_arguments(self._http, backbone, task)
+            arguments = status_arguments(self._http, backbone, task, prefetch=prefetch)
             return status_in(await self._connection.send("infer", arguments, deadline))
         except ServerProblem as error:
             if "decoupled" not in str(error):
                 raise
         if self._http:
             raise needs_grpc(backbone)
-        answer, rest = await self._connection.stream(status_request(backbone, task), deadline)
+        answer, rest = await self._connection.stream(status_request(backbone, task, prefetch=prefetch), deadline)
         while (
             await self._connection.next(rest, deadline) is not None
         ):  # breaking a stream off at its end can end Triton 2.51

@@ -166,12 +166,18 @@ class Client(BaseClient):
         """
         return run(self._tasks(self._deadline(timeout)))
 
-    def status(self, backbone: str, task: str = "", *, timeout: float | None = None) -> BackboneStatus:
+    def status(
+        self, backbone: str, task: str = "", *, timeout: float | None = None, prefetch: bool = False
+    ) -> BackboneStatus:
         """What a backbone tells of itself and of all its tasks, at once.
 
         With a task's name it tells of that one alone, after it has read the model repository again.
+
+        Args:
+            prefetch: let it also read the version of this task, which is on another backbone and about to be bound to
+                this one; `prefetched` says what it found.
         """
-        return run(self._status(backbone, task, self._deadline(timeout)))
+        return run(self._status(backbone, task, self._deadline(timeout), prefetch=prefetch))
 
     def ready(self, model: str = "", *, timeout: float | None = None) -> bool:
         """Whether the server has loaded a task or a backbone; a task may be refused nevertheless: see `tasks`.

@@ -46,6 +46,9 @@ class Server:
     def status(self, backbone: str, name: str = "", timeout: float = 0) -> BackboneStatus:
         return status(task(name, backbone=backbone))
 
+    def prefetch(self, backbone: str, name: str, timeout: float = 0) -> str | None:
+        return ""
+
     def load(self, name: str) -> None:
         self.calls.append(name)
 
