@@ -45,7 +45,7 @@ TRUNCATED = TensorSpec("TRUNCATED", "TYPE_BOOL", (1,))
 # STATUS (JSON, see `fmplex_backend.status`). Triton sends a batching model no request that has no input at all.
 TASK = TensorSpec("TASK", "TYPE_STRING", (1,))
 STATUS = TensorSpec("STATUS", "TYPE_STRING", (1,))
-# The parameter of such a request by which the backbone reads the version of a task that is about to be bound to it.
+# A parameter of such a request, "true": the backbone reads the version of a task that is about to be bound to it.
 PREFETCH = "prefetch"
 
 # What a group's entry asks for beside its tag: MEMBER_<n> for the task of each tag n, which brings that task's receipt;

@@ -59,7 +59,7 @@ class Reporter:
             call.send(Failed(error), True)
             return
         if name:
-            prefetch = call.parameters.get(PREFETCH) is True
+            prefetch = call.parameters.get(PREFETCH) == "true"
             self.watch.look_up(partial(self._answer, call, name, prefetch=prefetch), name)
             self.intake.fail_look_ups_if_closed()
         else:

@@ -70,8 +70,8 @@ def status_arguments(http: bool, backbone: str, task: str, *, prefetch: bool = F
     }
 
 
-def _parameters(prefetch: bool) -> dict[str, bool]:
-    return {PREFETCH: True} if prefetch else {}
+def _parameters(prefetch: bool) -> dict[str, str]:
+    return {PREFETCH: "true"} if prefetch else {}
 
 
 def _cell(task: str) -> Array:
