@@ -45,6 +45,8 @@ TRUNCATED = TensorSpec("TRUNCATED", "TYPE_BOOL", (1,))
 # STATUS (JSON, see `fmplex_backend.status`). Triton sends a batching model no request that has no input at all.
 TASK = TensorSpec("TASK", "TYPE_STRING", (1,))
 STATUS = TensorSpec("STATUS", "TYPE_STRING", (1,))
+# A parameter of such a request, "true": the backbone reads the version of a task that is about to be bound to it.
+PREFETCH = "prefetch"
 
 # What a group's entry asks for beside its tag: MEMBER_<n> for the task of each tag n, which brings that task's receipt;
 # the outputs of the tasks as <position>.SCORES ..., the tasks in the order of their tags; and ERRORS, a text for each

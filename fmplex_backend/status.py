@@ -29,6 +29,7 @@ class CandidateStatus(Report):
     error: str = ""
     share: float | None = None  # of the requests, of a canary
     queued: int = 0
+    running: int = 0  # as a task's
     requests: int = 0
     items: int = 0  # rows of these
     tokens: float = 0.0  # of a canary's rows
@@ -58,6 +59,7 @@ class CandidateStatus(Report):
 # Of a task and of its canary, what adds up to what is asked of both.
 ADDED_UP = (
     "queued",
+    "running",
     "requests",
     "items",
     "tokens",
@@ -92,6 +94,7 @@ class TaskStatus(Report):
     max_running: int | None = None
     max_kv_share: float | None = None
     queued: int = 0  # requests that wait
+    running: int = 0  # requests in the batch at hand; 0 from an older backbone
     queue_bytes: int = 0  # of the requests that are not answered yet
     requests: int = 0  # that went through the backbone
     items: int = 0  # rows of these
@@ -192,8 +195,11 @@ class BackboneStatus(Report):
     last_batch_s: float | None
     queued: int  # requests of all tasks that wait
     running: int  # requests of the batch at hand
+    running_s: float = 0.0  # for how long it has run; its seconds are no part of `busy_s` yet
     failures: dict[str, int]  # by reason, of requests that name no task
     kept_answers: int = 0  # of tasks with `cache`; also of former versions, until others need their room
     kept_bytes: int = 0  # that these take
     tasks: tuple[TaskStatus, ...]
     closed: tuple[ClosedAccount, ...] = ()  # the latest ones
+    # Of a task that was to be read before it is bound here: why it would be refused, "" where it would not; else None.
+    prefetched: str | None = None

@@ -323,11 +323,16 @@ class ModelRepository(RepositoryReader):
         return read_config(self.root / name / CONFIG)
 
     def _replace_config(self, name: str, proto: Any) -> None:
-        with self._staging() as staging:
-            file = staging / CONFIG
-            file.write_text(text_format.MessageToString(proto), encoding="utf-8")
-            file.chmod(0o644)
-            file.replace(self.root / name / CONFIG)
+        # One file and no directory around it: each change of a directory may wait for the file system's journal.
+        descriptor, staging = tempfile.mkstemp(prefix=".fmplex-", dir=self.root.resolve().parent)
+        try:
+            with open(descriptor, "w", encoding="utf-8") as file:
+                file.write(text_format.MessageToString(proto))
+            os.chmod(staging, 0o644)
+            os.replace(staging, self.root / name / CONFIG)
+        except BaseException:
+            os.unlink(staging)
+            raise
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

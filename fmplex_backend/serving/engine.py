@@ -119,6 +119,7 @@ class Engine:
         self._reply_latencies: dict[int, float] = {}  # by reply thread
         self._last_pass_at = 0.0
         self._limits_at = 0.0  # when time limits are looked at next
+        self.running_since: float | None = None  # by the clock: the batch at hand; None where there is none
         self._in_flight: dict[Request, None] = {}  # of the batch at hand: those without an outcome
         self._running: list[Request] = []  # of the batch at hand: those that need another step
         self._sequences = Sequences(lambda extensions: self.runtime.detach(extensions))
@@ -136,10 +137,10 @@ class Engine:
         self._inbox.put(tuple(requests))
 
     @property
-    def running(self) -> int:
+    def running(self) -> Sequence[Request]:
         """Requests of the batch at hand, and of the one that is queued behind it, that have no outcome yet."""
         ahead = self._ahead
-        return len(self._in_flight) + (len(ahead.requests) if ahead else 0)
+        return [*self._in_flight, *(ahead.requests if ahead else ())]
 
     @property
     def is_idle(self) -> bool:
@@ -170,9 +171,10 @@ class Engine:
             if self.runtime.queues_passes:
                 self._ahead = self._start_ahead(batch)
             passes, broken = self.counts.passes, self.counts.broken_passes
+            self.running_since = max(batch.started_at, self._last_pass_at)
             portions, elapsed = self._run(batch)
             self._settle(batch.requests, portions, elapsed)
-            self.counts.settled_s = self.counts.busy_s
+            self.counts.settled_s, self.running_since = self.counts.busy_s, None
             self.counts.last_batch_at = now = self.clock()
             if not batch.spare:
                 self.spare.busy_until = now

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from importlib import metadata
@@ -15,7 +16,7 @@ import numpy as np
 
 from fmplex_backend.errors import ExecutionFailed, FmplexError, InvalidRequest
 from fmplex_backend.hardware import cores, hardware, memory_of_machine, memory_of_process
-from fmplex_backend.interface import STATUS, TASK
+from fmplex_backend.interface import PREFETCH, STATUS, TASK
 from fmplex_backend.printable import printable
 from fmplex_backend.repository.parameters import BackboneConfig
 from fmplex_backend.scheduling.cost import CostModel
@@ -58,14 +59,17 @@ class Reporter:
             call.send(Failed(error), True)
             return
         if name:
-            self.watch.look_up(partial(self._answer, call, name), name)
+            prefetch = call.parameters.get(PREFETCH) == "true"
+            self.watch.look_up(partial(self._answer, call, name, prefetch=prefetch), name)
             self.intake.fail_look_ups_if_closed()
         else:
             self._answer(call, "")
 
-    def _answer(self, call: Call, name: str) -> None:
+    def _answer(self, call: Call, name: str, *, prefetch: bool = False) -> None:
         try:
-            document = self.status(name).model_dump_json().encode()
+            prefetched = self.loader.prefetch(name) if prefetch else None
+            status = self.status(name).model_copy(update={"prefetched": prefetched})
+            document = status.model_dump_json().encode()
         except Exception as error:  # on the look-up thread it would end the process
             log.exception("telling the status")
             call.send(Failed(ExecutionFailed(f"the status cannot be told: {error}")), True)
@@ -74,8 +78,9 @@ class Reporter:
 
     def status(self, name: str = "") -> BackboneStatus:
         """The backbone as it is now, with all its tasks or the one that is named."""
-        now, counts = self.engine.clock(), self.engine.counts
-        standings = self.loader.standings
+        now, counts, since = self.engine.clock(), self.engine.counts, self.engine.running_since
+        standings, running = self.loader.standings, self.engine.running
+        by_vfm = Counter(request.vfm for request in running)
         last = counts.last_batch_at
         return BackboneStatus(
             name=self.backbone,
@@ -100,15 +105,16 @@ class Reporter:
             busy_s=counts.settled_s,
             last_batch_s=None if last is None else now - last,
             queued=sum(map(self._queued, standings)),
-            running=self.engine.running,
+            running=len(running),
+            running_s=0.0 if since is None else max(0.0, now - since),
             failures=dict(self.intake.counts.failures),
             kept_answers=self.intake.answers.answers,
             kept_bytes=self.intake.answers.bytes,
-            tasks=tuple(self._task(each) for each in standings if name in ("", printable(each.name))),
+            tasks=tuple(self._task(each, by_vfm) for each in standings if name in ("", printable(each.name))),
             closed=() if name else self._closed(),
         )
 
-    def _task(self, standing: Standing) -> TaskStatus:
+    def _task(self, standing: Standing, running: Counter[Vfm]) -> TaskStatus:
         if standing.group is not None:
             return self._group(standing, standing.group)
         vfm = standing.vfm
@@ -122,8 +128,8 @@ class Reporter:
             state="refused" if refused else standing.state,
             version=standing.version,
             error=printable(str(refused) if refused else standing.error),
-            candidates=() if vfm is None else tuple(_candidate(each, vfm) for each in beside.every),
-            **(self._failures_of_refused(standing) if vfm is None else self._account(vfm, beside)),
+            candidates=() if vfm is None else tuple(_candidate(each, vfm, running) for each in beside.every),
+            **(self._failures_of_refused(standing) if vfm is None else self._account(vfm, beside, running)),
         )
 
     def _closed(self) -> tuple[ClosedAccount, ...]:
@@ -131,9 +137,9 @@ class Reporter:
         ending = [account_of(vfm) for vfm in self.loader.candidates.ending]
         return tuple(map(_closed, (*ending, *self.engine.closed)))
 
-    def _account(self, vfm: Vfm, beside: Beside) -> dict[str, Any]:
+    def _account(self, vfm: Vfm, beside: Beside, running: Counter[Vfm]) -> dict[str, Any]:
         ahead_s = sum(map(self.engine.scheduler.ahead_s, beside.parts(vfm)))
-        return _counts(vfm, beside) | {"ahead_s": ahead_s}
+        return _counts(vfm, beside) | {"ahead_s": ahead_s, "running": running[vfm]}
 
     def _queued(self, standing: Standing) -> int:
         """Requests of a task that wait; a shadow's copies may wait for ever, and nobody waits for them."""
@@ -206,7 +212,7 @@ def _counts(vfm: Vfm, beside: Beside) -> dict[str, Any]:
     }
 
 
-def _candidate(candidate: Candidate, main: Vfm) -> CandidateStatus:
+def _candidate(candidate: Candidate, main: Vfm, running: Counter[Vfm]) -> CandidateStatus:
     spec, vfm, compared = candidate.spec, candidate.vfm, candidate.compared
     now, then = Since.of(main), candidate.since
     is_shadow = spec.role == "shadow"
@@ -215,6 +221,7 @@ def _candidate(candidate: Candidate, main: Vfm) -> CandidateStatus:
         counts = vfm.engine
         own = {
             "queued": vfm.depth,
+            "running": running[vfm],
             "requests": compared.requests if is_shadow else counts.requests,
             "items": compared.items if is_shadow else counts.items,
             "tokens": 0.0 if is_shadow else counts.tokens,

@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from fmplex.client.overview import TaskRow
+from fmplex.client.versions import VersionRow
 from fmplex_controller.records.events import Event
 from fmplex_controller.records.usage import BackboneUsage, TaskUsage, Usage
 from fmplex_controller.sidecar.board import Overview
@@ -25,7 +26,8 @@ class FakeSource:
 
     def overview(self) -> Overview:
         tasks = [TaskRow(task=NAME, backbone="base", state="serving")]
-        return Overview(problem="", last_round=1.0, backbones=[], tasks=tasks, quarantined=0)
+        versions = [VersionRow(task=NAME, version=2, role="shadow", agreement=0.5)]
+        return Overview(problem="", last_round=1.0, backbones=[], tasks=tasks, versions=versions, quarantined=0)
 
     def events(self, since: datetime | None, model: str, most: int) -> Sequence[Event]:
         self.calls.append((since, model, most))

@@ -57,9 +57,10 @@ class AsyncClient(BaseClient):
         timeout: float | None = None,
         slo_ms: float | None = None,
         parameters: Mapping[str, Any] | None = None,
+        request_id: str = "",
     ) -> list[Result]:
         """One result for each text, or row of numbers; of a group an `Answers` each."""
-        return await self._predict(task, texts, self._deadline(timeout), parameters_of(slo_ms, parameters))
+        return await self._predict(task, texts, self._deadline(timeout), parameters_of(slo_ms, parameters), request_id)
 
     def stream(
         self,
@@ -69,9 +70,10 @@ class AsyncClient(BaseClient):
         timeout: float | None = None,
         slo_ms: float | None = None,
         parameters: Mapping[str, Any] | None = None,
+        request_id: str = "",
     ) -> AsyncGenerator[Result, None]:
         """The result of each part of the reply to one item, as it comes; `aclose` cancels the request."""
-        return self._stream(task, item, self._deadline(timeout), parameters_of(slo_ms, parameters))
+        return self._stream(task, item, self._deadline(timeout), parameters_of(slo_ms, parameters), request_id)
 
     async def outputs(
         self,

@@ -90,12 +90,17 @@ class BaseClient(ABC):
     # -- calls
 
     async def _predict(
-        self, task: str, texts: str | Sequence[Any], deadline: Deadline, parameters: Mapping[str, str]
+        self,
+        task: str,
+        texts: str | Sequence[Any],
+        deadline: Deadline,
+        parameters: Mapping[str, str],
+        request_id: str = "",
     ) -> list[Result]:
         interface = await self._interface(task, deadline)
         items = items_in(interface.takes, texts)
         members = await self._members(interface, deadline)
-        replies = await self._infer_in_batches(interface, items, interface.outputs, deadline, parameters)
+        replies = await self._infer_in_batches(interface, items, interface.outputs, deadline, parameters, request_id)
         return [self._result(interface, members, item, reply) for item, reply in zip(items, replies, strict=True)]
 
     async def _outputs(
@@ -111,12 +116,13 @@ class BaseClient(ABC):
         return await self._infer_in_batches(interface, items_in(interface.takes, texts), outputs, deadline, parameters)
 
     async def _stream(
-        self, task: str, item: Any, deadline: Deadline, parameters: Mapping[str, str]
+        self, task: str, item: Any, deadline: Deadline, parameters: Mapping[str, str], request_id: str = ""
     ) -> AsyncGenerator[Result, None]:
         interface = await self._interface(task, deadline)
         members = await self._members(interface, deadline)
         wishes = {STREAM: "true", **parameters}
-        async with aclosing(self._parts(interface, [item], interface.outputs, deadline, wishes)) as parts:
+        replies = self._parts(interface, [item], interface.outputs, deadline, wishes, request_id)
+        async with aclosing(replies) as parts:
             async for tensors in parts:
                 own = {name: tensor[0] for name, tensor in tensors.items()}
                 yield self._result(interface, members, item, own)
@@ -156,11 +162,12 @@ class BaseClient(ABC):
         outputs: Sequence[str],
         deadline: Deadline,
         parameters: Mapping[str, str],
+        request_id: str = "",
     ) -> list[Outputs]:
         """Of each item its output tensors, of the whole reply."""
 
         async def infer(rows: Sequence[Any]) -> list[Outputs]:
-            async with aclosing(self._parts(interface, rows, outputs, deadline, parameters)) as reply:
+            async with aclosing(self._parts(interface, rows, outputs, deadline, parameters, request_id)) as reply:
                 parts = [part async for part in reply]
             own = ([{name: tensor[row] for name, tensor in part.items()} for part in parts] for row in range(len(rows)))
             return [joined(interface.kind, each) if interface.streams else each[0] for each in own]
@@ -176,16 +183,17 @@ class BaseClient(ABC):
         outputs: Sequence[str],
         deadline: Deadline,
         parameters: Mapping[str, str],
+        request_id: str = "",
     ) -> AsyncGenerator[Outputs, None]:
         """The output tensors, batch first, of each part of one request's reply, which mostly is one part."""
         if not interface.streams:
-            arguments = infer_arguments(self._http, interface, rows, outputs, parameters)
+            arguments = infer_arguments(self._http, interface, rows, outputs, parameters, request_id)
             answer = await self._connection.send("infer", arguments, deadline)
             yield {name: answer.as_numpy(name) for name in outputs}
             return
         array = array_of(interface.takes, rows)
         own = array if interface.batched else array[0]
-        request = stream_request(interface.name, interface.takes, own, tuple(outputs), parameters)
+        request = stream_request(interface.name, interface.takes, own, tuple(outputs), parameters, request_id)
         # Once a part has come, the request is not sent again: its reply could be another one.
         first, rest = await self._connection.stream(request, deadline)
         async with aclosing(rest):
@@ -240,16 +248,16 @@ class BaseClient(ABC):
         except ServerProblem as error:
             return error
 
-    async def _status(self, backbone: str, task: str, deadline: Deadline) -> BackboneStatus:
+    async def _status(self, backbone: str, task: str, deadline: Deadline, *, prefetch: bool = False) -> BackboneStatus:
         try:
-            arguments = status_arguments(self._http, backbone, task)
+            arguments = status_arguments(self._http, backbone, task, prefetch=prefetch)
             return status_in(await self._connection.send("infer", arguments, deadline))
         except ServerProblem as error:
             if "decoupled" not in str(error):
                 raise
         if self._http:
             raise needs_grpc(backbone)
-        answer, rest = await self._connection.stream(status_request(backbone, task), deadline)
+        answer, rest = await self._connection.stream(status_request(backbone, task, prefetch=prefetch), deadline)
         while (
             await self._connection.next(rest, deadline) is not None
         ):  # breaking a stream off at its end can end Triton 2.51

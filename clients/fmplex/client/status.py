@@ -17,7 +17,7 @@ from tritonclient.grpc import service_pb2
 from fmplex.client.streams import stream_request
 from fmplex.client.wire import Array
 from fmplex_backend.errors import ServerProblem
-from fmplex_backend.interface import STATUS, TASK, backbone_asked
+from fmplex_backend.interface import PREFETCH, STATUS, TASK, backbone_asked
 from fmplex_backend.status import BackboneStatus, TaskStatus
 
 NOT_LOADED = "the server has not loaded it, or could not: load it, or see the server's log"
@@ -52,17 +52,26 @@ def backbone_of(config: Mapping[str, Any]) -> str:
     return backbone_asked((step["model_name"], step.get("output_map", ())) for step in steps)
 
 
-def status_request(backbone: str, task: str) -> service_pb2.ModelInferRequest:
+def status_request(backbone: str, task: str, *, prefetch: bool = False) -> service_pb2.ModelInferRequest:
     """For gRPC's stream, which requests to backbones of a family that answers in parts want."""
-    return stream_request(backbone, TASK.name, _cell(task), (STATUS.name,), {})
+    return stream_request(backbone, TASK.name, _cell(task), (STATUS.name,), _parameters(prefetch))
 
 
-def status_arguments(http: bool, backbone: str, task: str) -> dict[str, Any]:
+def status_arguments(http: bool, backbone: str, task: str, *, prefetch: bool = False) -> dict[str, Any]:
     """The arguments of tritonclient's `infer`."""
     module = httpclient if http else grpcclient
     tensor = module.InferInput(TASK.name, [1, 1], "BYTES")
     tensor.set_data_from_numpy(_cell(task))
-    return {"model_name": backbone, "inputs": [tensor], "outputs": [module.InferRequestedOutput(STATUS.name)]}
+    return {
+        "model_name": backbone,
+        "inputs": [tensor],
+        "outputs": [module.InferRequestedOutput(STATUS.name)],
+        "parameters": _parameters(prefetch),
+    }
+
+
+def _parameters(prefetch: bool) -> dict[str, str]:
+    return {PREFETCH: "true"} if prefetch else {}
 
 
 def _cell(task: str) -> Array:

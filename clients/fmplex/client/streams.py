@@ -22,11 +22,16 @@ CHANNEL_OPTIONS = [
 
 
 def stream_request(
-    task: str, takes: str, array: Array, outputs: tuple[str, ...], parameters: Mapping[str, str]
+    task: str,
+    takes: str,
+    array: Array,
+    outputs: tuple[str, ...],
+    parameters: Mapping[str, str],
+    request_id: str = "",
 ) -> service_pb2.ModelInferRequest:
     """A request whose input tensor `takes` is the array, for these outputs."""
     raw = serialize_byte_tensor(array).item() if array.dtype == object else array.tobytes()
-    request = service_pb2.ModelInferRequest(model_name=task, raw_input_contents=[raw])
+    request = service_pb2.ModelInferRequest(model_name=task, id=request_id, raw_input_contents=[raw])
     request.inputs.add(name=takes, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
     for name in outputs:
         request.outputs.add(name=name)

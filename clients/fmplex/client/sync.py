@@ -93,6 +93,7 @@ class Client(BaseClient):
         timeout: float | None = None,
         slo_ms: float | None = None,
         parameters: Mapping[str, Any] | None = None,
+        request_id: str = "",
     ) -> list[Result]:
         """One result for each text, or row of numbers; those beyond the task's batch size go in further requests.
 
@@ -102,8 +103,10 @@ class Client(BaseClient):
         Args:
             slo_ms: the latency objective, in the place of the task's.
             parameters: of the requests, as the task's family takes them: {"temperature": 0} of a language model.
+            request_id: a canary's part of the requests is chosen by it: the same one gets the same version each time.
+                All requests of the call have it.
         """
-        return run(self._predict(task, texts, self._deadline(timeout), parameters_of(slo_ms, parameters)))
+        return run(self._predict(task, texts, self._deadline(timeout), parameters_of(slo_ms, parameters), request_id))
 
     def submit(self, task: str, texts: str | Sequence[Any], *, timeout: float | None = None) -> Future[list[Result]]:
         """`predict` in a thread; the timeout runs from here. The future's `cancel` stops what has not begun."""
@@ -120,13 +123,14 @@ class Client(BaseClient):
         timeout: float | None = None,
         slo_ms: float | None = None,
         parameters: Mapping[str, Any] | None = None,
+        request_id: str = "",
     ) -> Iterator[Result]:
         """The result of each part of the reply to one item, as it comes; one result where a task answers in one part.
 
         The timeout bounds the whole stream. An iterator that is closed, or not used up, cancels the request. Raises
         as `predict` does, in the place of the part that did not come.
         """
-        parts = self._stream(task, item, self._deadline(timeout), parameters_of(slo_ms, parameters))
+        parts = self._stream(task, item, self._deadline(timeout), parameters_of(slo_ms, parameters), request_id)
         try:
             while True:
                 try:
@@ -166,12 +170,18 @@ class Client(BaseClient):
         """
         return run(self._tasks(self._deadline(timeout)))
 
-    def status(self, backbone: str, task: str = "", *, timeout: float | None = None) -> BackboneStatus:
+    def status(
+        self, backbone: str, task: str = "", *, timeout: float | None = None, prefetch: bool = False
+    ) -> BackboneStatus:
         """What a backbone tells of itself and of all its tasks, at once.
 
         With a task's name it tells of that one alone, after it has read the model repository again.
+
+        Args:
+            prefetch: let it also read the version of this task, which is on another backbone and about to be bound to
+                this one; `prefetched` says what it found.
         """
-        return run(self._status(backbone, task, self._deadline(timeout)))
+        return run(self._status(backbone, task, self._deadline(timeout), prefetch=prefetch))
 
     def ready(self, model: str = "", *, timeout: float | None = None) -> bool:
         """Whether the server has loaded a task or a backbone; a task may be refused nevertheless: see `tasks`.

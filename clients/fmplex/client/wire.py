@@ -131,7 +131,12 @@ def _text(value: Any) -> str:
 
 
 def infer_arguments(
-    http: bool, interface: Interface, rows: Sequence[Any], outputs: Sequence[str], parameters: Mapping[str, str]
+    http: bool,
+    interface: Interface,
+    rows: Sequence[Any],
+    outputs: Sequence[str],
+    parameters: Mapping[str, str],
+    request_id: str = "",
 ) -> dict[str, Any]:
     """The arguments of tritonclient's `infer` for one request; raises TaskProblem."""
     module = httpclient if http else grpcclient
@@ -143,6 +148,7 @@ def infer_arguments(
         "inputs": [tensor],
         "outputs": [module.InferRequestedOutput(name) for name in outputs],
         "parameters": dict(parameters),
+        "request_id": request_id,
     }
 
 

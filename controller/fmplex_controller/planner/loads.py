@@ -13,8 +13,9 @@ which the cap leaves room for.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from fmplex_controller.planner.situation import Backbone, Binding, Model, Server, Situation, Task
 
@@ -163,10 +164,13 @@ class Fleet:
 
     Args:
         cap: the part of a backbone's capacity that may be used.
+        caps: the same of these backbones alone.
     """
 
-    def __init__(self, situation: Situation, cap: float = CAP) -> None:
-        self.cap = cap
+    def __init__(
+        self, situation: Situation, cap: float = CAP, caps: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
+        self.cap, self.caps = cap, caps
         self.models = {model.name: model for model in situation.models}
         self.sites = {server.name: Site(server, cap) for server in situation.servers}
         self.taken = situation.taken
@@ -185,11 +189,14 @@ class Fleet:
     def start(self, backbone: Backbone) -> Load:
         """Put a backbone on its server, whether there is room or not."""
         site = self.sites[backbone.server]
-        load = self.loads[backbone.name] = Load(backbone, self.models[backbone.model], site, self.cap)
+        load = self.loads[backbone.name] = Load(backbone, self.models[backbone.model], site, self._cap(backbone))
         site.loads.append(load)
         self.by_model[backbone.model].append(load)
         site.free -= load.model.memory
         return load
+
+    def _cap(self, backbone: Backbone) -> float:
+        return self.caps.get(backbone.name, self.cap)
 
     def stop(self, load: Load) -> None:
         """Take a backbone that has no tasks away."""

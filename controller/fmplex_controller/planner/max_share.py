@@ -12,7 +12,8 @@ end: each places a task, or takes load off what is beyond its limits, or stops a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 
 from fmplex_controller.planner.answer import answer, places
 from fmplex_controller.planner.loads import CAP, Demand, Fleet, Load, Part
@@ -29,6 +30,7 @@ def max_share(
     only: Collection[str] | None = None,
     pinned: Collection[str] = (),
     cap: float = CAP,
+    caps: Mapping[str, float] = MappingProxyType({}),
 ) -> Plan:
     """Plan.
 
@@ -42,10 +44,12 @@ def max_share(
         only: backbones that tasks are moved off where they are beyond their limits; all by default.
         pinned: tasks that stay where they are, unless memory forbids.
         cap: the part of a backbone's capacity that may be used.
+        caps: the same of these backbones alone.
     """
 
     def plan(largest_first: bool) -> Plan:
-        planner = _Planner(situation, split=split, start=start, stop=stop, largest_first=largest_first, cap=cap)
+        fleet = Fleet(situation, cap, caps)
+        planner = _Planner(situation, fleet, split=split, start=start, stop=stop, largest_first=largest_first)
         planner.only, planner.pinned = only, pinned
         return planner.plan()
 
@@ -58,19 +62,19 @@ def max_share(
 
 def emptied(situation: Situation, backbone: str, *, pinned: Collection[str] = (), cap: float = CAP) -> Plan | None:
     """The plan by which a backbone's tasks go to others of its model and it stops; None where they have no room."""
-    planner = _Planner(situation, split=False, start=False, stop=True, largest_first=True, cap=cap)
+    fleet = Fleet(situation, cap)
+    planner = _Planner(situation, fleet, split=False, start=False, stop=True, largest_first=True)
     planner.pinned = pinned
     return planner.answer() if planner.empty(planner.fleet.loads[backbone]) else None
 
 
 class _Planner:
     def __init__(
-        self, situation: Situation, *, split: bool, start: bool, stop: bool, largest_first: bool, cap: float
+        self, situation: Situation, fleet: Fleet, *, split: bool, start: bool, stop: bool, largest_first: bool
     ) -> None:
-        self.situation, self.may_stop, self.largest_first = situation, stop, largest_first
+        self.situation, self.fleet, self.may_stop, self.largest_first = situation, fleet, stop, largest_first
         self.only: Collection[str] | None = None
         self.pinned: Collection[str] = ()
-        self.fleet = Fleet(situation, cap)
         self.placing = Placing(self.fleet, split=split, start=start)
         self.before = places(self.fleet)
         self.stops: dict[str, Change] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -40,6 +41,9 @@ from fmplex_controller.sidecar.triton import Triton
 log = logging.getLogger("fmplex.controller")
 
 FAST_S = 0.5  # time constant of what an overload is told by
+LATEST_S = 0.3  # and of what it is told by where a queue has grown already
+FULL = 0.5  # of Bmax: the rows of batches that tell how slow a backbone is
+MOST_GROWN = 2.0  # times what is asked for by the slower average that it may be by the faster one
 FRESH_S = 3.0  # a backbone that has told nothing for so long is left out
 READ_S = 30.0  # the repository is read again after so long where no change in it is known
 NOTHING = Situation((), (), ())
@@ -70,7 +74,8 @@ class _Told:
     status: BackboneStatus
     at: float
     ran: float = 0.0  # the part of the time since the reading before that it ran
-    busy: float = 0.0  # the same, or that of the reading before: a batch counts when it has ended
+    busy: float = 0.0  # the same, or that of the reading before
+    batch: float = 0.0  # rows of a batch of late, on average
 
 
 class Adaptation:
@@ -82,7 +87,7 @@ class Adaptation:
         self.root, self.triton, self.journal, self.clock = root, triton, journal, clock
         self.limits = options.limits
         self.elastic = Elastic(options.settings)
-        self.demands = Demands(memory_s=FAST_S)
+        self.demands, self.latest = Demands(memory_s=FAST_S), Demands(memory_s=LATEST_S)
         self.errors: Mapping[str, str] = {}  # by directory, what its ERROR.txt says
         self._told: dict[str, _Told] = {}
         self._lock = threading.Lock()  # of these two
@@ -100,8 +105,10 @@ class Adaptation:
             if former is not None and at <= former.at:
                 return
             self.demands.observe(status, at)
+            self.latest.observe(status, at)
             ran = _ran(former, status, at)
-            self._told[status.name] = _Told(status, at, ran, max(ran, former.ran if former else 0.0))
+            busy = max(ran, former.ran if former else 0.0)
+            self._told[status.name] = _Told(status, at, ran, busy, _batch(former, status))
         self._wake.set()
 
     def changed(self, names: set[str] | None) -> None:
@@ -142,11 +149,12 @@ class Adaptation:
             return Observed(NOTHING, {})  # spares reckoning with hundreds of tasks
         known = self._read(told, now)
         with self._lock:
-            for name in known.statuses:
-                if told[name].busy >= BUSY and (slower := planning.slowness(known, self.demands, name)) is not None:
+            for name in filter(lambda each: _is_full(told[each]), known.statuses):
+                if (slower := planning.slowness(known, self.demands, name)) is not None:
                     self._slowness[known.model_of[name]] = slower
-            seen = planning.situation(known, self.demands, self.limits, self._slowness)
             signals = {name: self._signal(known, name, told[name].busy) for name in known.statuses}
+            seen = planning.situation(known, self.demands, self.limits, self._slowness)
+            seen = self._grown(seen, known, signals)
         return Observed(seen, signals, self._elastic, self.errors, known.grouped)
 
     def _read(self, told: Mapping[str, _Told], now: float) -> Known:
@@ -162,7 +170,18 @@ class Adaptation:
     def _signal(self, known: Known, backbone: str, busy: float) -> Signal:
         own = (name for name, (place, _) in known.specs.items() if place == backbone)
         late, task = max(((self.demands.of(name, backbone).misses, name) for name in own), default=(0.0, ""))
-        return Signal(busy, late, task)
+        slower = self._slowness.get(known.model_of[backbone], 1.0)
+        return Signal(busy, late, task, planning.wait_s(known, self.demands, backbone, slower))
+
+    def _grown(self, seen: Situation, known: Known, signals: Mapping[str, Signal]) -> Situation:
+        """Where a queue has grown long, more is asked for than the average of the last half second says."""
+        factors: dict[str, float] = {}
+        for backbone, signal in signals.items():
+            own = {name: spec.slo for name, (place, spec) in known.specs.items() if place == backbone}
+            if signal.is_queue_long(min((slo for slo in own.values() if slo is not None), default=math.inf)):
+                slow, fast = (sum(each.of(name, backbone).rows for name in own) for each in (self.demands, self.latest))
+                factors |= dict.fromkeys(own, min(MOST_GROWN, max(1.0, fast / slow)) if slow else 1.0)
+        return replace(seen, tasks=tuple(replace(t, rate=t.rate * factors.get(t.name, 1.0)) for t in seen.tasks))
 
     # -- what is done
 
@@ -184,13 +203,14 @@ class Adaptation:
 
     def _rebind(self, action: Rebind) -> None:
         with self._lock:
-            demand = self.demands.of(action.task, action.former)
+            demand, latest = (each.of(action.task, action.former) for each in (self.demands, self.latest))
             known = by_name(self._told[action.former].status.tasks).get(action.task)
         ahead_s = 0.0 if known is None else known.ahead_s
         triton, journal = self.triton, self.journal
         if rebind(self.root, triton, action.task, action.backbone, journal=journal, why=action.why, ahead_s=ahead_s):
             with self._lock:
                 self.demands.carry(action.task, demand, action.backbone, self.clock())
+                self.latest.carry(action.task, latest, action.backbone, self.clock())
             log.info("%s is on %s now: %s", action.task, action.backbone, action.why)
 
     def _start(self, action: Start) -> None:
@@ -205,8 +225,21 @@ class Adaptation:
         log.info("%s is removed: %s", action.backbone, action.why)
 
 
+def _is_full(told: _Told) -> bool:
+    """Whether a backbone is always at work, with batches that are not small: others pay more for each row."""
+    return told.busy >= BUSY and told.batch >= FULL * told.status.max_batch
+
+
+def _batch(former: _Told | None, status: BackboneStatus) -> float:
+    if former is None or status.batches <= former.status.batches or status.items < former.status.items:
+        return 0.0 if former is None else former.batch
+    rows = (status.items - former.status.items) / (status.batches - former.status.batches)
+    return (former.batch + rows) / 2
+
+
 def _ran(former: _Told | None, status: BackboneStatus, at: float) -> float:
-    """0 with a new process."""
+    """The part of the time since the reading before that it ran, the batch at hand included; 0 with a new process."""
     if former is None or status.busy_s < former.status.busy_s or former.status.pid != status.pid:
         return 0.0
-    return min(1.0, (status.busy_s - former.status.busy_s) / (at - former.at))
+    ran = status.busy_s + status.running_s - former.status.busy_s - former.status.running_s
+    return max(0.0, min(1.0, ran / (at - former.at)))

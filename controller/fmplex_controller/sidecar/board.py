@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from fmplex.client.overview import BackboneRow, History, TaskRow
 from fmplex.client.status import as_served, by_name
+from fmplex.client.versions import VersionRow, rows_of
 from fmplex_backend.printable import printable
 from fmplex_backend.status import BackboneStatus, TaskStatus
 from fmplex_controller.sidecar.seen import Directory, Model, Seen
@@ -24,6 +25,7 @@ class Overview(BaseModel):
     last_round: float | None  # seconds since 1970; None before the first
     backbones: Sequence[BackboneRow]
     tasks: Sequence[TaskRow]
+    versions: Sequence[VersionRow]  # of tasks that try one beside the one that serves
     quarantined: int  # directories that are not loaded, or not as they are, for what is wrong with them
 
 
@@ -75,11 +77,13 @@ class Board:
         with self._lock:
             every = sorted(self._seen.directories.items())
             told = {name: by_name(status.tasks) for name, status in self._history.latest().items()}
+            own = (told.get(printable(each.inspected.backbone), {}).get(printable(name)) for name, each in every)
             return Overview(
                 problem=self.problem,
                 last_round=self.last_round,
                 backbones=[self._backbone(each) for _, each in every if each.inspected.kind == "backbone"],
                 tasks=[self._task(each, told) for _, each in every if each.inspected.kind == "task"],
+                versions=rows_of(each for each in own if each is not None),
                 quarantined=len(self.quarantined),
             )
 

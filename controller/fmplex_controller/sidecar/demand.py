@@ -1,8 +1,8 @@
 """How much is asked of each task, from what backbones tell of themselves again and again. Pure: time is passed in.
 
 A backbone's counts only grow, but for those of a process or a binding that is new: two readings give a rate, and moving
-averages smooth it. Of what arrives counts what was served, what was refused because the queue was full, and what the
-queue has grown by: a backbone that is beyond its capacity serves less than what is asked of it.
+averages smooth it. Of what arrives counts what was served, what was refused because the queue was full, and by how much
+more waits or runs: a backbone that is beyond its capacity serves less than what is asked of it.
 """
 
 from __future__ import annotations
@@ -72,6 +72,11 @@ class Demands:
         track = self._tracks.get((task, backbone))
         return Demand() if track is None or track.demand is None else track.demand
 
+    def unserved(self, task: str, backbone: str) -> float:
+        """Rows of a task that wait or run on a backbone."""
+        track = self._tracks.get((task, backbone))
+        return 0.0 if track is None else _unserved(track.last.with_canary) * _per_request(track.last.with_canary)
+
     @property
     def all(self) -> Mapping[tuple[str, str], Demand]:
         """Of all that were followed."""
@@ -95,9 +100,9 @@ class Demands:
 def _between(before: TaskStatus, after: TaskStatus, seconds: float, known: Demand) -> Demand:
     """By two readings; what no request tells of stays as it was."""
     requests, rows = after.requests - before.requests, after.items - before.items
-    per_request = rows / requests if requests else after.items / after.requests if after.requests else 1.0
+    per_request = rows / requests if requests else _per_request(after)
     refused = max(0, after.failures.get(QUEUE_FULL, 0) - before.failures.get(QUEUE_FULL, 0))
-    grown = after.queued - before.queued
+    grown = _unserved(after) - _unserved(before)
     return Demand(
         rows=max(0.0, rows + per_request * (grown + refused)) / seconds,
         tokens=max(0.0, after.tokens - before.tokens) / rows if rows else known.tokens,
@@ -106,3 +111,11 @@ def _between(before: TaskStatus, after: TaskStatus, seconds: float, known: Deman
         service=max(0.0, after.service_s - before.service_s) / seconds,
         served=rows / seconds,
     )
+
+
+def _unserved(task: TaskStatus) -> int:
+    return task.queued + task.running
+
+
+def _per_request(task: TaskStatus) -> float:
+    return task.items / task.requests if task.requests else 1.0

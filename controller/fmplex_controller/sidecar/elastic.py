@@ -1,10 +1,10 @@
 """When tasks change their backbones by themselves, and when backbones start and stop. Pure: time is passed in.
 
 A backbone is overloaded while it is busy and more is asked of it than HIGH of its capacity, or while it is beyond the
-planner's cap and requests are late. Once that has lasted, not long where it is far beyond, the planner moves tasks off
-it to backbones that are there; where these have no room and it goes on, one more is started, to which tasks go like to
-any other. A backbone that was started so is given up once its tasks have had room elsewhere, at no more than BACK of
-the others' capacity, for long.
+planner's cap and requests are late. Once that has lasted, not long where it is far beyond, and not at all where a queue
+has grown of that, the planner moves tasks off it to backbones that are there; where these have no room and it goes on,
+one more is started, to which tasks go like to any other. A backbone that was started so is given up once its tasks have
+had room elsewhere, at no more than BACK of the others' capacity, for long.
 
 What keeps this from flapping: a task that was moved stays for `hold_s`; so many moves a minute are made and no more;
 between what starts a move and what takes one back lie HIGH and BACK, and `idle_s`. What is remembered for that is lost
@@ -147,11 +147,11 @@ class Elastic:
     def _is_lasting(self, name: str, overload: Overload, now: float) -> bool:
         over_s = self._over.seconds(name, True, now)
         surge_s = self._surge.seconds(name, True, now) if overload.is_surge else 0.0
-        return over_s >= OVER_S or surge_s >= SURGE_S
+        return over_s >= OVER_S or surge_s >= SURGE_S or overload.is_queued
 
     def _relieve(self, observed: Observed, fleet: Fleet, lasting: Mapping[str, str], now: float) -> Iterator[Action]:
         pinned = self._pinned(observed, fleet, now)
-        plan = relief(observed.situation, lasting, pinned)
+        plan = relief(observed.situation, {name: observed.signals[name].behind for name in lasting}, pinned)
         moves = self._within_budget(fleet, [each for each in plan.moves if is_off(each, lasting)])
         after = asked_after(plan, observed.situation)
         left = [name for name in lasting if after[name] > HIGH]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from fmplex_controller.planner.loads import CAP, Fleet, Load
@@ -16,6 +16,10 @@ BUSY = 0.8  # of the time that an overloaded backbone runs at least
 LATE = 0.05  # of a task's requests that finish after its SLO
 LEAST = 0.002  # of a backbone's capacity: less is no gain
 SURGE = 1.1  # of its capacity: with more asked than that a queue grows too fast to wait for certainty
+LONG = 0.4  # of the tightest SLO: a queue that takes so long will make requests late
+CATCH_UP_S = 2.0  # in which a backbone that has been relieved works off what waits on it, beside what comes
+MOST_BEHIND = 0.3  # of its capacity that is left free for that
+GAIN = 0.05  # of a backbone's capacity: by so much a plan that moves more must be the better one
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,16 @@ class Signal:
     busy: float  # the part of the time that it ran
     late: float = 0.0  # the part of the requests after their SLO, of the task that has the most of them
     late_task: str = ""
+    wait_s: float = 0.0  # that what waits and runs takes it now
+
+    def is_queue_long(self, slo: float) -> bool:
+        """Whether requests will be later than an SLO, in seconds, if it goes on so."""
+        return self.wait_s > LONG * slo
+
+    @property
+    def behind(self) -> float:
+        """The part of the backbone's capacity that it needs for what waits."""
+        return min(MOST_BEHIND, self.wait_s / CATCH_UP_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +46,8 @@ class Overload:
     """Of one backbone."""
 
     why: str
-    is_surge: bool
+    is_surge: bool  # far beyond its capacity
+    is_queued: bool = False  # and so for long enough that a queue has grown
 
 
 def judged(load: Load, signal: Signal | None) -> Overload | None:
@@ -44,25 +59,42 @@ def judged(load: Load, signal: Signal | None) -> Overload | None:
     if asked <= HIGH and not is_late:
         return None
     late = f", and {signal.late:.0%} of the requests of {signal.late_task} are late" if is_late else ""
-    return Overload(f"{asked:.2f} of its capacity is asked for{late}", asked > SURGE)
+    is_surge = asked > SURGE
+    is_queued = is_surge and signal.is_queue_long(load.slo)
+    queue = f", and what waits takes {signal.wait_s * 1e3:.0f} ms" if is_queued else ""
+    return Overload(f"{asked:.2f} of its capacity is asked for{queue}{late}", is_surge, is_queued)
 
 
-def relief(situation: Situation, names: Collection[str], pinned: Collection[str]) -> Plan:
+def relief(situation: Situation, behind: Mapping[str, float], pinned: Collection[str]) -> Plan:
     """Tasks move off these backbones to others, which are filled further where that is not enough.
 
     In the end without regard to SLOs: what is beyond its capacity meets none, and the queue on it grows.
+
+    Args:
+        behind: by overloaded backbone, the part of its capacity that it needs for what waits, see `Signal`.
     """
     relaxed = replace(situation, tasks=tuple(replace(task, slo=None) for task in situation.tasks))
     best, least = Plan((), ()), math.inf
-    for seen, cap in ((situation, CAP), (situation, TIGHT), (relaxed, TIGHT)):
-        plan = max_share(seen, split=False, start=False, stop=False, only=names, pinned=pinned, cap=cap)
-        after = asked_after(plan, situation)
-        excess = sum(max(0.0, after[name] - HIGH) for name in names)
-        if excess < least - LEAST:
+    for seen, cap in ((situation, CAP), (situation, TIGHT), (relaxed, CAP), (relaxed, TIGHT)):
+        caps = {name: cap - part for name, part in behind.items()}
+        plan = max_share(seen, split=False, start=False, stop=False, only=behind, pinned=pinned, cap=cap, caps=caps)
+        excess = _excess(plan, situation, behind)
+        if excess < least - GAIN:
             best, least = plan, excess
-        if excess == 0:
+        if excess <= LEAST:
             break
     return best
+
+
+def _excess(plan: Plan, situation: Situation, behind: Mapping[str, float]) -> float:
+    """What is beyond CAP once a plan is carried out: on the overloaded backbones, and twice where their tasks go.
+
+    Of what was measured in a moment some is chance. Tasks that stay may still move; those that have moved stay.
+    """
+    after = asked_after(plan, situation)
+    others = {name for move in plan.moves for name in move.after} - behind.keys()
+    own = sum(max(0.0, after[name] + part - CAP) for name, part in behind.items())
+    return own + 2 * sum(max(0.0, after[name] - CAP) for name in others)
 
 
 def asked_after(plan: Plan, situation: Situation) -> dict[str, float]:

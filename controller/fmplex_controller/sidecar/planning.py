@@ -107,8 +107,8 @@ def situation(
 def slowness(known: Known, demands: Demands, backbone: str) -> float | None:
     """The factor by which a backbone that is always at work takes longer than its cost model says, 1 at least.
 
-    Such a one runs full batches. What it takes beside those of its cost model is for adapters, and for what else runs
-    on its device. None where nothing tells.
+    Ask while it runs large batches. What it takes beside those of its cost model is for adapters, and for what else
+    runs on its device. None where nothing tells.
     """
     status = known.statuses[backbone]
     model = _model(known.model_of[backbone], status, backbone, 1.0)
@@ -118,6 +118,20 @@ def slowness(known: Known, demands: Demands, backbone: str) -> float | None:
     if predicted < LEAST_SECONDS:
         return None
     return min(MOST_SLOWNESS, max(1.0, sum(each.service for each in own) / predicted))
+
+
+def wait_s(known: Known, demands: Demands, backbone: str, slower: float) -> float:
+    """Seconds that a backbone takes for what waits and runs on it, in full batches; `slower` as `slowness` has it."""
+    status = known.statuses[backbone]
+    model = _model(known.model_of[backbone], status, backbone, slower)
+    own = [name for name, (place, _) in known.specs.items() if place == backbone]
+    rows = {name: demands.unserved(name, backbone) for name in own}
+    per_row = {
+        name: model.latency(model.max_batch, demands.of(name, backbone).tokens or DEFAULT_TOKENS) / model.max_batch
+        for name in own
+        if rows[name]
+    }
+    return max(0.0, sum(rows[name] * seconds for name, seconds in per_row.items()) - status.running_s)
 
 
 def place(known: Known, demands: Demands, task: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,47 +33,60 @@ def rebind(
 ) -> Moved | None:
     """Bind a task to another backbone of its model, on disk and on the server; None where it is bound to it already.
 
-    The entry is written, the new backbone reads and attaches the task, and then the server loads the entry. Until then
-    requests go to the former backbone, which serves a task that has moved for two seconds more, and what it holds to
-    the end. Where the new backbone or the server refuses, or does not answer, the entry is as it was before these two
-    seconds are over. Raises TaskProblem, Refused, or ServerProblem.
+    The new backbone reads the task's version, the entry is written, and the server loads it. Until then requests go to
+    the former backbone, which serves a task that has moved for two seconds more, and what it holds to the end. What the
+    new backbone refuses is not written. Where it turns out later that it, or the server, refuses or does not answer,
+    the entry is as it was before these two seconds are over. Raises TaskProblem, Refused, or ServerProblem.
 
     Args:
         journal: is told of it, also where it fails.
         why: for the journal.
         ahead_s: see `Rebinding.rebind`; None: the former backbone is asked.
     """
-    start = time.perf_counter()
     try:
-        rebound = _rebound(Rebinding(root), triton, task, backbone, ahead_s)
+        moved = _moved(Rebinding(root), triton, task, backbone, ahead_s)
     except FmplexError as error:
         journal.tell("rebound", task, f"to {backbone}: {why}", str(error))
         raise
-    if rebound is None:
+    if moved is None:
         return None
-    moved = Moved(task, rebound.former, backbone, rebound.tag, time.perf_counter() - start)
     journal.tell(
         "rebound", task, f"from {moved.former} to {backbone}, in force after {moved.seconds * 1e3:.0f} ms: {why}"
     )
     return moved
 
 
-def _rebound(repository: Rebinding, triton: Triton, task: str, backbone: str, ahead_s: float | None) -> Rebound | None:
+def _moved(repository: Rebinding, triton: Triton, task: str, backbone: str, ahead_s: float | None) -> Moved | None:
+    start = time.perf_counter()
     former = repository.backbone_of(task)
     if former == backbone:
         return None
-    with ThreadPoolExecutor(1) as pool:  # the former backbone tells while the entry is checked
+    with ThreadPoolExecutor(2) as pool:  # both backbones are asked while the entry is checked
         asked = pool.submit(lambda: _ahead(triton, former, task) if ahead_s is None else ahead_s)
-        rebound = repository.rebind(task, backbone, asked.result)
+        read = pool.submit(triton.prefetch, backbone, task, PROBE_S)
+
+        def last() -> float:
+            if problem := read.result():
+                raise TaskProblem(f"the backbone {backbone!r} refuses {task!r}: {problem}")
+            return asked.result()
+
+        rebound = repository.rebind(task, backbone, last)
     if rebound is None:
         return None
+    is_loaded = False
     try:
-        _check_attached(triton, rebound, repository.root)
+        if read.result() is None:  # an older backbone
+            _check_attached(triton, rebound, repository.root)
         triton.load(task)
+        is_loaded, seconds = True, time.perf_counter() - start
+        _check_attached(triton, rebound, repository.root)
     except FmplexError:
         repository.undo(rebound)
+        if is_loaded:
+            with contextlib.suppress(FmplexError):  # what went wrong first is what is told
+                triton.load(task)
         raise
-    return rebound
+    return Moved(task, rebound.former, backbone, rebound.tag, seconds)
 
 
 def _ahead(triton: Triton, backbone: str, task: str) -> float:

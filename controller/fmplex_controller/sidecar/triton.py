@@ -74,6 +74,13 @@ class Triton:
         """What a backbone tells of all its tasks, or of one after it has read the repository again."""
         return self._client.status(backbone, task, timeout=timeout)
 
+    def prefetch(self, backbone: str, task: str, timeout: float = ASK_S) -> str | None:
+        """Let a backbone read a task that is about to be bound to it; why it would refuse it, "" where it would not.
+
+        None where it does not tell: it is an older one.
+        """
+        return self._client.status(backbone, task, timeout=timeout, prefetch=True).prefetched
+
     def probe(self, backbone: str) -> BackboneStatus | Miss:
         """What a backbone tells, or that its process does not answer.
 

@@ -37,9 +37,10 @@ at("token").value = "t0ken";
 at("enter").click();
 await until("it shows the tasks", () => !page.querySelector("main").hidden);
 const shown = at("tasks").rows[1].cells[0].innerText;
+const tried = [...at("versions").rows[1].cells].map((cell) => cell.innerText);
 view.fetch = () => Promise.reject(new Error("gone"));
 await until("it says that nobody answers", () => !at("problem").hidden);
-return { before, wrong, shown, problem: at("problem").innerText, door: at("door").hidden };
+return { before, wrong, shown, tried, problem: at("problem").innerText, door: at("door").hidden };
 """
 
 
@@ -64,5 +65,6 @@ def test_it_asks_for_a_token_and_says_when_nobody_answers(url: str, tmp_path: Pa
     assert found["before"] == ["This controller wants its token.", True]
     assert found["wrong"]
     assert found["shown"] == NAME
+    assert found["tried"] == [NAME, "2", "shadow", "-", "-", "-", "-", "-", "50.0%", ""]
     assert found["problem"] == "The controller cannot be reached: gone"
     assert found["door"]

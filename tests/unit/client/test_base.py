@@ -302,14 +302,22 @@ class TestStreams:
 
     def test_predict_joins_them_by_item_and_asks_batch_by_batch(self, streaming: Bench) -> None:
         streaming.transport.parts = [Part(1, 10), Part(2, 20)]
-        found = streaming.call("predict", "length", ["a", "b", "c", "d"], slo_ms=5)
+        found = streaming.call("predict", "length", ["a", "b", "c", "d"], slo_ms=5, request_id="one-7")
         assert [each.value for each in found] == [2, 20, 2, 20]
         assert streaming.transport.methods == ["get_model_config", "stream", "stream"]
         request = streaming.transport.sent[1][1]["request"]
         assert list(request.inputs[0].shape) == [2, 1]
         assert request.parameters["slo_ms"].string_param == "5"
+        assert [each["request"].id for method, each, _ in streaming.transport.sent[1:]] == ["one-7"] * 2
         (outputs,) = streaming.call("outputs", "length", "a")
         assert outputs["SCORES"].tolist() == [2]
+
+    def test_every_request_of_a_call_has_its_id(self, bench: Bench) -> None:
+        bench.call("predict", "length", ["a", "b", "c"], request_id="one-7")
+        list(bench.call("stream", "length", "a", request_id="two"))
+        bench.call("predict", "length", "a")
+        ids = [arguments["request_id"] for method, arguments, _ in bench.transport.sent if method == "infer"]
+        assert ids == ["one-7", "one-7", "two", ""]
 
     def test_a_task_that_answers_in_one_part_has_a_stream_of_one(self, bench: Bench) -> None:
         assert [part.value for part in bench.call("stream", "length", "four")] == [4]

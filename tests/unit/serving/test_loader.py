@@ -791,3 +791,44 @@ def test_a_version_of_too_many_bytes(rig: LoaderRig) -> None:
     (version / "video.mp4").unlink()
     rig.refresh()
     assert rig.mark(0) == 0
+
+
+# -- what is read before it is bound here
+
+
+def test_a_version_that_was_read_before_its_task_is_bound_here_is_not_read_again(
+    rig: LoaderRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads, load = [], rig.runtime.load
+
+    def counting(version: Path) -> Any:
+        loads.append(version)
+        return load(version)
+
+    monkeypatch.setattr(rig.runtime, "load", counting)
+    write_task(rig.root, "one", 0, backbone="other")
+    rig.refresh()
+    assert rig.loader.prefetch("one") == ""
+    assert rig.loader.table == {}
+    write_config(rig.root, "one", 0)
+    rig.refresh("one")
+    assert rig.mark(0) == 0
+    assert len(loads) == 1
+
+
+def test_a_version_that_was_written_since_it_was_read_is_read_again(rig: LoaderRig) -> None:
+    write_task(rig.root, "one", 3, backbone="other")
+    assert rig.loader.prefetch("one") == ""
+    write_config(rig.root, "one", 3)
+    write_version(rig.root, "one", 1, {"mark": 8, "longer": "than before"})
+    rig.refresh("one")
+    assert rig.mark(3) == 8
+
+
+def test_what_would_be_refused_is_said_before_it_is_bound_here(rig: LoaderRig) -> None:
+    write_task(rig.root, "one", 0, backbone="other")
+    (rig.root / "one" / "1" / "task.json").unlink()
+    assert "task.json" in (rig.loader.prefetch("one") or "")
+    write_task(rig.root, "own", 1)
+    assert rig.loader.prefetch("own") is None
+    assert rig.loader.prefetch("nothing") is None

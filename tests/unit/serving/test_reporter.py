@@ -54,7 +54,7 @@ def test_a_backbone_and_its_tasks(rig: ServiceRig) -> None:
     found = status(rig)
     assert (found.name, found.model, found.scheduler, found.slots) == ("base", "none", "bfq", 256)
     assert found.dtype == rig.service.runtime.dtype == "float32"  # its config says auto
-    assert (found.batches, found.queued, found.running) == (3, 0, 0)
+    assert (found.batches, found.queued, found.running, found.running_s) == (3, 0, 0, 0.0)
     assert found.failures == {"invalid": 1}
     assert found.last_batch_s is not None
     assert 0 <= found.last_batch_s <= found.up_s
@@ -208,6 +208,8 @@ def test_it_is_answered_while_a_pass_hangs_and_the_queue_is_full(gated: ServiceR
         gated.submit(0)  # its max_queue is 3
     for found in (Asked(gated, bytes_of("")).status(), status(gated, "one")):
         assert (found.queued, found.running, found.batches) == (3, 1, 1)
+        assert (found.tasks[0].queued, found.tasks[0].running) == (3, 1)
+        assert found.running_s > 0 == found.busy_s
         assert found.last_batch_s is None
         assert found.tasks[0].failures == {"queue_full": 2}
 

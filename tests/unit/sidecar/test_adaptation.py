@@ -34,33 +34,39 @@ class Server:
     root: Path
     part: float  # of a backbone's capacity, for each task
     now: float = 0.0
+    step_s: float = STEP_S
     calls: list[str] = field(default_factory=list)
     counts: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)  # rows asked for and served
     busy_s: dict[str, float] = field(default_factory=dict)
     machine_memory: int = 100_000
     members: tuple[str, ...] = ()
+    slower: float = 1.0  # than its cost model says: it serves FULL all the same
+    batch: float = 16.0  # rows
 
     def status(self, backbone: str, name: str = "", timeout: float = 0) -> BackboneStatus:
         return status(task(name, backbone=backbone))
+
+    def prefetch(self, backbone: str, name: str, timeout: float = 0) -> str | None:
+        return ""
 
     def load(self, name: str) -> None:
         self.calls.append(name)
 
     def told(self) -> list[BackboneStatus]:
-        """What all backbones tell after another STEP_S."""
-        self.now += STEP_S
+        """What all backbones tell after another `step_s`."""
+        self.now += self.step_s
         reader = RepositoryReader(self.root)
         places = {name: backbone for name, (backbone, _) in reader.tasks().items()}
         return [self._of(backbone, [n for n in TASKS if places[n] == backbone]) for backbone in reader.backbones()]
 
     def _of(self, backbone: str, names: list[str]) -> BackboneStatus:
-        asked = self.part * FULL * STEP_S * len(names)
-        done = min(1.0, FULL * STEP_S / asked) if asked else 0.0
-        self.busy_s[backbone] = self.busy_s.get(backbone, 0.0) + min(1.0, asked / FULL / STEP_S) * STEP_S
+        asked = self.part * FULL * self.step_s * len(names)
+        done = min(1.0, FULL * self.step_s / asked) if asked else 0.0
+        self.busy_s[backbone] = self.busy_s.get(backbone, 0.0) + min(1.0, asked / FULL / self.step_s) * self.step_s
         tasks = []
         for name in names:
             before = self.counts.get((name, backbone), (0.0, 0.0))
-            rows = self.part * FULL * STEP_S
+            rows = self.part * FULL * self.step_s
             asked_now, served = self.counts[name, backbone] = before[0] + rows, before[1] + rows * done
             tasks.append(
                 task(
@@ -70,7 +76,7 @@ class Server:
                     items=int(served),
                     tokens=10.0 * int(served),
                     queued=int(asked_now) - int(served),
-                    service_s=int(served) / FULL,
+                    service_s=self.slower * int(served) / FULL,
                 )
             )
         group = [task("team", backbone=backbone, members=self.members)] if backbone == BASE and self.members else []
@@ -84,6 +90,8 @@ class Server:
             "threads": 1,
             "pid": 1,
             "busy_s": self.busy_s[backbone],
+            "items": round(1000 * self.now),
+            "batches": round(1000 * self.now / self.batch),
         }
         return status(*tasks, *group).model_copy(update=more)
 
@@ -95,7 +103,7 @@ class Rig:
     events: list[Event]
 
     def run(self, seconds: float) -> None:
-        for _ in range(round(seconds / STEP_S)):
+        for _ in range(round(seconds / self.server.step_s)):
             for each in self.server.told():
                 self.adaptation.told(each, self.server.now)
             self.adaptation.round()
@@ -136,6 +144,28 @@ def test_load_that_grows_moves_tasks_to_the_other_backbone_and_stays_there(rig: 
     rig.run(60.0)
     assert len(rig.events) == 5
     assert all(event.outcome == "done" for event in rig.events[1:])
+
+
+def test_a_queue_that_has_grown_moves_tasks_within_their_slo(rig: Rig) -> None:
+    for tag, name in enumerate(TASKS):
+        write_config(rig.server.root, name, tag, slo_ms=500.0)
+    write_backbone(rig.server.root, "twin", model=str(rig.server.root.parent / "model"), vfm_slots="16")
+    rig.server.step_s = 0.2
+    rig.run(5.0)
+    rig.server.part = 0.2
+    rig.run(0.6)
+    assert rig.kinds() == ["overloaded", *["rebound"] * 4]
+    assert "and what waits takes" in rig.events[0].reason
+
+
+def test_how_slow_a_backbone_is_small_batches_do_not_tell(rig: Rig) -> None:
+    rig.server.part, rig.server.slower = 0.11, 1.5
+    write_backbone(rig.server.root, "twin", model=str(rig.server.root.parent / "model"), vfm_slots="16")
+    slowness = []
+    for rig.server.batch in (2.0, 12.0):
+        rig.run(3.0)
+        slowness.append([round(each, 1) for each in rig.adaptation._slowness.values()])
+    assert slowness == [[], [1.5]]
 
 
 def test_a_backbone_is_written_where_there_is_none_and_removed_in_the_end(rig: Rig) -> None:

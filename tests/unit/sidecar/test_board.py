@@ -5,6 +5,7 @@ from __future__ import annotations
 from live_server import status, task
 
 from fmplex_backend.repository.inspection import Inspected
+from fmplex_backend.status import CandidateStatus
 from fmplex_controller.records.events import event_now
 from fmplex_controller.sidecar.board import Board, Overview
 from fmplex_controller.sidecar.metrics import Metrics
@@ -50,6 +51,15 @@ def test_tasks_as_their_clients_find_them() -> None:
     assert board.is_task("a")
     assert not board.is_task("base")
     assert not board.is_task("nobody")
+
+
+def test_versions_that_are_tried() -> None:
+    board = Board()
+    tried = CandidateStatus(role="canary", version=2, share=0.25, account=7, requests=5, served_requests=15)
+    board.told(status(task("a", candidates=(tried,)), task("b")), 1.0)
+    board.round(seen(directory("base", "backbone"), directory("a"), directory("b"), ready=("base", "a", "b")))
+    rows = [(row.task, row.role, row.version, row.share, row.requests) for row in board.overview().versions]
+    assert rows == [("a", "serves", 1, 0.75, 15), ("a", "canary", 2, 0.25, 5)]
 
 
 def test_backbones_whose_processes_are_dead() -> None:

@@ -26,6 +26,17 @@ def test_what_is_refused_or_waits_is_asked_for_too() -> None:
     assert demands.of("a", "base").rows == 20 + 2 * 40
 
 
+def test_what_runs_is_asked_for_before_it_is_served() -> None:
+    demands = Demands()
+    demands.observe(status(task("a", requests=10, items=20)), 0.0)
+    demands.observe(status(task("a", requests=10, items=20, queued=3, running=5)), 1.0)
+    assert demands.of("a", "base").rows == 16
+    assert demands.unserved("a", "base") == 16
+    assert demands.unserved("b", "base") == 0
+    demands.observe(status(task("a", requests=18, items=36)), 2.0)
+    assert demands.unserved("a", "base") == 0
+
+
 def test_it_is_smoothed_from_the_plain_mean_on() -> None:
     demands, now, rows = Demands(memory_s=2.0), 0.0, 0
     demands.observe(status(task("a")), now)

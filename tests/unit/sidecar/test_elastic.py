@@ -137,6 +137,45 @@ def test_what_is_not_far_beyond_has_to_last_longer() -> None:
     assert one.used() == pytest.approx({"b0": 0.8, "b1": 0.2})
 
 
+def queued(one: World, wait_s: float) -> Observed:
+    """What waits on `b0` takes so long."""
+    seen = one.observed()
+    return replace(seen, signals={**seen.signals, "b0": replace(seen.signals["b0"], wait_s=wait_s)})
+
+
+def test_a_surge_whose_queue_is_long_already_is_taken_off_at_once() -> None:
+    one = world(*[0.2] * 8, slo=0.5)
+    assert one.elastic.decide(queued(one, 0.1), 0.0) == [], "a queue of a fifth of the SLO"
+    told, *moves = one.elastic.decide(queued(one, 0.3), 0.0)
+    assert isinstance(told, Overloaded)
+    assert "what waits takes 300 ms" in told.why
+    assert [type(each) for each in moves] == [Rebind] * 4
+
+
+def test_a_long_queue_alone_is_no_overload() -> None:
+    one = world(*[0.1] * 7, slo=0.5)
+    one.loads["t0"] = 0.4
+    assert one.asked()["b0"] == pytest.approx(1.0)
+    assert one.elastic.decide(queued(one, 0.4), 0.0) == [], "it has to last"
+    idle = world(*[0.2] * 8)
+    assert idle.elastic.decide(queued(idle, 5.0), 0.0) == [], "without an SLO nothing is late"
+
+
+def test_room_is_left_on_the_former_backbone_for_what_waits_there() -> None:
+    moved = {}
+    for wait_s in (0.0, 0.6):
+        one = world(*[0.1] * 12, slo=0.5)
+        decided = [one.elastic.decide(queued(one, wait_s), now) for now in (0.0, SURGE_S)]
+        moved[wait_s] = max(sum(isinstance(each, Rebind) for each in actions) for actions in decided)
+    assert moved == {0.0: 4, 0.6: 7}
+
+
+def test_of_two_backbones_that_cannot_bear_it_the_second_is_not_filled_beyond_what_it_bears() -> None:
+    one = world(*[0.3] * 8, slo=0.5)
+    one.elastic.decide(queued(one, 0.6), 0.0)
+    assert one.asked()["b1"] <= TIGHT
+
+
 def test_a_short_peak_and_what_is_not_busy_move_nothing() -> None:
     one = world(*[0.2] * 8)
     for _ in range(20):

@@ -20,11 +20,12 @@ from testing.repositories import write_backbone
 
 
 class FakeTriton:
-    """Tells `told` of a task, and raises `problem` when it is loaded."""
+    """Tells `told` of a task, and raises `problem` when it is loaded; `read` is what it finds before that."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.calls = root, list[str]()
         self.told: Any = "serving"
+        self.read: Any = ""
         self.problem: ServerProblem | None = None
 
     def status(self, backbone: str, name: str = "", timeout: float = 0) -> BackboneStatus:
@@ -34,6 +35,13 @@ class FakeTriton:
         if isinstance(self.told, Exception):
             raise self.told
         return status(*([task(name, state=self.told, error="why")] if self.told else []))
+
+    def prefetch(self, backbone: str, name: str, timeout: float = 0) -> str | None:
+        self.calls.append(f"prefetch {backbone}: {sorted(Repository(self.root, backbone).read())}")
+        if isinstance(self.read, Exception):
+            raise self.read
+        assert self.read is None or isinstance(self.read, str)
+        return self.read
 
     def load(self, name: str) -> None:
         self.calls.append(f"load {name}")
@@ -63,14 +71,14 @@ def journal(told: list[tuple[str, str, str, str]]) -> Journal:
     return found
 
 
-def test_the_backbone_has_the_task_before_the_server_loads_it(
+def test_the_backbone_has_read_the_task_before_the_server_loads_it(
     root: Path, journal: Journal, told: list[tuple[str, str, str, str]]
 ) -> None:
     triton: Any = FakeTriton(root)
     moved = rebind(root, triton, "a", "twin", journal=journal, why="to see")
     assert moved is not None
     assert (moved.task, moved.former, moved.backbone, moved.tag) == ("a", BASE, "twin", 1)
-    assert triton.calls == ["status twin: ['a']", "load a"]
+    assert triton.calls == ["prefetch twin: []", "load a", "status twin: ['a']"]
     entry = Repository(root, "twin").read_task("a")
     assert isinstance(entry, TaskSpec)
     assert entry.ahead_s == 0.25, "what it had beyond its share goes along"
@@ -78,6 +86,26 @@ def test_the_backbone_has_the_task_before_the_server_loads_it(
     ((kind, model, reason, outcome),) = told
     assert (kind, model, outcome) == ("rebound", "a", "done")
     assert re.fullmatch(rf"from {BASE} to twin, in force after \d+ ms: to see", reason)
+
+
+def test_an_older_backbone_has_the_task_before_the_server_loads_it(root: Path, journal: Journal) -> None:
+    triton: Any = FakeTriton(root)
+    triton.read = None
+    assert rebind(root, triton, "a", "twin", journal=journal, why="to see") is not None
+    assert triton.calls[:3] == ["prefetch twin: []", "status twin: ['a']", "load a"]
+
+
+@pytest.mark.parametrize(
+    ("read", "message"), [("its head is torn", "refuses 'a': its head is torn"), (DeadlineExceeded("late"), "late")]
+)
+def test_what_cannot_be_read_is_not_written(root: Path, journal: Journal, read: Any, message: str) -> None:
+    triton: Any = FakeTriton(root)
+    triton.read = read
+    before = (root / "a" / "config.pbtxt").stat()
+    with pytest.raises(FmplexError, match=message):
+        rebind(root, triton, "a", "twin", journal=journal, why="to see")
+    assert (root / "a" / "config.pbtxt").stat() == before
+    assert triton.calls == ["prefetch twin: []"]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +132,7 @@ def test_what_is_refused_leaves_everything_as_it_was(
         rebind(root, triton, "a", "twin", journal=journal, why="to see")
     assert sorted(Repository(root, BASE).read()) == ["a"]
     assert (root / "a" / "config.pbtxt").read_text() == before
+    assert triton.calls.count("load a") == (1 if problem else 2), "what the server has loaded is the former entry"
     ((kind, _, reason, outcome),) = told
     assert (kind, reason) == ("rebound", "to twin: to see")
     assert message in outcome
