@@ -3,9 +3,9 @@
 Every Linear that any adapter targets is wrapped once. LoRA weights of similar rank (a bucket: the next power of two)
 lie stacked, slot 0 all zeros, so a pass gathers its rows' slots and adds x @ a[slots].T @ b[slots] with two batched
 products per module, whatever the mix (Punica and S-LoRA do the same with kernels of their own). On a CPU nothing is
-stacked ahead or padded: a slot's rows are multiplied alone, or those of many slots together over copies of their
-weights. Rows are sorted so that each bucket, each slot in it, and each adapter that cannot be stacked, is one slice of
-the batch; rows with no adapter pay nothing.
+padded: a slot's rows, a run, are multiplied alone, or short runs together: with the A's of all of them one under the
+other, what a row gets of others' A's left out, and then with their B's. Rows are sorted so that each bucket, each slot
+in it, and each adapter that cannot be stacked, is one slice of the batch; rows with no adapter pay nothing.
 
 Threads may run passes side by side, each over rows of its own; nothing is attached meanwhile.
 """
@@ -15,9 +15,9 @@ from __future__ import annotations
 import copy
 import itertools
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,8 +32,17 @@ except ImportError:  # torch has no Triton on this platform: batched products do
     add_lora = None  # type: ignore[assignment]
 
 MIN_BUCKET = 4
-FEWEST_STACKED = 3  # runs: so few are no slower one by one
-MOST_COPIED = 1 << 17  # bytes a run: to copy more takes longer than the products that it saves
+# What a run's own two products take before the first number, in multiplications of a CPU: some 10 and 40 us.
+OVERHEAD = {torch.float32: 300_000, torch.bfloat16: 4_000_000}
+
+
+@dataclass(frozen=True, slots=True)
+class _Product:
+    """Runs of a part that one module multiplies together."""
+
+    rows: slice  # of the part's
+    slots: tuple[int, ...]
+    foreign: Tensor | None  # [rows, 1, ranks]: what a row gets of other slots' A's; None of one slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,48 @@ class _LoraPart:
     runs: tuple[tuple[int, int, int], ...]  # (slot, first row, row after the last), in order; none while captured
     slots: Tensor  # [end - start]
     captured: bool = False  # into a CUDA graph, whose rows have other slots at each replay
+    _planned: dict[Hashable, list[_Product]] = field(default_factory=dict)  # by what modules have in common
+
+    def products(self, ranks: tuple[int, ...], x: Tensor, y: Tensor) -> list[_Product]:
+        """How a module multiplies the runs, whose weights have these ranks there; 0: none.
+
+        x: [n, t, in], y: [n, t, out] of the part's rows.
+        """
+        width = x.shape[1] * (x.shape[2] + y.shape[2])
+        key = (ranks, width, x.dtype)
+        if key not in self._planned:
+            worth = OVERHEAD.get(x.dtype, OVERHEAD[torch.bfloat16]) / width
+            self._planned[key] = [self._product(own, ranks) for own in self._joined(ranks, worth)]
+        return self._planned[key]
+
+    def _joined(self, ranks: tuple[int, ...], worth: float) -> Iterator[list[int]]:
+        """The runs by product. One joins those before it where that saves more than it wastes.
+
+        Args:
+            worth: of a run's own products, in rows times ranks.
+        """
+        own: list[int] = []
+        used = 0  # rows times ranks that are not wasted
+        for number, (_, start, end) in enumerate(self.runs):
+            if not ranks[number]:
+                continue
+            rows = end - (self.runs[own[0]][1] if own else start)
+            rank, more = sum(ranks[each] for each in own) + ranks[number], (end - start) * ranks[number]
+            if own and rows * rank - used - more > worth * len(own):
+                yield own
+                own, used = [], 0
+            own.append(number)
+            used += more
+        if own:
+            yield own
+
+    def _product(self, runs: Sequence[int], ranks: tuple[int, ...]) -> _Product:
+        slots, first, end = tuple(self.runs[each][0] for each in runs), self.runs[runs[0]][1], self.runs[runs[-1]][2]
+        foreign = None
+        if len(runs) > 1:
+            of_columns = torch.repeat_interleave(torch.tensor(slots), torch.tensor([ranks[each] for each in runs]))
+            foreign = (self.slots[first - self.start : end - self.start, None] != of_columns)[:, None]
+        return _Product(slice(first - self.start, end - self.start), slots, foreign)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,53 +147,49 @@ class _Stack:
 
 
 class _Pairs:
-    """The same for a CPU: each slot's weights as they are.
-
-    A run, the rows of one slot, is multiplied alone, which costs some 40 us in bfloat16 before the first number. Where
-    runs are many and short, a copy of the weights for each row costs less: two batched products then take all runs.
-    """
+    """The same for a CPU: each slot's weights as they are, and those of runs that are multiplied together joined."""
 
     def __init__(self) -> None:
         self.filled: dict[int, LoraWeights] = {}
+        self._joined: tuple[tuple[int, ...], Tensor, Tensor] | None = None  # the last ones: steps repeat
 
     def grow(self, slots: int) -> None:
         """There is always room."""
 
     def put(self, slot: int, weights: LoraWeights) -> None:
         self.filled[slot] = weights
+        self._joined = None
 
     def clear(self, slot: int) -> None:
         self.filled.pop(slot, None)
+        self._joined = None
 
     def serves(self, part: _LoraPart) -> bool:
         return any(slot in self.filled for slot, _, _ in part.runs)
 
     def add(self, part: _LoraPart, x: Tensor, y: Tensor) -> None:
         """x: [n, t, in], y: [n, t, out] of the part's rows; y changes."""
-        for rank, group in itertools.groupby(part.runs, key=self._rank):
-            runs = list(group)
-            first, last = runs[0][1] - part.start, runs[-1][2] - part.start
-            copied = (last - first) * rank * (x.shape[-1] + y.shape[-1]) * x.element_size()
-            if rank and len(runs) >= FEWEST_STACKED and copied <= MOST_COPIED * len(runs):
-                self._add_together(runs, x[first:last], y[first:last])
-            elif rank:
-                for slot, start, end in runs:
-                    rows = slice(start - part.start, end - part.start)
-                    self._add_alone(self.filled[slot], x[rows], y[rows])
+        ranks = tuple(self.filled[slot].rank if slot in self.filled else 0 for slot, _, _ in part.runs)
+        for product in part.products(ranks, x, y):
+            self._add(product, x[product.rows], y[product.rows])
 
-    def _rank(self, run: tuple[int, int, int]) -> int:
-        """0 where the adapter has no weights for this module."""
-        weights = self.filled.get(run[0])
-        return 0 if weights is None else weights.rank
+    def _add(self, product: _Product, x: Tensor, y: Tensor) -> None:
+        a, b = self._weights(product.slots)
+        low = nn.functional.linear(x, a)  # [n, t, ranks]
+        if product.foreign is not None:
+            low.masked_fill_(product.foreign, 0)  # whatever it is; B is finite, as the loader has checked
+        y.view(-1, y.shape[-1]).addmm_(low.flatten(0, 1), b)  # view, as a reshape might copy and leave y as it was
 
-    def _add_alone(self, weights: LoraWeights, x: Tensor, y: Tensor) -> None:
-        low = nn.functional.linear(x.flatten(0, 1), weights.a)  # [n * t, r]
-        y.view(-1, y.shape[-1]).addmm_(low, weights.b)  # view, as a reshape might copy and leave y as it was
-
-    def _add_together(self, runs: Sequence[tuple[int, int, int]], x: Tensor, y: Tensor) -> None:
-        of_rows = [self.filled[slot] for slot, start, end in runs for _ in range(end - start)]
-        a, b = torch.stack([each.a for each in of_rows]), torch.stack([each.b for each in of_rows])  # [n, r, in or out]
-        y.baddbmm_(torch.bmm(x, a.mT), b)
+    def _weights(self, slots: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """[ranks, in] and [ranks, out]: those of several slots one under the other."""
+        own = [self.filled[slot] for slot in slots]
+        if len(own) == 1:
+            return own[0].a, own[0].b
+        joined = self._joined
+        if joined is None or joined[0] != slots:
+            joined = slots, torch.cat([each.a for each in own]), torch.cat([each.b for each in own])
+            self._joined = joined  # as a whole: other threads may run passes
+        return joined[1], joined[2]
 
 
 class AdaptedLinear(nn.Module):
