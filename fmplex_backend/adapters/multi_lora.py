@@ -40,9 +40,9 @@ OVERHEAD = {torch.float32: 300_000, torch.bfloat16: 4_000_000}
 class _Product:
     """Runs of a part that one module multiplies together."""
 
-    rows: slice  # of the part's
+    tokens: slice | None  # of the pass's, those of all rows one after the other; None: all
     slots: tuple[int, ...]
-    foreign: Tensor | None  # [rows, 1, ranks]: what a row gets of other slots' A's; None of one slot
+    foreign: Tensor | None  # [tokens, ranks]: what a token gets of other slots' A's; None of one slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +57,19 @@ class _LoraPart:
     captured: bool = False  # into a CUDA graph, whose rows have other slots at each replay
     _planned: dict[Hashable, list[_Product]] = field(default_factory=dict)  # by what modules have in common
 
-    def products(self, ranks: tuple[int, ...], x: Tensor, y: Tensor) -> list[_Product]:
+    def products(self, ranks: tuple[int, ...], tokens: int, x: Tensor, y: Tensor) -> list[_Product]:
         """How a module multiplies the runs, whose weights have these ranks there; 0: none.
 
-        x: [n, t, in], y: [n, t, out] of the part's rows.
+        x: [rows * tokens, in], y: [rows * tokens, out] of the whole pass.
         """
-        width = x.shape[1] * (x.shape[2] + y.shape[2])
+        width = tokens * (x.shape[1] + y.shape[1])
         key = (ranks, width, x.dtype)
-        if key not in self._planned:
+        found = self._planned.get(key)
+        if found is None:
             worth = OVERHEAD.get(x.dtype, OVERHEAD[torch.bfloat16]) / width
-            self._planned[key] = [self._product(own, ranks) for own in self._joined(ranks, worth)]
-        return self._planned[key]
+            joined = self._joined(ranks, worth)
+            found = self._planned[key] = [self._product(own, ranks, tokens, len(x)) for own in joined]
+        return found
 
     def _joined(self, ranks: tuple[int, ...], worth: float) -> Iterator[list[int]]:
         """The runs by product. One joins those before it where that saves more than it wastes.
@@ -90,13 +92,15 @@ class _LoraPart:
         if own:
             yield own
 
-    def _product(self, runs: Sequence[int], ranks: tuple[int, ...]) -> _Product:
+    def _product(self, runs: Sequence[int], ranks: tuple[int, ...], tokens: int, of: int) -> _Product:
         slots, first, end = tuple(self.runs[each][0] for each in runs), self.runs[runs[0]][1], self.runs[runs[-1]][2]
         foreign = None
         if len(runs) > 1:
             of_columns = torch.repeat_interleave(torch.tensor(slots), torch.tensor([ranks[each] for each in runs]))
-            foreign = (self.slots[first - self.start : end - self.start, None] != of_columns)[:, None]
-        return _Product(slice(first - self.start, end - self.start), slots, foreign)
+            of_rows = self.slots[first - self.start : end - self.start].repeat_interleave(tokens)
+            foreign = of_rows[:, None] != of_columns
+        own = slice(first * tokens, end * tokens)
+        return _Product(None if own == slice(0, of) else own, slots, foreign)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,34 +155,34 @@ class _Pairs:
 
     def __init__(self) -> None:
         self.filled: dict[int, LoraWeights] = {}
+        self._ranks: dict[int, int] = {}
         self._joined: tuple[tuple[int, ...], Tensor, Tensor] | None = None  # the last ones: steps repeat
 
     def grow(self, slots: int) -> None:
         """There is always room."""
 
     def put(self, slot: int, weights: LoraWeights) -> None:
-        self.filled[slot] = weights
+        self.filled[slot], self._ranks[slot] = weights, weights.rank
         self._joined = None
 
     def clear(self, slot: int) -> None:
-        self.filled.pop(slot, None)
-        self._joined = None
+        if self.filled.pop(slot, None):
+            del self._ranks[slot]
+            self._joined = None
 
-    def serves(self, part: _LoraPart) -> bool:
-        return any(slot in self.filled for slot, _, _ in part.runs)
+    def add(self, part: _LoraPart, tokens: int, x: Tensor, y: Tensor) -> None:
+        """x: [rows * tokens, in], y: [rows * tokens, out] of the whole pass; y changes.
 
-    def add(self, part: _LoraPart, x: Tensor, y: Tensor) -> None:
-        """x: [n, t, in], y: [n, t, out] of the part's rows; y changes."""
-        ranks = tuple(self.filled[slot].rank if slot in self.filled else 0 for slot, _, _ in part.runs)
-        for product in part.products(ranks, x, y):
-            self._add(product, x[product.rows], y[product.rows])
-
-    def _add(self, product: _Product, x: Tensor, y: Tensor) -> None:
-        a, b = self._weights(product.slots)
-        low = nn.functional.linear(x, a)  # [n, t, ranks]
-        if product.foreign is not None:
-            low.masked_fill_(product.foreign, 0)  # whatever it is; B is finite, as the loader has checked
-        y.view(-1, y.shape[-1]).addmm_(low.flatten(0, 1), b)  # view, as a reshape might copy and leave y as it was
+        Beside a language model's next tokens what is done around the products counts: there is little of it.
+        """
+        ranks = tuple([self._ranks.get(slot, 0) for slot, _, _ in part.runs])
+        for product in part.products(ranks, tokens, x, y):
+            a, b = self._weights(product.slots)
+            own = product.tokens
+            low = nn.functional.linear(x if own is None else x[own], a)  # [tokens, ranks]
+            if product.foreign is not None:
+                low.masked_fill_(product.foreign, 0)  # whatever it is; B is finite, as the loader has checked
+            (y if own is None else y[own]).addmm_(low, b)
 
     def _weights(self, slots: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """[ranks, in] and [ranks, out]: those of several slots one under the other."""
@@ -225,8 +229,12 @@ class AdaptedLinear(nn.Module):
                 if transform := part.adapter.solo.get(self.path):
                     inputs, outputs = self._rows(x, part), self._rows(y, part, to_write=True)
                     outputs.copy_(transform(self.base, inputs, outputs))
-            elif (stack := self.stacks.get(part.bucket)) and stack.serves(part):
-                stack.add(part, self._rows(x, part), self._rows(y, part, to_write=True))
+            elif stack := self.stacks.get(part.bucket):
+                if isinstance(stack, _Pairs):
+                    tokens = self._tokens_of_a_row(x)
+                    stack.add(part, tokens, x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1]))
+                elif stack.serves(part):
+                    stack.add(part, self._rows(x, part), self._rows(y, part, to_write=True))
         return y
 
     def _rows(self, x: Tensor, part: _LoraPart | _SoloPart, *, to_write: bool = False) -> Tensor:
@@ -235,18 +243,24 @@ class AdaptedLinear(nn.Module):
 
     def _by_row(self, x: Tensor, *, to_write: bool) -> Tensor:
         """[rows, t, width]."""
+        shape = (-1, self._tokens_of_a_row(x), x.shape[-1])
+        return x.view(shape) if to_write else x.reshape(shape)
+
+    def _tokens_of_a_row(self, x: Tensor) -> int:
+        """t, where x is [rows * t, width] but for its shape; raises RuntimeError where it is not."""
         bank: AdapterBank = self.__dict__["bank"]
-        rows, packed = bank.current.rows, bank.current.packed
-        if packed and x.dim() == 3 and x.shape[:2] == (1, rows):
-            return x[0, :, None]
-        if not packed and bank.folds and x.dim() > 1 and x.shape[0] % rows == 0:
-            return x.view(rows, -1, x.shape[-1]) if to_write else x.reshape(rows, -1, x.shape[-1])
-        if packed or x.shape[0] != rows or x.dim() not in (2, 3):
-            raise RuntimeError(
-                f"{self.path} sees a tensor of shape {list(x.shape)} in a pass of {rows} "
-                "rows: adapters on this module cannot be told apart by row"
-            )
-        return x if x.dim() == 3 else x[:, None]
+        rows, packed, shape = bank.current.rows, bank.current.packed, x.shape
+        if packed and len(shape) == 3 and shape[0] == 1 and shape[1] == rows:
+            return 1
+        if not packed and len(shape) > 1 and shape[0] % rows == 0 and (bank.folds or shape[0] == rows):
+            if len(shape) == 2:
+                return shape[0] // rows
+            if bank.folds or len(shape) == 3:
+                return x.numel() // (rows * shape[-1])
+        raise RuntimeError(
+            f"{self.path} sees a tensor of shape {list(shape)} in a pass of {rows} "
+            "rows: adapters on this module cannot be told apart by row"
+        )
 
 
 class _CurrentPass(threading.local):
@@ -284,6 +298,11 @@ class AdapterBank:
 
     def attach(self, adapter: Adapter) -> None:
         """Give an adapter a slot and put its weights there; one that does not fit keeps nothing on the device."""
+        for _ in self.attaching(adapter):
+            pass
+
+    def attaching(self, adapter: Adapter) -> Iterator[None]:
+        """The same, module by module. It is not to be used before the end; closed before it leaves no trace."""
         for path in adapter.solo:
             self._wrap(path)
         for path in adapter.modules:
@@ -296,7 +315,8 @@ class AdapterBank:
             try:
                 for path, weights in adapter.lora.items():
                     self._stack(path, adapter.bucket).put(adapter.slot, weights)
-            except BaseException:  # e.g. the device has no memory left for a stack
+                    yield
+            except BaseException:  # e.g. the device has no memory left for a stack; or it was closed
                 self.detach(adapter)
                 self._drop_empty(adapter.bucket)
                 raise
@@ -331,6 +351,7 @@ class AdapterBank:
                 if adapter.bucket in linear.stacks:
                     linear.stacks[adapter.bucket].clear(adapter.slot)
             self._free[adapter.bucket].append(adapter.slot)
+            adapter.slot = 0
 
     def _drop_empty(self, bucket: int) -> None:
         """Drop stacks of a bucket that hold nothing: whoever needs them next makes them again."""
@@ -340,9 +361,14 @@ class AdapterBank:
                 del linear.stacks[bucket]
 
     def order(self, adapter: Adapter | None) -> tuple[int, int]:
-        """The sort key of a pass's rows: no adapter, then LoRA by bucket and slot, then each of the other adapters."""
+        """The sort key of a pass's rows: no adapter, then LoRA by bucket and slot, then each of the other adapters.
+
+        Raises RuntimeError for one that is not attached: its rows would come out as the bare backbone's.
+        """
         if adapter is None:
             return (0, 0)
+        if adapter.batched and not adapter.slot:
+            raise RuntimeError("the adapter's weights are not in memory")
         return (adapter.bucket, adapter.slot) if adapter.batched else (1 << 30, id(adapter))
 
     @contextmanager

@@ -30,7 +30,7 @@ class Passes:
         self.folder = folder
         self.runtime: TextEncoderRuntime = text_runtime(save_tiny(folder / "model"))
         runtime = self.runtime
-        self.bank = runtime.bank = AdapterBank(runtime.model, runtime.device, stacked=True)
+        self.bank = runtime.bank = runtime.residency.bank = AdapterBank(runtime.model, runtime.device, stacked=True)
         self.plain = Forward(runtime.model, self.bank, runtime.pad, 8)
         self.captured = Forward(runtime.model, self.bank, runtime.pad, 8)
         recorder: Any = FakeRecorder()
