@@ -170,6 +170,9 @@ class _Pairs:
             del self._ranks[slot]
             self._joined = None
 
+    def serves(self, part: _LoraPart) -> bool:
+        return any(slot in self._ranks for slot, _, _ in part.runs)
+
     def add(self, part: _LoraPart, tokens: int, x: Tensor, y: Tensor) -> None:
         """x: [rows * tokens, in], y: [rows * tokens, out] of the whole pass; y changes.
 
@@ -229,11 +232,11 @@ class AdaptedLinear(nn.Module):
                 if transform := part.adapter.solo.get(self.path):
                     inputs, outputs = self._rows(x, part), self._rows(y, part, to_write=True)
                     outputs.copy_(transform(self.base, inputs, outputs))
-            elif stack := self.stacks.get(part.bucket):
+            elif (stack := self.stacks.get(part.bucket)) and stack.serves(part):
                 if isinstance(stack, _Pairs):
                     tokens = self._tokens_of_a_row(x)
                     stack.add(part, tokens, x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1]))
-                elif stack.serves(part):
+                else:
                     stack.add(part, self._rows(x, part), self._rows(y, part, to_write=True))
         return y
 
