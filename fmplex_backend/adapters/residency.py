@@ -4,7 +4,8 @@ Those that are not lie in files: what was read, checked and scaled when their ve
 whatever has become of the version's own files. One is read as soon as a request for it is queued, on a thread of its
 own, and put into the bank between two batches, a few milliseconds at a time. Its requests wait meanwhile (`is_ready`),
 and nobody else's. The adapter that was used the longest ago makes room. One with requests that have begun stays; where
-there are no others, the one whose vFM is furthest ahead of its share takes no new requests until the last has ended.
+there are no others, the one whose vFM is furthest ahead of its share, further than who waits, takes no new requests
+until the last has ended.
 """
 
 from __future__ import annotations
@@ -161,6 +162,8 @@ class Residency:
         if adapter in self._broken and self.clock() < self._broken[adapter]:
             return True  # the pass tells that it is not there
         self._want(adapter)
+        if adapter in self._wanted and not request.vfm.spare:
+            self._let_leave(request.vfm)
         return False
 
     def begin(self, request: Request) -> None:
@@ -207,9 +210,13 @@ class Residency:
             self.evictions += 1
             if self.used + wanted <= self.budget:
                 return True
-        if self._leaving is None and self._begun:
-            self._leaving = self._begun[max(self._begun, key=_ahead)]
         return False
+
+    def _let_leave(self, vfm: Vfm) -> None:
+        """Let nothing begin with the adapter of the vFM furthest ahead, if that is further ahead than who waits."""
+        ahead = max(self._begun, key=_ahead, default=None)
+        if self._leaving is None and ahead is not None and ahead.vfm.start > vfm.start:
+            self._leaving = self._begun[ahead]
 
     def _take_out(self, adapter: Adapter, kept: KeptWeights) -> None:
         self.bank.detach(adapter)

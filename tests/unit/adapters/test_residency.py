@@ -150,10 +150,22 @@ def test_the_one_furthest_ahead_gives_way(house: House) -> None:
     assert house.resident() == {0, 2}
 
 
-def test_nobody_gives_way_to_one_that_is_gone(house: House) -> None:
+def test_nobody_gives_way_to_one_that_is_further_ahead(house: House) -> None:
+    house.vfms[2].start = 3.0
     for task in (0, 1):
         house.residency.begin(house.request(task))
+    house.residency.expect(house.adapters[2])
+    house.settle()
     assert not house.residency.is_ready(house.request(2))
+    assert all(house.residency.is_ready(house.request(task)) for task in (0, 1))
+
+
+def test_nobody_gives_way_to_one_that_is_gone(house: House) -> None:
+    for task in (0, 1):
+        house.vfms[task].start = 1.0
+        house.residency.begin(house.request(task))
+    assert not house.residency.is_ready(house.request(2))
+    assert not all(house.residency.is_ready(house.request(task)) for task in (0, 1))
     house.residency.detach(house.adapters[2])
     assert all(house.residency.is_ready(house.request(task)) for task in (0, 1))
 
