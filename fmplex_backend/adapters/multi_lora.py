@@ -63,7 +63,7 @@ class _LoraPart:
         x: [rows * tokens, in], y: [rows * tokens, out] of the whole pass.
         """
         width = tokens * (x.shape[1] + y.shape[1])
-        key = (ranks, width, x.dtype)
+        key = (ranks, tokens, width, x.dtype)
         found = self._planned.get(key)
         if found is None:
             worth = OVERHEAD.get(x.dtype, OVERHEAD[torch.bfloat16]) / width
