@@ -108,6 +108,7 @@ class TaskStatus(Report):
     preparation_s: float = 0.0  # seconds of preparing its requests, charged beside that
     ahead_s: float = 0.0  # seconds of the backbone's time by which it has had more than its share, where others wait
     account: int | None = None  # what these counts belong to: another number in this process is another account
+    adapter_in_memory: bool | None = None  # where its backbone has `adapter_memory`: False where it is in its file
     error: str = ""
     members: tuple[str, ...] = ()  # of a group: its tasks
     candidates: tuple[CandidateStatus, ...] = ()  # tried beside its version; what is theirs is not in the counts above

@@ -363,6 +363,9 @@ class Extensions(Protocol):
         """Every tensor it answers with -> its last dim, None where that varies."""
 
 
+RESIDENT = "fmplex_adapter_resident"  # the metric of what a backbone's `adapter_memory` has room for, by vFM
+
+
 class Metric(NamedTuple):
     """A metric on the server's port."""
 
@@ -378,6 +381,9 @@ class Reading(NamedTuple):
     labels: tuple[tuple[str, str], ...] = ()
 
 
+Post = Callable[[Callable[[], None]], None]  # lets the engine call a function between two batches; any thread
+
+
 class Runtime(Protocol):
     """A family on an executor. What says nothing else runs on the engine thread.
 
@@ -391,6 +397,7 @@ class Runtime(Protocol):
     # else each pass is run when it is asked for.
     queues_passes: bool
     metrics: Mapping[str, Metric]  # those of its own, by name
+    post: Post  # the engine sets it
 
     def prepare(self, request: Request) -> None:
         """Validate and tokenise for `request.extensions`; raises InvalidRequest. Any thread.
@@ -413,7 +420,8 @@ class Runtime(Protocol):
 
         Asked in the order in which the next batch is put together: those with True are in it. Others may lose what is
         kept for them between two steps: their next step begins anew, and their `work` says so. Of the requests at the
-        heads of their vFMs' queues, one has room at least. True where nothing is kept between steps.
+        heads of their vFMs' queues, one has room at least, or a function is posted to the engine soon: then it asks
+        again. True where nothing is kept between steps.
         """
 
     def forget(self, request: Request) -> None:
@@ -445,6 +453,7 @@ class KeepsNothing:
     """What a runtime says that keeps nothing between two steps, and has no metrics of its own."""
 
     metrics: Mapping[str, Metric] = MappingProxyType({})
+    post: Post
 
     def has_room(self, request: Request) -> bool:
         """Always."""

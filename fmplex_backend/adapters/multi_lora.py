@@ -3,9 +3,9 @@
 Every Linear that any adapter targets is wrapped once. LoRA weights of similar rank (a bucket: the next power of two)
 lie stacked, slot 0 all zeros, so a pass gathers its rows' slots and adds x @ a[slots].T @ b[slots] with two batched
 products per module, whatever the mix (Punica and S-LoRA do the same with kernels of their own). On a CPU nothing is
-stacked ahead or padded: a slot's rows are multiplied alone, or those of many slots together over copies of their
-weights. Rows are sorted so that each bucket, each slot in it, and each adapter that cannot be stacked, is one slice of
-the batch; rows with no adapter pay nothing.
+padded: a slot's rows, a run, are multiplied alone, or short runs together: with the A's of all of them one under the
+other, what a row gets of others' A's left out, and then with their B's. Rows are sorted so that each bucket, each slot
+in it, and each adapter that cannot be stacked, is one slice of the batch; rows with no adapter pay nothing.
 
 Threads may run passes side by side, each over rows of its own; nothing is attached meanwhile.
 """
@@ -15,9 +15,9 @@ from __future__ import annotations
 import copy
 import itertools
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,8 +32,17 @@ except ImportError:  # torch has no Triton on this platform: batched products do
     add_lora = None  # type: ignore[assignment]
 
 MIN_BUCKET = 4
-FEWEST_STACKED = 3  # runs: so few are no slower one by one
-MOST_COPIED = 1 << 17  # bytes a run: to copy more takes longer than the products that it saves
+# What a run's own two products take before the first number, in multiplications of a CPU: some 10 and 40 us.
+OVERHEAD = {torch.float32: 300_000, torch.bfloat16: 4_000_000}
+
+
+@dataclass(frozen=True, slots=True)
+class _Product:
+    """Runs of a part that one module multiplies together."""
+
+    tokens: slice | None  # of the pass's, those of all rows one after the other; None: all
+    slots: tuple[int, ...]
+    foreign: Tensor | None  # [tokens, ranks]: what a token gets of other slots' A's; None of one slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,52 @@ class _LoraPart:
     runs: tuple[tuple[int, int, int], ...]  # (slot, first row, row after the last), in order; none while captured
     slots: Tensor  # [end - start]
     captured: bool = False  # into a CUDA graph, whose rows have other slots at each replay
+    _planned: dict[Hashable, list[_Product]] = field(default_factory=dict)  # by what modules have in common
+
+    def products(self, ranks: tuple[int, ...], tokens: int, x: Tensor, y: Tensor) -> list[_Product]:
+        """How a module multiplies the runs, whose weights have these ranks there; 0: none.
+
+        x: [rows * tokens, in], y: [rows * tokens, out] of the whole pass.
+        """
+        width = tokens * (x.shape[1] + y.shape[1])
+        key = (ranks, tokens, width, x.dtype)
+        found = self._planned.get(key)
+        if found is None:
+            worth = OVERHEAD.get(x.dtype, OVERHEAD[torch.bfloat16]) / width
+            joined = self._joined(ranks, worth)
+            found = self._planned[key] = [self._product(own, ranks, tokens, len(x)) for own in joined]
+        return found
+
+    def _joined(self, ranks: tuple[int, ...], worth: float) -> Iterator[list[int]]:
+        """The runs by product. One joins those before it where that saves more than it wastes.
+
+        Args:
+            worth: of a run's own products, in rows times ranks.
+        """
+        own: list[int] = []
+        used = 0  # rows times ranks that are not wasted
+        for number, (_, start, end) in enumerate(self.runs):
+            if not ranks[number]:
+                continue
+            rows = end - (self.runs[own[0]][1] if own else start)
+            rank, more = sum(ranks[each] for each in own) + ranks[number], (end - start) * ranks[number]
+            if own and rows * rank - used - more > worth * len(own):
+                yield own
+                own, used = [], 0
+            own.append(number)
+            used += more
+        if own:
+            yield own
+
+    def _product(self, runs: Sequence[int], ranks: tuple[int, ...], tokens: int, of: int) -> _Product:
+        slots, first, end = tuple(self.runs[each][0] for each in runs), self.runs[runs[0]][1], self.runs[runs[-1]][2]
+        foreign = None
+        if len(runs) > 1:
+            of_columns = torch.repeat_interleave(torch.tensor(slots), torch.tensor([ranks[each] for each in runs]))
+            of_rows = self.slots[first - self.start : end - self.start].repeat_interleave(tokens)
+            foreign = of_rows[:, None] != of_columns
+        own = slice(first * tokens, end * tokens)
+        return _Product(None if own == slice(0, of) else own, slots, foreign)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,53 +151,52 @@ class _Stack:
 
 
 class _Pairs:
-    """The same for a CPU: each slot's weights as they are.
-
-    A run, the rows of one slot, is multiplied alone, which costs some 40 us in bfloat16 before the first number. Where
-    runs are many and short, a copy of the weights for each row costs less: two batched products then take all runs.
-    """
+    """The same for a CPU: each slot's weights as they are, and those of runs that are multiplied together joined."""
 
     def __init__(self) -> None:
         self.filled: dict[int, LoraWeights] = {}
+        self._ranks: dict[int, int] = {}
+        self._joined: tuple[tuple[int, ...], Tensor, Tensor] | None = None  # the last ones: steps repeat
 
     def grow(self, slots: int) -> None:
         """There is always room."""
 
     def put(self, slot: int, weights: LoraWeights) -> None:
-        self.filled[slot] = weights
+        self.filled[slot], self._ranks[slot] = weights, weights.rank
+        self._joined = None
 
     def clear(self, slot: int) -> None:
-        self.filled.pop(slot, None)
+        if self.filled.pop(slot, None):
+            del self._ranks[slot]
+            self._joined = None
 
     def serves(self, part: _LoraPart) -> bool:
-        return any(slot in self.filled for slot, _, _ in part.runs)
+        return any(slot in self._ranks for slot, _, _ in part.runs)
 
-    def add(self, part: _LoraPart, x: Tensor, y: Tensor) -> None:
-        """x: [n, t, in], y: [n, t, out] of the part's rows; y changes."""
-        for rank, group in itertools.groupby(part.runs, key=self._rank):
-            runs = list(group)
-            first, last = runs[0][1] - part.start, runs[-1][2] - part.start
-            copied = (last - first) * rank * (x.shape[-1] + y.shape[-1]) * x.element_size()
-            if rank and len(runs) >= FEWEST_STACKED and copied <= MOST_COPIED * len(runs):
-                self._add_together(runs, x[first:last], y[first:last])
-            elif rank:
-                for slot, start, end in runs:
-                    rows = slice(start - part.start, end - part.start)
-                    self._add_alone(self.filled[slot], x[rows], y[rows])
+    def add(self, part: _LoraPart, tokens: int, x: Tensor, y: Tensor) -> None:
+        """x: [rows * tokens, in], y: [rows * tokens, out] of the whole pass; y changes.
 
-    def _rank(self, run: tuple[int, int, int]) -> int:
-        """0 where the adapter has no weights for this module."""
-        weights = self.filled.get(run[0])
-        return 0 if weights is None else weights.rank
+        Beside a language model's next tokens what is done around the products counts: there is little of it.
+        """
+        ranks = tuple([self._ranks.get(slot, 0) for slot, _, _ in part.runs])
+        for product in part.products(ranks, tokens, x, y):
+            a, b = self._weights(product.slots)
+            own = product.tokens
+            low = nn.functional.linear(x if own is None else x[own], a)  # [tokens, ranks]
+            if product.foreign is not None:
+                low.masked_fill_(product.foreign, 0)  # whatever it is; B is finite, as the loader has checked
+            (y if own is None else y[own]).addmm_(low, b)
 
-    def _add_alone(self, weights: LoraWeights, x: Tensor, y: Tensor) -> None:
-        low = nn.functional.linear(x.flatten(0, 1), weights.a)  # [n * t, r]
-        y.view(-1, y.shape[-1]).addmm_(low, weights.b)  # view, as a reshape might copy and leave y as it was
-
-    def _add_together(self, runs: Sequence[tuple[int, int, int]], x: Tensor, y: Tensor) -> None:
-        of_rows = [self.filled[slot] for slot, start, end in runs for _ in range(end - start)]
-        a, b = torch.stack([each.a for each in of_rows]), torch.stack([each.b for each in of_rows])  # [n, r, in or out]
-        y.baddbmm_(torch.bmm(x, a.mT), b)
+    def _weights(self, slots: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """[ranks, in] and [ranks, out]: those of several slots one under the other."""
+        own = [self.filled[slot] for slot in slots]
+        if len(own) == 1:
+            return own[0].a, own[0].b
+        joined = self._joined
+        if joined is None or joined[0] != slots:
+            joined = slots, torch.cat([each.a for each in own]), torch.cat([each.b for each in own])
+            self._joined = joined  # as a whole: other threads may run passes
+        return joined[1], joined[2]
 
 
 class AdaptedLinear(nn.Module):
@@ -179,7 +233,11 @@ class AdaptedLinear(nn.Module):
                     inputs, outputs = self._rows(x, part), self._rows(y, part, to_write=True)
                     outputs.copy_(transform(self.base, inputs, outputs))
             elif (stack := self.stacks.get(part.bucket)) and stack.serves(part):
-                stack.add(part, self._rows(x, part), self._rows(y, part, to_write=True))
+                if isinstance(stack, _Pairs):
+                    tokens = self._tokens_of_a_row(x)
+                    stack.add(part, tokens, x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1]))
+                else:
+                    stack.add(part, self._rows(x, part), self._rows(y, part, to_write=True))
         return y
 
     def _rows(self, x: Tensor, part: _LoraPart | _SoloPart, *, to_write: bool = False) -> Tensor:
@@ -188,18 +246,24 @@ class AdaptedLinear(nn.Module):
 
     def _by_row(self, x: Tensor, *, to_write: bool) -> Tensor:
         """[rows, t, width]."""
+        shape = (-1, self._tokens_of_a_row(x), x.shape[-1])
+        return x.view(shape) if to_write else x.reshape(shape)
+
+    def _tokens_of_a_row(self, x: Tensor) -> int:
+        """t, where x is [rows * t, width] but for its shape; raises RuntimeError where it is not."""
         bank: AdapterBank = self.__dict__["bank"]
-        rows, packed = bank.current.rows, bank.current.packed
-        if packed and x.dim() == 3 and x.shape[:2] == (1, rows):
-            return x[0, :, None]
-        if not packed and bank.folds and x.dim() > 1 and x.shape[0] % rows == 0:
-            return x.view(rows, -1, x.shape[-1]) if to_write else x.reshape(rows, -1, x.shape[-1])
-        if packed or x.shape[0] != rows or x.dim() not in (2, 3):
-            raise RuntimeError(
-                f"{self.path} sees a tensor of shape {list(x.shape)} in a pass of {rows} "
-                "rows: adapters on this module cannot be told apart by row"
-            )
-        return x if x.dim() == 3 else x[:, None]
+        rows, packed, shape = bank.current.rows, bank.current.packed, x.shape
+        if packed and len(shape) == 3 and shape[0] == 1 and shape[1] == rows:
+            return 1
+        if not packed and len(shape) > 1 and shape[0] % rows == 0 and (bank.folds or shape[0] == rows):
+            if len(shape) == 2:
+                return shape[0] // rows
+            if bank.folds or len(shape) == 3:
+                return x.numel() // (rows * shape[-1])
+        raise RuntimeError(
+            f"{self.path} sees a tensor of shape {list(shape)} in a pass of {rows} "
+            "rows: adapters on this module cannot be told apart by row"
+        )
 
 
 class _CurrentPass(threading.local):
@@ -237,6 +301,11 @@ class AdapterBank:
 
     def attach(self, adapter: Adapter) -> None:
         """Give an adapter a slot and put its weights there; one that does not fit keeps nothing on the device."""
+        for _ in self.attaching(adapter):
+            pass
+
+    def attaching(self, adapter: Adapter) -> Iterator[None]:
+        """The same, module by module. It is not to be used before the end; closed before it leaves no trace."""
         for path in adapter.solo:
             self._wrap(path)
         for path in adapter.modules:
@@ -249,7 +318,8 @@ class AdapterBank:
             try:
                 for path, weights in adapter.lora.items():
                     self._stack(path, adapter.bucket).put(adapter.slot, weights)
-            except BaseException:  # e.g. the device has no memory left for a stack
+                    yield
+            except BaseException:  # e.g. the device has no memory left for a stack; or it was closed
                 self.detach(adapter)
                 self._drop_empty(adapter.bucket)
                 raise
@@ -284,6 +354,7 @@ class AdapterBank:
                 if adapter.bucket in linear.stacks:
                     linear.stacks[adapter.bucket].clear(adapter.slot)
             self._free[adapter.bucket].append(adapter.slot)
+            adapter.slot = 0
 
     def _drop_empty(self, bucket: int) -> None:
         """Drop stacks of a bucket that hold nothing: whoever needs them next makes them again."""
@@ -293,9 +364,14 @@ class AdapterBank:
                 del linear.stacks[bucket]
 
     def order(self, adapter: Adapter | None) -> tuple[int, int]:
-        """The sort key of a pass's rows: no adapter, then LoRA by bucket and slot, then each of the other adapters."""
+        """The sort key of a pass's rows: no adapter, then LoRA by bucket and slot, then each of the other adapters.
+
+        Raises RuntimeError for one that is not attached: its rows would come out as the bare backbone's.
+        """
         if adapter is None:
             return (0, 0)
+        if adapter.batched and not adapter.slot:
+            raise RuntimeError("the adapter's weights are not in memory")
         return (adapter.bucket, adapter.slot) if adapter.batched else (1 << 30, id(adapter))
 
     @property

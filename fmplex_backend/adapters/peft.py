@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,15 @@ class LoraWeights:
 RowTransform = Callable[[nn.Linear, Tensor, Tensor], Tensor]  # base, x [n, t, in], base's y [n, t, out] -> y
 
 
+class KeptWeights(Protocol):
+    """An adapter's weights outside of the bank, from where they come back (see residency)."""
+
+    bytes: int
+
+    def read(self, device: torch.device) -> dict[str, LoraWeights]:
+        """On a device."""
+
+
 @dataclass(eq=False, slots=True)
 class Adapter:
     """A checked adapter. `slot` and `bucket` are the bank's (see multi_lora), on the engine thread.
@@ -53,7 +63,8 @@ class Adapter:
     solo: Mapping[str, RowTransform] = field(default_factory=dict)
     modules: Mapping[str, nn.Module] = field(default_factory=dict)  # in the place of the backbone's, by path
     bucket: int = 0
-    slot: int = 0
+    slot: int = 0  # 0: it is not in the bank
+    kept: KeptWeights | None = None  # where it need not stay in the bank
 
     @property
     def batched(self) -> bool:

@@ -20,6 +20,7 @@ import torch
 
 from fmplex_backend.adapters.multi_lora import AdapterBank
 from fmplex_backend.adapters.peft import Adapter, load_adapter
+from fmplex_backend.adapters.residency import METRICS, Residency
 from fmplex_backend.decoders.decoder import Encoded, LoadedDecoder
 from fmplex_backend.errors import InvalidRequest
 from fmplex_backend.families.forward import EncoderForward, Launched
@@ -31,7 +32,7 @@ from fmplex_backend.families.shared_rows import SharedRow, divide, unite
 from fmplex_backend.fingerprint import fingerprint
 from fmplex_backend.repository.config import TaskConfig, load_task_config
 from fmplex_backend.repository.parameters import BackboneConfig
-from fmplex_backend.types import KeepsNothing, Outcome, Pass, PassShape, Predict, Request
+from fmplex_backend.types import KeepsNothing, Metric, Outcome, Pass, PassShape, Predict, Reading, Request, Vfm
 
 
 class LoadedEncoder(Protocol):
@@ -79,6 +80,7 @@ class EncoderRuntime(KeepsNothing, ABC, Generic[RowT]):
         tokens: the most of a batch, where the config leaves it open.
     """
 
+    metrics: Mapping[str, Metric] = METRICS
     common_outputs: ClassVar[Mapping[str, int | None]] = {}
     folds: ClassVar[bool] = False  # see `AdapterBank`
     forward: EncoderForward[RowT, Any]
@@ -102,6 +104,7 @@ class EncoderRuntime(KeepsNothing, ABC, Generic[RowT]):
         self.hidden, self.unread = hidden, unread
         self.fingerprint = fingerprint(directory)
         self.bank = AdapterBank(model, device, folds=self.folds)
+        self.residency = Residency(self.bank, config.adapter_memory, lambda command: self.post(command))
         self.queues_passes = device.type == "cuda"
         self.max_items, self.shares = max_items, config.share_rows
         self.max_batch_tokens = config.max_batch_tokens or tokens
@@ -180,6 +183,7 @@ class EncoderRuntime(KeepsNothing, ABC, Generic[RowT]):
                 directory, self.model, self.model.dtype, self.device, unread=self.unread, by_row=self.by_row
             )
             self.check_adapter(adapter, directory / "adapter_config.json")
+            self.residency.keep(adapter, directory / "adapter_config.json")
         return Extensions(encoder, adapter, self.load_decoder(task, version), self.common_outputs)
 
     def prepare(self, request: Request) -> None:
@@ -198,6 +202,7 @@ class EncoderRuntime(KeepsNothing, ABC, Generic[RowT]):
         payload = request.prepared = self.payload(extensions, rows, starts, portions, keys)
         request.work, request.rows, request.items = payload.work, payload.row_work, len(rows)
         request.prepared_bytes = self.in_memory(rows, extensions.decoder.reads)
+        self.residency.expect(extensions.adapter)
 
     def decode(self, request: Request, value: list[Any]) -> Mapping[str, Any]:
         """Rows' hidden states -> output tensors (reply threads)."""
@@ -210,12 +215,27 @@ class EncoderRuntime(KeepsNothing, ABC, Generic[RowT]):
     def attach(self, extensions: Extensions) -> None:
         """Put a version's adapter into the bank."""
         if extensions.adapter:
-            self.bank.attach(extensions.adapter)
+            self.residency.attach(extensions.adapter)
 
     def detach(self, extensions: Extensions) -> None:
         """Take a version's adapter out of the bank."""
         if extensions.adapter:
-            self.bank.detach(extensions.adapter)
+            self.residency.detach(extensions.adapter)
+
+    def has_room(self, request: Request) -> bool:
+        """Whether its adapter is in memory."""
+        has = self.residency.is_ready(request)
+        if has:
+            self.residency.begin(request)
+        return has
+
+    def forget(self, request: Request) -> None:
+        """Its adapter need not stay for it."""
+        self.residency.end(request)
+
+    def readings(self, vfm: Vfm | None) -> Iterator[Reading]:
+        """Of adapters in memory."""
+        return self.residency.readings(vfm)
 
     def run(self, batch: Sequence[Request]) -> Iterator[Pass]:
         """Run the rows of a batch in passes by length, the short first; equal rows once."""

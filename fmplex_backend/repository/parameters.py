@@ -29,6 +29,7 @@ class BackboneConfig(BaseModel):
     cache_bytes: int = Field(default=64 << 20, ge=0)  # that kept answers of tasks with `cache` may take together
     max_version_bytes: int = Field(default=MAX_VERSION_BYTES, ge=1)  # all files of a task's version together
     max_batch_tokens: int = Field(default=0, ge=0)  # 0: chosen by the runtime for its device
+    adapter_memory: int = Field(default=0, ge=0)  # bytes of LoRA adapters in memory; 0: as many as there are
     share_rows: bool = True  # whether rows of a batch that are equal run once
     elastic: bool = False  # a controller has written it, and removes it when it is not needed any more
     threads: int = Field(default=0, ge=0)  # intra-op threads; 0: the cores this process may use

@@ -41,6 +41,7 @@ from fmplex_backend.types import (
 
 EARLY = 0.95  # of a batch's predicted time: the next one is there if it ends this much sooner
 LIMITS_EVERY_S = 0.05  # how often time limits are looked at; a step may be shorter
+ROOM_EVERY_S = 0.02  # how often requests are asked about of which none has room, if no message comes
 LEAD_GAIN = 0.1  # of the exponential moving average of the seconds that starting a batch takes
 
 Command = Callable[[], None]
@@ -105,8 +106,9 @@ class Engine:
     ) -> None:
         self.runtime, self.scheduler, self.cost = runtime, scheduler, cost
         self.hand_over, self.clock = hand_over, clock
+        runtime.post = self.post
         self.counts = BackboneCounts()
-        self.spare = Spare(cost, scheduler.max_items)
+        self.spare = Spare(cost, scheduler.max_items, runtime.has_room)
         self.vfms: set[Vfm] = set()
         self.closed: tuple[Closed, ...] = ()  # accounts of vFMs that were retired; replaced as a whole
         self.stopping = False
@@ -188,7 +190,11 @@ class Engine:
     def _start_batch(self, *, wait: bool) -> Batch | None:
         self._admit(wait=wait and not self.scheduler.queued)
         now = self.clock()
-        return self._choose_and_start(now) or self._start(self.spare.choose(now), now, spare=True)
+        batch = self._choose_and_start(now) or self._start(self.spare.choose(now), now, spare=True)
+        if batch is None and wait and self.scheduler.queued and not self._command:
+            with suppress(Empty):  # what is queued waits for something to be brought into memory
+                self._receive(self._inbox.get(timeout=ROOM_EVERY_S))
+        return batch
 
     def _start_ahead(self, running: Batch) -> Batch | None:
         """Start the next batch behind `running`, as late as it goes: requests that arrive until then may be in it."""

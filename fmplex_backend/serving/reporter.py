@@ -29,7 +29,7 @@ from fmplex_backend.serving.standing import Standing
 from fmplex_backend.serving.table import Group, Refusal, vfm_of
 from fmplex_backend.serving.watch import Watch
 from fmplex_backend.status import BackboneStatus, CandidateStatus, ClosedAccount, Cost, TaskStatus
-from fmplex_backend.types import NO_USAGE, Answer, Failed, Vfm
+from fmplex_backend.types import NO_USAGE, RESIDENT, Answer, Failed, Vfm
 
 log = logging.getLogger("fmplex")
 
@@ -139,7 +139,9 @@ class Reporter:
 
     def _account(self, vfm: Vfm, beside: Beside, running: Counter[Vfm]) -> dict[str, Any]:
         ahead_s = sum(map(self.engine.scheduler.ahead_s, beside.parts(vfm)))
-        return _counts(vfm, beside) | {"ahead_s": ahead_s, "running": running[vfm]}
+        told = {reading.metric: reading.value for reading in self.engine.runtime.readings(vfm)}
+        in_memory = {"adapter_in_memory": bool(told[RESIDENT])} if RESIDENT in told else {}
+        return _counts(vfm, beside) | {"ahead_s": ahead_s, "running": running[vfm]} | in_memory
 
     def _queued(self, standing: Standing) -> int:
         """Requests of a task that wait; a shadow's copies may wait for ever, and nobody waits for them."""

@@ -8,6 +8,7 @@ take: whoever comes while they run has left the backbone idle for as long before
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from fmplex_backend.scheduling import CostModel
 from fmplex_backend.scheduling.rows import BatchRows
@@ -17,10 +18,14 @@ MOST_S = 0.005  # predicted seconds of a batch of several; whoever comes meanwhi
 
 
 class Spare:
-    """The requests, in the order in which they came. The engine thread's."""
+    """The requests, in the order in which they came. The engine thread's.
 
-    def __init__(self, cost: CostModel, max_items: int) -> None:
-        self.cost, self.max_items = cost, max_items
+    Args:
+        has_room: see `types.Runtime`.
+    """
+
+    def __init__(self, cost: CostModel, max_items: int, has_room: Callable[[Request], bool]) -> None:
+        self.cost, self.max_items, self.has_room = cost, max_items, has_room
         self.waiting: deque[Request] = deque()
         self.busy_until = 0.0  # when the last batch of others ended
 
@@ -57,6 +62,8 @@ class Spare:
             wanted = rows.total_with(request)
             groups = len(adapters | {request.vfm}) if request.vfm.adapted else len(adapters)
             if batch and not (wanted.items <= self.max_items and self.cost.batch(wanted, groups) <= MOST_S):
+                break
+            if not self.has_room(request):
                 break
             rows.add(request, wanted)
             if request.vfm.adapted:

@@ -13,16 +13,19 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from queue import Queue
 from typing import Any
 
 import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
+from transformers import AutoModelForCausalLM
 
-from fmplex import AsyncClient, Backbone, Client, Generator, ServerProblem, Task, TaskProblem
+from fmplex import AsyncClient, Backbone, Client, Generator, Pretrained, ServerProblem, Task, TaskProblem
 from fmplex_backend.repository.configs import Terms
 from fmplex_backend.repository.writer import ModelRepository
+from testing.adapters import lora, save_adapter
 from testing.language_models import save_tiny
 from testing.repositories import write_backbone
 from testing.servers import Serving, eventually, serving
@@ -32,6 +35,8 @@ TEXTS = [
     f"{word} {number} " * (1 + number % 9) for number, word in enumerate(["fox", "日本語", "dog", "🙂", "lazy"] * 3)
 ]
 SYSTEM = "be brief"
+ROOM = 8  # adapters in memory
+ADAPTER_BYTES = 3 * 2 * 4 * (64 + 64) * 4  # layers, modules, rank, widths, float32
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         threads="1",
         dtype="float32",
         kv_cache_bytes=str(1 << 21),
+        adapter_memory=str(ROOM * ADAPTER_BYTES),
     )
     backbone = Backbone(BACKBONE, repository=repository)
     for name in ("plain", "small"):
@@ -200,9 +206,13 @@ def test_status_and_metrics(house: House, client: Client) -> None:
     eventually(
         lambda: metric(f"{first}_bucket", "plain", "+Inf") == metric(f"{first}_count", "plain") >= 3, "it is timed"
     )
-    memory = house.serving.metrics()
-    free, blocks = (memory[f"fmplex_backbone_kv_blocks{end}", "", ""] for end in ("_free", ""))
-    assert free == blocks > 0
+
+    def is_free() -> bool:
+        memory = house.serving.metrics()
+        free, blocks = (memory[f"fmplex_backbone_kv_blocks{end}", "", ""] for end in ("_free", ""))
+        return free == blocks > 0
+
+    eventually(is_free, "all blocks are free")
 
 
 # -- limits
@@ -259,3 +269,37 @@ def test_a_client_that_reads_nothing_holds_up_nobody(house: House, client: Clien
         events = [line for line in received.split(b"\n") if line.startswith(b"data: ")]
         assert b'"finish_reason":"length"' in events[-1]
         assert len(received) > 1 << 19
+
+
+def test_twenty_adapters_where_eight_fit(house: House, client: Client, tmp_path: Path) -> None:
+    """Each answers as it does alone, without a server, while all are asked."""
+    names, wishes = [f"adapted{number}" for number in range(20)], {"max_tokens": 8, "temperature": 0}
+    model = house.serving.repository.parent / "model"
+    tasks = []
+    for number, name in enumerate(names):
+        bare = AutoModelForCausalLM.from_pretrained(model)
+        adapter = save_adapter(tmp_path / name, bare, lora(4, "q_proj", "o_proj"), seed=number, scale=0.3)
+        tasks.append(house.task(name, adapter=Pretrained(adapter), decoder=Generator(chat=False)))
+        tasks[-1].save()
+        house.serving.load(name)
+    eventually(lambda: {*names} <= {*client.tasks()}, "they are served")
+
+    def in_memory() -> int:
+        told = client.tasks()
+        found = [told[name].adapter_in_memory for name in names]
+        assert None not in found
+        return sum(map(bool, found))
+
+    assert in_memory() <= ROOM
+    with ThreadPoolExecutor(10) as pool:
+        asked = {
+            (number, text): pool.submit(client.predict, names[number], text, parameters=wishes)
+            for text in ("fox", "lazy dog")
+            for number in range(20)
+        }
+        answers = {key: each.result()[0].text for key, each in asked.items()}
+    assert 0 < in_memory() <= ROOM
+    for number, task in enumerate(tasks):
+        alone = [each.text for each in task.predict(["fox", "lazy dog"], parameters=wishes)]
+        assert [answers[number, "fox"], answers[number, "lazy dog"]] == alone
+    assert len(set(answers.values())) > 20

@@ -51,6 +51,7 @@ TASK_COLUMNS = {
     "misses": "misses",
     "failures": "failures",
 }
+ADAPTER_COLUMN = {"adapter in memory": "adapter_in_memory"}  # where a backbone has `adapter_memory`
 VERSION_COLUMNS = {
     "task": "task",
     "version": "version",
@@ -184,9 +185,13 @@ def in_pipe(glance: Glance) -> str:
 def _tables(glance: Glance) -> list[tuple[Sequence[Row], dict[str, str]]]:
     tables: list[tuple[Sequence[Row], dict[str, str]]] = [
         (glance.backbones, BACKBONE_COLUMNS),
-        (glance.tasks, TASK_COLUMNS),
+        (glance.tasks, TASK_COLUMNS | (ADAPTER_COLUMN if any(map(_is_paged, glance.tasks)) else {})),
     ]
     return [*tables, (glance.versions, VERSION_COLUMNS)] if glance.versions else tables
+
+
+def _is_paged(row: TaskRow) -> bool:
+    return row.adapter_in_memory is not None
 
 
 def _table(rows: Sequence[Row], columns: dict[str, str]) -> Table:

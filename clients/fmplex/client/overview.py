@@ -36,6 +36,7 @@ class TaskRow(BaseModel):
     requests: int | None = None
     failures: int | None = None
     service_s: float | None = None  # of the backbone's time
+    adapter_in_memory: bool | None = None  # where its backbone has `adapter_memory`
 
 
 class BackboneRow(BaseModel):
@@ -156,7 +157,7 @@ class History:
 
 
 BACKBONE_FIELDS = {"family", "model", "dtype", "pid", "up_s", "queued", "running", "busy_s"}
-TASK_FIELDS = {"backbone", "state", "error", "version", "weight", "slo_ms"}
+TASK_FIELDS = {"backbone", "state", "error", "version", "weight", "slo_ms", "adapter_in_memory"}
 
 
 def _process(status: BackboneStatus) -> tuple[int, float]:

@@ -14,7 +14,7 @@ MAX_CHOICES = 128  # of one request: its n times its prompts
 MAX_BEST = 20  # logarithmic probabilities of each token, OpenAI's limit for chats
 # Of vLLM's names beside OpenAI's; the backbone says which values they may have.
 PASSED_ON = (
-    *("temperature", "top_p", "seed", "stop"),
+    *("temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty"),
     *("top_k", "min_p", "repetition_penalty", "min_tokens", "stop_token_ids", "ignore_eos"),
 )
 # They change no answer here.
@@ -24,8 +24,6 @@ IGNORED = {
 }
 # What is not there, and the values that ask for nothing.
 REFUSED: Mapping[str, tuple[Any, ...]] = {
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
     "logit_bias": ({},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -40,10 +38,6 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     "web_search_options": (),
     "store": (False,),
     "suffix": ("",),
-}
-REMEDIES = {
-    "presence_penalty": "repetition_penalty is there",
-    "frequency_penalty": "repetition_penalty is there",
 }
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -113,8 +107,7 @@ def refuse_others(extra: Mapping[str, Any], known: set[str]) -> None:
         if name not in REFUSED:
             raise ApiProblem(400, f"Unrecognized request argument supplied: {name[:80]}", param=name[:80])
         if value not in REFUSED[name]:
-            remedy = REMEDIES.get(name, "leave it out")
-            raise of_field(name, f"this server does not support it (got {json.dumps(value)[:80]}): {remedy}")
+            raise of_field(name, f"this server does not support it (got {json.dumps(value)[:80]}): leave it out")
 
 
 def parsed(kind: type[Body], body: bytes) -> Body:

@@ -16,6 +16,8 @@ import torch
 
 from fmplex_backend.adapters.multi_lora import AdapterBank
 from fmplex_backend.adapters.peft import Adapter, load_adapter
+from fmplex_backend.adapters.residency import METRICS as ADAPTER_METRICS
+from fmplex_backend.adapters.residency import Residency
 from fmplex_backend.errors import BackboneRefused, NotFinite, TaskRefused
 from fmplex_backend.families.causal_lm.asking import Reader
 from fmplex_backend.families.causal_lm.attention import PagedCache, Plan, Span
@@ -40,6 +42,7 @@ from fmplex_backend.types import (
     Outcome,
     Pass,
     PassShape,
+    Post,
     Reading,
     Request,
     Running,
@@ -82,7 +85,8 @@ class CausalLmRuntime:
     """
 
     queues_passes = False  # the next step begins with this one's tokens
-    metrics: Mapping[str, Metric] = METRICS
+    metrics: Mapping[str, Metric] = {**METRICS, **ADAPTER_METRICS}
+    post: Post
 
     def __init__(self, config: CausalLmConfig, file: Path, device: str, clock: Callable[[], float] = monotonic) -> None:
         self.device, self.clock = torch.device(device), clock
@@ -91,6 +95,7 @@ class CausalLmRuntime:
         self.model, self.tokenizer, self.ends = loaded.model, loaded.tokenizer, loaded.ends
         self.dtype, self.fingerprint = dtype_name(self.model.dtype), fingerprint(loaded.directory)
         self.bank = AdapterBank(self.model, self.device, stacked=False)
+        self.residency = Residency(self.bank, config.adapter_memory, lambda command: self.post(command))
         self.chunk = config.prefill_chunk or CHUNKS.get(self.device.type, CHUNKS["cuda"])
         self.max_batch_tokens = config.max_batch_tokens or 2 * self.chunk + config.max_sequences
         self.chunk = min(self.chunk, self.max_batch_tokens)
@@ -121,6 +126,7 @@ class CausalLmRuntime:
         if task.adapter:
             adapter = load_adapter(version / task.adapter.path, self.model, self.model.dtype, self.device)
             self._check_modules(adapter, version / task.adapter.path / "adapter_config.json")
+            self.residency.keep(adapter, version / task.adapter.path / "adapter_config.json")
         return Extensions(reader, adapter, generator.sizes(version, None))
 
     def prepare(self, request: Request) -> None:
@@ -132,6 +138,7 @@ class CausalLmRuntime:
         answer = Answer(asked, self.chunk, ends, Detokenizer(self._decode))
         request.prepared, request.work, request.items = answer, answer.work, 1
         request.prepared_bytes = TOKEN_BYTES * (len(asked.prompt) + sampling.max_tokens)
+        self.residency.expect(extensions.adapter)
 
     def decode(self, request: Request, value: Delta) -> Mapping[str, Any]:
         """A part of an answer -> output tensors, [1, 1] each."""
@@ -150,21 +157,25 @@ class CausalLmRuntime:
     def attach(self, extensions: Extensions) -> None:
         """Put a version's adapter into the bank."""
         if extensions.adapter:
-            self.bank.attach(extensions.adapter)
+            self.residency.attach(extensions.adapter)
 
     def detach(self, extensions: Extensions) -> None:
         """Take a version's adapter out of the bank."""
         self.memory.blocks.drop(extensions)
         if extensions.adapter:
-            self.bank.detach(extensions.adapter)
+            self.residency.detach(extensions.adapter)
 
     def has_room(self, request: Request) -> bool:
         """Whether there are blocks for its next step; another request may lose its own for them."""
-        return self.memory.has_room(request)
+        has = self.residency.is_ready(request) and self.memory.has_room(request)
+        if has:
+            self.residency.begin(request)
+        return has
 
     def forget(self, request: Request) -> None:
         """Free its blocks."""
         self.memory.release(request)
+        self.residency.end(request)
 
     def cut_short(self, request: Request) -> Delta | None:
         """The answer as far as it is; None before its first token."""
@@ -223,6 +234,10 @@ class CausalLmRuntime:
 
     def readings(self, vfm: Vfm | None) -> Iterable[Reading]:
         """Of a task; of the backbone the memory's."""
+        yield from self.residency.readings(vfm)
+        yield from self._readings(vfm)
+
+    def _readings(self, vfm: Vfm | None) -> Iterable[Reading]:
         if vfm is not None:
             counts = self.counts.get(vfm)
             return () if counts is None else counts.readings(self.memory.running[vfm], self.memory.held[vfm], vfm.depth)

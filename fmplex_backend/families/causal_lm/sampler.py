@@ -36,7 +36,7 @@ def choose(logits: Tensor, answers: Sequence[Answer], spell: Spell) -> list[Chos
 def _chosen(logits: Tensor, best: int, answer: Answer, spell: Spell) -> Chosen:
     sampling = answer.asked.sampling
     token = best
-    if sampling.temperature or sampling.repetition_penalty != 1 or answer.closed_to_end:
+    if sampling.temperature or sampling.penalises or answer.closed_to_end:
         scores = penalised(logits, answer)
         token = int(scores.argmax()) if not sampling.temperature else _drawn(filtered(scores, sampling), answer)
     if not answer.tells_logprobs:
@@ -46,12 +46,16 @@ def _chosen(logits: Tensor, best: int, answer: Answer, spell: Spell) -> Chosen:
 
 def penalised(logits: Tensor, answer: Answer) -> Tensor:
     """[vocabulary], without tokens that must not come now."""
-    scores = logits.clone()
-    penalty = answer.asked.sampling.repetition_penalty
+    scores, sampling = logits.clone(), answer.asked.sampling
+    penalty = sampling.repetition_penalty
     if penalty != 1:
         seen = torch.tensor(answer.tokens, device=logits.device).unique()
         own = scores[seen]
         scores[seen] = torch.where(own < 0, own * penalty, own / penalty)
+    if answer.generated and (sampling.presence_penalty or sampling.frequency_penalty):
+        own = torch.tensor(answer.tokens[-answer.generated :], device=logits.device)
+        seen, counts = own.unique(return_counts=True)
+        scores[seen] -= sampling.presence_penalty + sampling.frequency_penalty * counts
     if answer.closed_to_end:
         scores[list(answer.ends)] = -torch.inf
     return scores

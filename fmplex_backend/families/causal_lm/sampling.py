@@ -36,6 +36,8 @@ class Sampling:
         min_p: of those that have at least this part of the best one's probability.
         repetition_penalty: divides positive and multiplies negative logits of tokens that the prompt or the answer
             already has (Keskar et al. 2019).
+        presence_penalty: is taken from the logits of tokens that the answer already has.
+        frequency_penalty: likewise, once for each time it has them.
         stop: strings that end the answer before them. stop_token_ids: tokens that end it likewise.
         ignore_eos: go on after the model's own end.
         seed: of the random numbers; without one they differ each time.
@@ -49,11 +51,18 @@ class Sampling:
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     repetition_penalty: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] = 1.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     stop: Annotated[tuple[StopString, ...], Field(max_length=MAX_STOPS), BeforeValidator(_listed)] = ()
     stop_token_ids: Annotated[tuple[int, ...], Field(max_length=MAX_STOPS)] = ()
     ignore_eos: bool = False
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
     logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
+
+    @property
+    def penalises(self) -> bool:
+        """Whether what was there before changes the scores of tokens."""
+        return self.repetition_penalty != 1 or bool(self.presence_penalty or self.frequency_penalty)
 
     def overridden(self, wishes: Mapping[str, Any], source: str) -> Sampling:
         """With what a request says; raises InvalidRequest that names the field in `source`."""

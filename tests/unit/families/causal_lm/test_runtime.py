@@ -586,3 +586,46 @@ def test_a_chat_without_a_template_is_refused(rig: Rig, tmp_path: Path) -> None:
     (tmp_path / "task.json").write_text(json.dumps({"family": "causal-lm", "decoder": {"chat_template": "{{ oops("}}))
     with pytest.raises(TaskRefused, match="chat_template"):
         rig.runtime.load(tmp_path)
+
+
+# -- adapters beyond a budget
+
+
+def test_adapters_come_and_go_and_answers_stay_the_same(model: Path, tmp_path: Path) -> None:
+    """Eight tasks where two adapters fit: all are answered, as with room for all."""
+    versions = []
+    for number in range(8):
+        version = tmp_path / str(number)
+        version.mkdir()
+        save_adapter(
+            version / "adapter",
+            AutoModelForCausalLM.from_pretrained(model),
+            lora(4, "q_proj", "v_proj"),
+            seed=number,
+            scale=0.3,
+        )
+        document = {"family": "causal-lm", "decoder": {"chat": False}, "adapter": {"kind": "peft"}}
+        (version / "task.json").write_text(json.dumps(document))
+        versions.append(version)
+    free = Rig(backbone(model), versions)
+    size = sum(pair.a.nbytes + pair.b.nbytes for pair in free.runtime.load(versions[0]).adapter.lora.values())  # type: ignore[union-attr]
+    tight = Rig(backbone(model, adapter_memory=2 * size), versions)
+    asked = []
+    for rig in (free, tight):
+        requests = [
+            rig.ask(task, f"text {turn}", temperature=0, max_tokens=5 + 3 * turn, ignore_eos=True)
+            for turn in range(3)
+            for task in range(8)
+        ]
+        while any(not rig.parts[request] or isinstance(rig.parts[request][-1], Running) for request in requests):
+            rig.engine.step(wait=bool(rig.engine.scheduler.queued))
+            assert rig.runtime.residency.used <= 2 * size
+        asked.append([rig.answer(request) for request in requests])
+    assert asked[0] == asked[1]
+    assert len({tuple(answer[:5]) for answer in asked[0]}) > 8
+    assert tight.runtime.residency.loads >= 6
+    told = {each.metric: each.value for each in tight.runtime.readings(None)}
+    assert told["fmplex_backbone_adapters_resident"] == 2
+    for vfm in tight.vfms:
+        tight.engine.retire(vfm)
+    assert tight.runtime.residency.used == tight.runtime.bank.attached == 0

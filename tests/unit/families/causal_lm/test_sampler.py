@@ -15,6 +15,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from fmplex_backend.errors import InvalidRequest
 from fmplex_backend.families.causal_lm.sampler import choose, filtered, penalised
 from fmplex_backend.families.causal_lm.sampling import Sampling
 from fmplex_backend.families.causal_lm.sequence import Asked, Sequence
@@ -60,6 +61,35 @@ def test_scores_are_those_of_transformers(options: dict[str, Any], seed: int) ->
     ours = filtered(penalised(raw, own), sampling)
     assert torch.equal(ours.isinf(), theirs.isinf())
     torch.testing.assert_close(ours, theirs)
+
+
+def test_penalties_of_what_the_answer_has() -> None:
+    """As OpenAI's documentation gives the formula; a prompt's tokens do not count."""
+    own = answer([5, 6, 6], presence_penalty=0.5, frequency_penalty=0.25)
+    raw = logits(0)
+    assert torch.equal(penalised(raw, own), raw)
+    own.tokens += [6, 7, 7, 7]
+    wanted = raw.clone()
+    wanted[6] -= 0.25 * 1 + 0.5
+    wanted[7] -= 0.25 * 3 + 0.5
+    torch.testing.assert_close(penalised(raw, own), wanted)
+    both = answer([5, 6], presence_penalty=-2, repetition_penalty=2.0)
+    both.tokens += [6]
+    wanted = torch.where(raw < 0, raw * 2, raw / 2)
+    assert float(penalised(raw, both)[6]) == pytest.approx(float(wanted[6]) + 2)
+    own.asked.sampling.overridden({"frequency_penalty": -2}, "sampling_parameters")
+    with pytest.raises(InvalidRequest, match=r"sampling_parameters.presence_penalty: .*less than or equal to 2"):
+        own.asked.sampling.overridden({"presence_penalty": 2.5}, "sampling_parameters")
+
+
+def test_a_penalty_changes_the_best_token() -> None:
+    raw = torch.zeros(1, VOCABULARY)
+    raw[0, 3], raw[0, 7] = 5.0, 4.5
+    own = answer([1], temperature=0, frequency_penalty=1)
+    own.tokens.append(3)
+    (chosen,) = choose(raw, [own], str)
+    assert chosen is not None
+    assert chosen.token == 7
 
 
 def test_draws_have_their_probabilities() -> None:

@@ -30,7 +30,7 @@ class Passes:
         self.folder = folder
         self.runtime: TextEncoderRuntime = text_runtime(save_tiny(folder / "model"))
         runtime = self.runtime
-        self.bank = runtime.bank = AdapterBank(runtime.model, runtime.device, stacked=True)
+        self.bank = runtime.bank = runtime.residency.bank = AdapterBank(runtime.model, runtime.device, stacked=True)
         self.plain = Forward(runtime.model, self.bank, runtime.pad, 8)
         self.captured = Forward(runtime.model, self.bank, runtime.pad, 8)
         recorder: Any = FakeRecorder()
@@ -94,9 +94,10 @@ def test_adapters_of_several_ranks_and_rows_with_none(passes: Passes) -> None:
 def test_a_graph_sees_an_adapter_that_takes_a_slot_over(passes: Passes) -> None:
     first = passes.adapter(2, 1)
     passes.check(rows_of(4, 9), [first, None])
+    slot = first.slot
     passes.bank.detach(first)
     second = passes.adapter(2, 2)
-    assert second.slot == first.slot
+    assert second.slot == slot
     passes.check(rows_of(4, 9), [second, None])
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -161,6 +162,31 @@ def test_passes_by_length_answer_the_short_first(bert: Path, tmp_path: Path) -> 
     assert (shares[0][id(short)], shares[1][id(long)]) == (short.work, long.work)
 
 
+def test_adapters_take_turns_in_memory_and_vectors_stay_the_same(bert: Path, tmp_path: Path) -> None:
+    """Three tasks where one adapter fits."""
+    loras = [LoraConfig(r=2, lora_alpha=alpha, target_modules=["query"]) for alpha in (20, 40, 80)]
+    paths = [version(tmp_path / str(n), EMBEDDING, lora) for n, lora in enumerate(loras)]
+    free = text_runtime(bert)
+    wanted, _ = run(free, [ask(free, serve(free, path), LONG) for path in paths])
+    assert all(np.abs(wanted[n]["EMBEDDING"] - wanted[n - 1]["EMBEDDING"]).max() > 1e-3 for n in range(3))
+    pairs = free.load(paths[0]).adapter.lora.values()  # type: ignore[union-attr]
+    tight = text_runtime(bert, adapter_memory=sum(pair.a.nbytes + pair.b.nbytes for pair in pairs))
+    posted: Queue[Callable[[], None]] = Queue()
+    tight.post = posted.put
+    vfms = [serve(tight, path) for path in paths]
+    with pytest.raises(RuntimeError, match="not in memory"):
+        run(tight, [ask(tight, vfms[1], LONG)])
+    for turn in (0, 1, 2, 0):
+        request = ask(tight, vfms[turn], LONG)
+        while not tight.has_room(request):
+            posted.get(timeout=30)()
+        (tensors,), _ = run(tight, [request])
+        tight.forget(request)
+        same(tensors, wanted[turn])
+    assert tight.bank.attached == 1
+    assert tight.residency.loads == 3
+
+
 def test_a_pass_says_how_many_adapters_took_part(bert: Path, tmp_path: Path) -> None:
     runtime = text_runtime(bert, predict=per_pass)
     paths = [
@@ -215,7 +241,7 @@ def test_each_request_gets_its_own_answer_of_rows_that_run_once(tmp_path: Path, 
     adapters = {id(vfm.extensions.adapter) for vfm in vfms}
     assert sum(done.sharing.saved for done in passes) == 6 * len(vfms) - 4 * len(adapters)
     for have, want in zip(together, alone(runtime, batch), strict=True):
-        exactly(have, want)
+        same(have, want)  # products that several adapters share add up in another order
 
 
 def shared(runtime: TextEncoderRuntime, *requests: Request) -> int:

@@ -346,7 +346,7 @@ def test_what_a_model_needs_beside_series_is_refused_by_field(tmp_path: Path) ->
 @pytest.mark.parametrize("kind", ["patchtst", "mixed-channels"])
 def test_captured_passes_are_the_same(kind: str, tmp_path: Path) -> None:
     runtime = series_runtime(directory_of(kind))
-    bank = runtime.bank = AdapterBank(runtime.model, runtime.device, stacked=True, folds=True)
+    bank = runtime.bank = runtime.residency.bank = AdapterBank(runtime.model, runtime.device, stacked=True, folds=True)
     adapters: list[Any] = [None]
     for seed, rank in ((1, 4), (2, 4), (3, 16)):
         config = LoraConfig(r=rank, target_modules=TARGETS.get(kind, ["q_proj", "v_proj"]))

@@ -192,7 +192,7 @@ def test_models_of_other_kinds_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["registers", "swin"])
 def test_captured_passes_are_the_same(kind: str, tmp_path: Path) -> None:
     runtime = vision_runtime(directory_of(kind))
-    bank = runtime.bank = AdapterBank(runtime.model, runtime.device, stacked=True, folds=True)
+    bank = runtime.bank = runtime.residency.bank = AdapterBank(runtime.model, runtime.device, stacked=True, folds=True)
     adapters: list[Any] = [None]
     for seed, rank in ((1, 4), (2, 4), (3, 16)):
         config = LoraConfig(r=rank, target_modules=["q_proj", "v_proj"])
