@@ -71,6 +71,12 @@ def decoder_giving(outputs: Collection[str]) -> type[Decoder] | None:
     return None
 
 
+def section_named(name: str) -> type[Any] | None:
+    """The encoder or decoder whose class has that name, of whichever family has it; None where none has."""
+    every = (each for own in names() for each in (*family(own).encoders, *family(own).decoders))
+    return next((each for each in every if each.__name__ == name), None)
+
+
 def kind_of(section: type[Any]) -> str:
     """The kind that a section's class stands for in task.json."""
     return str(section.__dataclass_fields__["kind"].default)
