@@ -20,6 +20,7 @@ FAMILIES = {
     "causal-lm": "fmplex_backend.families.causal_lm.spec:CausalLms",
     "vision-encoder": "fmplex_backend.families.vision_encoder.spec:VisionEncoders",
     "time-series": "fmplex_backend.families.time_series.spec:TimeSeriesModels",
+    "audio-encoder": "fmplex_backend.families.audio_encoder.spec:AudioEncoders",
     "text-encoder": "fmplex_backend.families.text_encoder.spec:TextEncoders",
 }
 DEFAULT = "text-encoder"  # of a backbone whose config names none
