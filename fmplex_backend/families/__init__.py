@@ -20,6 +20,7 @@ FAMILIES = {
     "causal-lm": "fmplex_backend.families.causal_lm.spec:CausalLms",
     "vision-encoder": "fmplex_backend.families.vision_encoder.spec:VisionEncoders",
     "time-series": "fmplex_backend.families.time_series.spec:TimeSeriesModels",
+    "audio-encoder": "fmplex_backend.families.audio_encoder.spec:AudioEncoders",
     "text-encoder": "fmplex_backend.families.text_encoder.spec:TextEncoders",
 }
 DEFAULT = "text-encoder"  # of a backbone whose config names none
@@ -69,6 +70,12 @@ def decoder_giving(outputs: Collection[str]) -> type[Decoder] | None:
             if {spec.client_name for spec in each.gives} == {*outputs} - common - optional:
                 return each
     return None
+
+
+def section_named(name: str) -> type[Any] | None:
+    """The encoder or decoder whose class has that name, of whichever family has it; None where none has."""
+    every = (each for own in names() for each in (*family(own).encoders, *family(own).decoders))
+    return next((each for each in every if each.__name__ == name), None)
 
 
 def kind_of(section: type[Any]) -> str:

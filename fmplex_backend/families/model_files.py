@@ -1,4 +1,5 @@
-"""Finding a Hugging Face model's directory: a hub id, a directory, `package:<module>`, or a GGUF file in one of these.
+"""Finding a Hugging Face model's directory: a hub id, a directory, `package:<module>`, or a GGUF file in one of these;
+or `cache:<name>`, what was put into FMplex's own cache beforehand.
 
 Imports no torch.
 """
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fmplex_backend.errors import BackboneRefused, TaskRefused
-from fmplex_backend.families.gguf import converted, gguf_file
+from fmplex_backend.families.gguf import cache_directory, converted, gguf_file
 from fmplex_backend.files import read_json
 from fmplex_backend.fingerprint import fingerprint
 
@@ -28,6 +29,8 @@ def find_model(model: str, file: Path, *, fetch: bool = True) -> Path:
     """
     if model.startswith("package:"):
         return _in_package(model.removeprefix("package:"), file, fetch)
+    if model.startswith("cache:"):
+        return _in_cache(model.removeprefix("cache:"), file)
     path = Path(model) if Path(model).is_absolute() else file.parent / model
     if source := gguf_file(path, file):
         return converted(source, file, make=fetch)
@@ -108,6 +111,19 @@ def model_config(directory: Path, file: Path) -> dict[str, Any]:
             file, "parameters.model", problem, "Copy the whole model, as transformers saves it"
         ) from None
     return config
+
+
+def _in_cache(name: str, file: Path) -> Path:
+    """What a program has converted once, for every repository that names it."""
+    place = cache_directory() / name
+    if Path(name).name != name or not (place / "config.json").is_file():
+        raise BackboneRefused(
+            file,
+            "parameters.model",
+            f"{place} holds no model",
+            "Make it: make setup does for the demo's models, clients/examples/dinov2_weights.py for DINOv2's weights",
+        )
+    return place
 
 
 def _places(name: str) -> list[Path]:

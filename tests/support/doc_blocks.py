@@ -27,9 +27,11 @@ FENCE = re.compile(r"^```(?P<language>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILIN
 STEP = re.compile(r"^\$ (?P<command>.*)\n(?P<printed>(?:(?!\$ ).*\n)*)", re.MULTILINE)
 STATUS = re.compile(r"^# exit status (\d+)\n\Z", re.MULTILINE)
 PRINTS = "\nIt prints:\n\n"  # between a program and its output
+NOT_RUN_HERE = re.compile(r"<!-- not run: (?P<why>.+) -->\n\Z")  # before a block
+WHOLE_PAGE = "<!-- make test-all runs this page -->"
 FILE = re.compile(r"# (\S+\.py)\n")  # the first line of a block that is a file of a package
 
-# By page and what the block contains: why it cannot run where tests run.
+# By page and what the block contains: why it cannot run where tests run. A page may say it itself, see NOT_RUN_HERE.
 NOT_RUN = {
     ("README.md", "make demo"): "sets up an environment of 2 GB, and serves until Ctrl-C; CI runs both commands",
     ("first-hour.md", "make demo"): "sets up an environment of 2 GB, and serves until Ctrl-C",
@@ -48,15 +50,10 @@ NOT_RUN = {
     ("serve.md", "fmplex install-backend /opt/tritonserver"): "needs NVIDIA's container; see test_requests.py",
     ("serve.md", "--concurrency-range 1:64:4"): "minutes of load; test_demo.py runs perf_analyzer",
     ("serve.md", "--string-data"): "minutes of load; test_demo.py runs perf_analyzer",
-    ("series.md", "ibm-granite/granite-timeseries-patchtst"): "fetches a model from the hub",
-    ("series.md", "pip install --no-deps granite-tsfm"): "installs a package, and fetches a model from the hub",
-    ("series.md", "--data power.csv"): "tests/unit/cli/test_series.py has the commands",
-    ("vision.md", "facebook/dinov2"): "fetches a model from the hub; the block with dino-model does the same",
     ("serve.md", "with Server(ServerOptions("): "starts a second server, on the ports 8000 to 8002",
 }
 
-# Pages of families whose contract and unit tests `make test` runs anyhow: `make test-all` runs them.
-LONG = ("series.md", "vision.md")
+# Pages of families say WHOLE_PAGE, since `make test` runs the families' contract and unit tests anyhow.
 SIXTEEN_COMMANDS = ("build-a-task.md", "fmplex task train letters")  # a minute and a half of imports, likewise
 
 
@@ -84,6 +81,8 @@ class Block:
     language: str
     text: str
     prints: str | None = None
+    own_excuse: str = ""  # as the page says it
+    whole_page: bool = False  # the page is run by `make test-all` alone
 
     @property
     def place(self) -> str:
@@ -112,13 +111,14 @@ class Block:
     @property
     def excuse(self) -> str:
         """Why it is not run; empty where it is."""
-        return next((why for (page, part), why in NOT_RUN.items() if page == self.page and part in self.text), "")
+        listed = (why for (page, part), why in NOT_RUN.items() if page == self.page and part in self.text)
+        return self.own_excuse or next(listed, "")
 
     @property
     def is_slow(self) -> bool:
         """Whether `make test-all` alone runs it."""
         page, part = SIXTEEN_COMMANDS
-        return self.page in LONG or (self.page == page and part in self.text)
+        return self.whole_page or (self.page == page and part in self.text)
 
     @property
     def runs(self) -> bool:
@@ -140,6 +140,8 @@ def blocks_of(page: Path) -> list[Block]:
             each["language"].strip(),
             each["text"],
             following["text"] if following and text[each.end() + 1 : following.start()] == PRINTS else None,
+            excuse["why"] if (excuse := NOT_RUN_HERE.search(text, 0, each.start())) else "",
+            WHOLE_PAGE in text,
         )
         for each, following in zip(found, [*found[1:], None], strict=True)
     ]

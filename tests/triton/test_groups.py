@@ -24,7 +24,11 @@ from testing.repositories import copy_repository
 from testing.servers import Serving, eventually, serving
 
 DEMO = Path(__file__).parents[2] / "model_repository"
-OTHERS = ("smollm2", "assistant", "headline", "patchtst", "load-kind", "rate-anomaly", "rate-forecast")
+OTHERS = (
+    *("smollm2", "assistant", "headline"),
+    *("patchtst", "load-kind", "rate-anomaly", "rate-forecast"),
+    *("dino", "kind", "object"),
+)
 HEADS = ("topic", "question", "routing", "mentions")  # they share the backbone's rows
 GROUPS = {"guard": ("sentiment", "topic", "entities", "embed"), "heads": HEADS, "busy": ("question", "emotion")}
 TEXTS = mixture(14)

@@ -39,7 +39,7 @@ QUESTIONS: dict[str, Any] = {
     "topic": "Shares of the chip maker rose after it raised its forecast.",
     "intent": "My card was swallowed by the cash machine.",
     "entities": "Ada Lovelace met Charles Babbage in London in 1833.",
-    "mentions": "Off to Berlin with Anna to see Radiohead tonight",
+    "mentions": "Flying to London with Taylor Swift tomorrow",
     "routing": "The invoice shows the wrong amount and I want my money back.",
     "assistant": "Why is the sky blue?",
     "headline": "Engineers in Reykjavik have switched on a plant that turns carbon dioxide from the air into stone.",

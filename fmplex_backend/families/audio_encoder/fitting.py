@@ -1,0 +1,95 @@
+"""Clips -> vectors while a task is fitted, as the server computes them. Imported only when fitting."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fmplex_backend.decoders.rows import Rows
+from fmplex_backend.errors import TaskProblem
+from fmplex_backend.families.audio_encoder.clips import Clip
+from fmplex_backend.families.audio_encoder.forward import Forward
+from fmplex_backend.families.audio_encoder.preprocessing import Frames
+from fmplex_backend.families.audio_encoder.runtime import AudioEncoderRuntime
+from fmplex_backend.families.audio_encoder.sections import AudioFile, AudioSamples
+from fmplex_backend.families.audio_encoder.whisper import encoder_states, kept
+from fmplex_backend.families.fitting import PooledFeatures
+from fmplex_backend.families.pooling import pool
+
+
+@dataclass(frozen=True, slots=True)
+class ClipExample:
+    """A clip as the backbone takes it."""
+
+    parts: list[Frames]
+    words: ClassVar[Sequence[int]] = ()
+    rows: ClassVar[int] = 1
+
+    @property
+    def length(self) -> int:
+        """Tokens of its longest part."""
+        return max(part.length for part in self.parts)
+
+
+class AudioFittingInputs:
+    """A task's encoder while the task is fitted; it has no weights."""
+
+    module = None
+
+    def __init__(self, encoder: AudioFile | AudioSamples, runtime: AudioEncoderRuntime) -> None:
+        self.encoder, self.runtime = encoder, runtime
+
+    def examples(self, rows: Rows, *, by_word: bool) -> list[ClipExample]:
+        """Rows ready for `AudioFeatures`, several at a time; raises TaskProblem for the first that is no clip."""
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            return list(pool.map(self._example, range(len(rows)), rows.items, [rows.source] * len(rows)))
+
+    def observe(self, examples: Sequence[ClipExample]) -> None:
+        """There is nothing to learn from them."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+    def features(self, bare: Any, model: Any, reads: str) -> AudioFeatures:
+        """A pooling over the bare backbone and over the model that is being fitted."""
+        if reads == "cls":
+            raise TaskProblem("decoder.pooling: it is cls, but the backbone has no class token. Say mean or max")
+        return AudioFeatures(bare, model, reads, self.runtime)
+
+    def _example(self, place: int, clip: Clip, source: str) -> ClipExample:
+        preprocessor = self.runtime.preprocessor
+        try:
+            return ClipExample(preprocessor.read(clip.samples(preprocessor.most), self.encoder.silence))
+        except ValueError as error:
+            raise TaskProblem(f"{source}, row {place} ({clip.name}): {error}") from None
+
+
+class AudioFeatures(PooledFeatures[ClipExample]):
+    """See `PooledFeatures`."""
+
+    def __init__(self, bare: Any, model: Any, reads: str, runtime: AudioEncoderRuntime) -> None:
+        super().__init__(bare, model, reads, runtime.device)
+        self.forward: Forward = runtime.forward
+
+    def through(self, model: Any, examples: Sequence[ClipExample]) -> Tensor:
+        parts = [part for each in examples for part in each.parts]
+        longest = max(part.length for part in parts)
+        dtype = next(model.parameters()).dtype
+        own, lengths = (
+            torch.tensor(each, device=self.device)
+            for each in ([part.own for part in parts], [part.length for part in parts])
+        )
+        features = self.forward.stacked(parts, longest).to(self.device, dtype)
+        states = encoder_states(model, features, lengths if bool((lengths < longest).any()) else None)
+        pooled = pool(self.reads, states, kept(own, longest))
+        if len(parts) == len(examples):
+            return pooled
+        clips = torch.split(pooled, [len(each.parts) for each in examples])
+        return torch.stack([clip.amax(dim=0) if self.reads == "max" else clip.mean(dim=0) for clip in clips])
