@@ -5,7 +5,8 @@ embeddings API over HTTP, vectors in base64; FMplex is asked over HTTP too, and 
 its own with what its newest release takes, pinned in `benchmarks/peers`, and is tuned first: setting by setting (dtype,
 threads, rows of a batch, how long one waits, workers, threads of the tokenizer) the one that serves more texts of 16
 and of 64 tokens is kept. Of FMplex dtype, threads and `batch_efficiency` are tuned alike. The bests then take turns.
-Each of LitServe's workers has a copy of the model.
+Each of LitServe's workers has a copy of the model. While one takes its turn, the processes of the others are stopped:
+LitServe's poll for work when there is none, which would slow whoever is measured.
 
 Before that, each must answer a few texts with FMplex's vectors, up to their length and the rounding of bfloat16.
 """
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from benchmarks.harness.compare import against, interleave, pace, ratio, spread, text
 from benchmarks.harness.peers import NAME, PEERS, NotInstalled, Peer, Settings, embedding
@@ -49,6 +51,16 @@ class Server:
     urls: Mapping[Protocol, str]
     model: str
     vector: Callable[[str], Any]
+    process: psutil.Process  # the first one: others are its children
+
+    def stop(self) -> None:
+        """Let it use no core until `go_on`."""
+        for each in (self.process, *self.process.children(recursive=True)):
+            each.suspend()
+
+    def go_on(self) -> None:
+        for each in (self.process, *self.process.children(recursive=True)):
+            each.resume()
 
 
 @dataclass
@@ -75,14 +87,14 @@ def own(settings: Settings) -> Iterator[Server]:
             def vector(sentence: str) -> Any:
                 return client.ask(Question(TASK, (sentence,))).good()["EMBEDDING"][0]
 
-            yield Server({"http": server.http_url, "grpc": server.grpc_url}, TASK, vector)
+            yield Server({"http": server.http_url, "grpc": server.grpc_url}, TASK, vector, server.process)
 
 
 @contextlib.contextmanager
 def other(peer: Peer, settings: Settings) -> Iterator[Server]:
     """A peer."""
-    with peer.running(settings) as host:
-        yield Server({"embeddings": host}, NAME, lambda sentence: embedding(host, sentence))
+    with peer.running(settings) as (host, process):
+        yield Server({"embeddings": host}, NAME, lambda sentence: embedding(host, sentence), process)
 
 
 def rate(generator: Generator, server: Server, protocol: Protocol, texts: list[str], seconds: float) -> Outcome:
@@ -140,6 +152,9 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
                 rows.append({"peer": name, "problem": str(error)})
         servers = {name: stack.enter_context(starts[name](each.settings)) for name, each in tuned.items()}
         check_alike(servers)
+        for server in servers.values():
+            server.stop()
+            stack.callback(server.go_on)  # so that it can be ended
         rows += [_row(tokens, servers, tuned, generator, texts[tokens], rounds, seconds) for tokens in TOKENS]
     return rows
 
@@ -155,6 +170,15 @@ def check_alike(servers: Mapping[str, Server]) -> None:
                 raise RuntimeError(f"{name} answers {sentence!r} with another vector than {OWN}: cosine {cosine:.4f}")
 
 
+def in_turn(server: Server, measure: Callable[[], Outcome]) -> Outcome:
+    """Measure a server that is stopped before and after."""
+    server.go_on()
+    try:
+        return measure()
+    finally:
+        server.stop()
+
+
 def _row(
     tokens: int,
     servers: Mapping[str, Server],
@@ -168,7 +192,9 @@ def _row(
     for name, server in servers.items():
         for protocol in server.urls:
             label = f"{name}, gRPC" if protocol == "grpc" else name
-            arms[label] = lambda _, server=server, protocol=protocol: rate(generator, server, protocol, texts, seconds)
+            arms[label] = lambda _, server=server, protocol=protocol: in_turn(
+                server, lambda: rate(generator, server, protocol, texts, seconds)
+            )
     seen = interleave(arms, rounds)
     rates = {name: [each.per_second for each in outcomes] for name, outcomes in seen.items()}
     return {

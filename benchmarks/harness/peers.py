@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 from benchmarks.harness.repositories import model_directory
 from benchmarks.load.http import embeddings_body
@@ -57,8 +58,11 @@ class Peer:
     line: Callable[[Path, int, Settings], list[str]]
 
     @contextlib.contextmanager
-    def running(self, settings: Settings) -> Iterator[str]:
-        """The server, once it answers; its host and port. Raises NotInstalled, or RuntimeError with its log."""
+    def running(self, settings: Settings) -> Iterator[tuple[str, psutil.Process]]:
+        """The server, once it answers: host and port, and its first process.
+
+        Raises NotInstalled, or RuntimeError with its log.
+        """
         environment = installed(self.name)
         (port,) = free_ports(1)
         _, threads = settings["workers"]
@@ -80,7 +84,7 @@ class Peer:
             try:
                 host = f"127.0.0.1:{port}"
                 _wait(process, host, Path(folder, "log"))
-                yield host
+                yield host, psutil.Process(process.pid)
             finally:
                 _end(process)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from benchmarks.experiments import peers
@@ -30,7 +32,7 @@ class Rates:
     @contextlib.contextmanager
     def start(self, settings: Settings) -> Iterator[Server]:
         self.started, self.running = self.started + 1, self.running + 1
-        yield Server({"embeddings": json.dumps(dict(settings))}, "m", lambda sentence: None)
+        yield Server({"embeddings": json.dumps(dict(settings))}, "m", lambda sentence: None, psutil.Process())
         self.running -= 1
 
     def rate(self, generator: Any, server: Server, protocol: str, texts: list[str], seconds: float) -> Any:
@@ -121,3 +123,22 @@ def test_a_vector_of_another_model_is_noticed() -> None:
     }
     with pytest.raises(RuntimeError, match="litserve answers 'a warm, funny film' with another vector"):
         peers.check_alike(servers)
+
+
+def test_a_server_is_stopped_but_for_its_turn() -> None:
+    started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    server = Server({}, "m", lambda sentence: None, psutil.Process(started.pid))
+
+    def fails() -> Any:
+        assert server.process.status() != psutil.STATUS_STOPPED
+        raise RuntimeError("3 requests failed")
+
+    try:
+        server.stop()
+        with pytest.raises(RuntimeError, match="3 requests"):
+            peers.in_turn(server, fails)
+        assert server.process.status() == psutil.STATUS_STOPPED
+    finally:
+        server.go_on()
+        started.kill()
+        started.wait()
