@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -118,7 +119,7 @@ def test_a_request_for_an_embedding_is_whole() -> None:
 
 def test_a_vector_of_another_model_is_noticed() -> None:
     servers = {
-        name: Server({}, "m", lambda sentence, vector=vector: vector)  # type: ignore[misc]
+        name: Server({}, "m", lambda sentence, vector=vector: vector, psutil.Process())  # type: ignore[misc]
         for name, vector in (("fmplex", [1.0, 0.0]), ("infinity", [2.0, 0.001]), ("litserve", [1.0, 0.5]))
     }
     with pytest.raises(RuntimeError, match="litserve answers 'a warm, funny film' with another vector"):
@@ -130,14 +131,15 @@ def test_a_server_is_stopped_but_for_its_turn() -> None:
     server = Server({}, "m", lambda sentence: None, psutil.Process(started.pid))
 
     def fails() -> Any:
-        assert server.process.status() != psutil.STATUS_STOPPED
+        assert os.WIFCONTINUED(os.waitpid(started.pid, os.WCONTINUED)[1])
         raise RuntimeError("3 requests failed")
 
     try:
         server.stop()
+        assert os.WIFSTOPPED(os.waitpid(started.pid, os.WUNTRACED)[1])
         with pytest.raises(RuntimeError, match="3 requests"):
             peers.in_turn(server, fails)
-        assert server.process.status() == psutil.STATUS_STOPPED
+        assert os.WIFSTOPPED(os.waitpid(started.pid, os.WUNTRACED)[1])
     finally:
         server.go_on()
         started.kill()
