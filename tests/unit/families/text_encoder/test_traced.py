@@ -63,8 +63,11 @@ def test_an_adapter_is_not_passed_over(runtime: TextEncoderRuntime, tmp_path: Pa
 
 def test_the_weights_are_the_models_own(runtime: TextEncoderRuntime) -> None:
     traced: Any = runtime.forward.traced
-    own = {parameter.data_ptr() for parameter in runtime.model.parameters()}
-    assert {parameter.data_ptr() for parameter in traced._unpadded.parameters()} == own
+    own = {each.data_ptr() for each in (*runtime.model.parameters(), *runtime.model.buffers())}
+    constants = [node.output().toIValue() for node in traced._unpadded.graph.findAllNodes("prim::Constant")]
+    recorded = [each for each in constants if isinstance(each, Tensor) and each.dim()]
+    assert recorded
+    assert {each.data_ptr() for each in recorded} <= own
 
 
 class Stubborn(nn.Module):
