@@ -9,8 +9,9 @@ leaves these tokens out, so that a row's states are those that it has alone.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Hashable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -46,6 +47,7 @@ def kept(lengths: Tensor, most: int) -> Tensor:
 
 
 @cache
-def _without_head_mask(layer: type[Any]) -> dict[str, None]:
+def _without_head_mask(layer: Hashable) -> dict[str, None]:
     """transformers before 4.57 has a third argument that must be given."""
-    return {"layer_head_mask": None} if "layer_head_mask" in inspect.signature(layer.forward).parameters else {}
+    forward = cast(Any, layer).forward
+    return {"layer_head_mask": None} if "layer_head_mask" in inspect.signature(forward).parameters else {}
