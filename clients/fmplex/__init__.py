@@ -6,8 +6,8 @@
     task.fit(train_texts, train_labels, validation=0.1)
     task.save("model_repository")
 
-Names are loaded when they are used: a client needs no torch. The encoders and decoders of every registered family are
-here by their class's name, those of families that other packages bring too.
+Names are loaded when they are used: a client needs no torch. The encoders and decoders of families that other packages
+bring are here, too, by their class's name.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         TaskRefused,
         Unreachable,
     )
+    from fmplex_backend.families.audio_encoder.sections import AudioFile, AudioSamples
     from fmplex_backend.families.causal_lm.sections import Generated, Generator, Prompt
     from fmplex_backend.families.text_encoder.encoders import CustomEncoder
     from fmplex_backend.families.text_encoder.sections import PluginEncoder, Projection, Text
@@ -87,6 +88,7 @@ _PLACES = {
         "TaskRefused",
         "Unreachable",
     ),
+    "fmplex_backend.families.audio_encoder.sections": ("AudioFile", "AudioSamples"),
     "fmplex_backend.families.causal_lm.sections": ("Generated", "Generator", "Prompt"),
     "fmplex_backend.families.text_encoder.encoders": ("CustomEncoder",),
     "fmplex_backend.families.text_encoder.sections": ("PluginEncoder", "Projection", "Text"),
@@ -107,6 +109,8 @@ __all__ = [
     "AnomalyDetector",
     "Answers",
     "AsyncClient",
+    "AudioFile",
+    "AudioSamples",
     "Backbone",
     "Busy",
     "Classifier",
@@ -163,8 +167,10 @@ def __getattr__(name: str) -> Any:
     if not name.startswith("_"):
         from fmplex_backend import families
 
-        if (section := families.section_named(name)) is not None:
-            return section
+        try:
+            return families.section_named(name)
+        except LookupError as error:
+            raise AttributeError(f"module 'fmplex' has no attribute {name!r}: {error}") from None
     raise AttributeError(f"module 'fmplex' has no attribute {name!r}")
 
 

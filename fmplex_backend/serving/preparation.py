@@ -22,7 +22,9 @@ from fmplex_backend.serving.engine import Engine, time_limit
 from fmplex_backend.types import Failed, Request, Runtime, Vfm
 
 WORKERS = 2  # so many vFMs may have slow requests before those of another wait for them
-SMALL_BYTES = 2048  # inputs up to this size are prepared at once, where those before took no longer than SMALL_S
+# Inputs up to this size are prepared at once, where those before took no longer than SMALL_S, and the family's small
+# ones are quick.
+SMALL_BYTES = 2048
 SMALL_S = 1e-3
 SMALL_RATE = 0.1  # of the exponential moving average of a vFM's seconds for a small request
 SMALL_MOST_S = 5e-3  # more counts as this much, so that one that was held up does not make a vFM slow
@@ -166,7 +168,7 @@ class Preparation:
     def _may_be_now(self, request: Request) -> bool:
         vfm = request.vfm
         small = request.input_bytes <= SMALL_BYTES and vfm.small_s <= SMALL_S
-        return small and not vfm.preparing and self._has_share(vfm)
+        return small and self.runtime.quick_when_small and not vfm.preparing and self._has_share(vfm)
 
     def _is_late(self, vfm: Vfm) -> bool:
         """Whether the time of its first request is over: it is answered with that at once."""

@@ -5,6 +5,7 @@ soundfile and soxr are imported when they are needed: clients that send files do
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from hashlib import sha256
@@ -26,6 +27,10 @@ MOST_CHANNELS = 16
 LOUDEST = 16.0  # of samples that lie within -1 and 1, but for what resampling and mixing add; integers are beyond
 BLOCK = 1 << 18  # frames that are decoded at a time
 NO_LIMIT = 1e9  # seconds; clients may send what they have
+BY_HEADER = " by its header"  # where a message says what a file has
+UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's, of a FLAC that was written to a stream
+FIRST_PAGE = re.compile(rb"OggS\x00[\x02\x03\x06\x07]")  # each stream of an OGG file has one
+CELL = {"array", "bytes", "path", "sampling_rate"}  # of Hugging Face's audio data sets
 
 
 class Clip:
@@ -37,6 +42,8 @@ class Clip:
     """
 
     def __init__(self, source: Path | bytes | Array, rate: int = RATE) -> None:
+        """Raises ValueError for a rate that no server takes."""
+        _check_rate(rate)
         self.source, self.rate = source, rate
 
     def __str__(self) -> str:
@@ -68,7 +75,7 @@ class Clip:
         return f"a clip of {len(self.source) / self.rate:.2f} s"
 
     def content(self) -> bytes:
-        """The bytes of a file; samples become a WAV of float32. Raises TaskProblem."""
+        """The bytes of a file; samples become a WAV of float32. Raises as `samples` does."""
         if isinstance(self.source, bytes):
             return self.source
         if isinstance(self.source, Path):
@@ -76,6 +83,7 @@ class Clip:
                 return self.source.read_bytes()
             except OSError as error:
                 raise TaskProblem(f"{self.source} cannot be read: {error.strerror}. Correct the path") from None
+        check_samples(self.source)
         import soundfile
 
         stream = BytesIO()
@@ -87,13 +95,12 @@ class Clip:
         if not isinstance(self.source, np.ndarray):
             return decoded(self.content(), most)
         check_samples(self.source)
-        _check_rate(self.rate)
         check_seconds(len(self.source) / self.rate, most)
         return _resampled([self.source], self.rate)
 
 
 def clip_of(given: Any) -> Clip:
-    """Of a path, bytes, samples at RATE, (samples, rate), or {"array", "sampling_rate"}; raises ValueError."""
+    """Of a path, bytes, samples at RATE, (samples, rate), or a cell of Hugging Face's data sets; raises ValueError."""
     if isinstance(given, Clip):
         return given
     if isinstance(given, (bytes, bytearray)):
@@ -102,19 +109,58 @@ def clip_of(given: Any) -> Clip:
         if not Path(given).is_file():
             raise ValueError(f"there is no file {given}. Correct the path")
         return Clip(Path(given))
-    if isinstance(given, Mapping):  # as Hugging Face's data sets have it
-        if given.get("array") is None and isinstance(given.get("bytes"), bytes):
-            return Clip(given["bytes"])
-        given = given.get("array"), given.get("sampling_rate")
-    rate = RATE
+    if isinstance(given, Mapping):
+        return _of_cell(given)
+    if is_decoder(given):
+        return _of_decoder(given)
     if is_pair(given):
-        given, rate = given[0], int(given[1])
-    return Clip(_from_array(given), rate)
+        return Clip(_from_array(given[0]), _rate_of(given[1]))
+    return Clip(_from_array(given))
 
 
 def is_pair(given: Any) -> bool:
-    """Whether it is samples and their rate."""
-    return isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], (int, np.integer))
+    """Whether it is samples and a rate, be it a good one."""
+    if not isinstance(given, tuple) or len(given) != 2:
+        return False
+    return np.ndim(given[0]) > 0 and (given[1] is None or isinstance(given[1], (int, float, np.number)))
+
+
+def is_decoder(given: Any) -> bool:
+    """Whether it is the cell of an audio column as `datasets` 4 has it: an AudioDecoder of torchcodec's."""
+    return hasattr(given, "get_all_samples")
+
+
+def is_cell(given: Any) -> bool:
+    """Whether it is a cell, and no table whose columns have such names."""
+    if not isinstance(given, Mapping) or not given or not given.keys() <= CELL:
+        return False
+    return "sampling_rate" in given or not any(isinstance(each, (list, tuple)) for each in given.values())
+
+
+def _of_cell(cell: Mapping[str, Any]) -> Clip:
+    """Of {"array", "sampling_rate"} as `datasets` before 4 has it, or of {"bytes", "path"} where nothing is decoded."""
+    if cell.get("array") is not None:
+        return Clip(_from_array(cell["array"]), _rate_of(cell.get("sampling_rate")))
+    file = cell.get("bytes") if cell.get("bytes") is not None else cell.get("path")
+    if not isinstance(file, (bytes, bytearray, str, Path)):
+        raise ValueError(f"{repr(cell)[:80]} is no clip. It wants array and sampling_rate, or bytes, or a path")
+    return clip_of(file)
+
+
+def _of_decoder(decoder: Any) -> Clip:
+    """The mean of its channels [c, n]."""
+    try:
+        every = decoder.get_all_samples()
+    except RuntimeError as error:  # torchcodec's
+        raise ValueError(f"it cannot be decoded: {str(error).splitlines()[0]}") from None
+    return Clip(_from_array(np.atleast_2d(np.asarray(every.data)).mean(axis=0)), _rate_of(every.sample_rate))
+
+
+def _rate_of(given: Any) -> int:
+    number = isinstance(given, (int, float, np.number)) and not isinstance(given, bool)
+    if not number or not float(given).is_integer():
+        raise ValueError(f"its rate is {given!r}; give the samples a second as a whole number")
+    return int(given)
 
 
 def _from_array(given: Any) -> Array:
@@ -145,12 +191,12 @@ def check_samples(samples: Array) -> None:
         )
 
 
-def check_seconds(seconds: float, most: float) -> None:
+def check_seconds(seconds: float, most: float, by: str = "") -> None:
     """Raise ValueError for more audio than may be."""
     if seconds > most:
         raise ValueError(
-            f"it has {seconds:,.1f} s, and {most:,.1f} s are left of what a request may bring; send less at a time, or "
-            "raise the backbone's parameter max_audio_seconds"
+            f"it has {seconds:,.1f} s{by}, and {most:,.1f} s are left of what a request may bring; send less at a "
+            "time, or raise the backbone's parameter max_audio_seconds"
         )
 
 
@@ -166,10 +212,16 @@ def decoded(data: bytes, most: float) -> Array:
         with soundfile.SoundFile(BytesIO(data)) as file:
             if file.format not in FORMATS:
                 raise ValueError(f"it is a file of {file.format}; send WAV, FLAC or OGG")
-            _check_rate(file.samplerate)
+            if file.format == "OGG" and (streams := len(FIRST_PAGE.findall(data))) > 1:
+                raise ValueError(
+                    f"it has {streams} streams, of which the first alone would be read; send each as a file"
+                )
+            _check_rate(file.samplerate, BY_HEADER)
             if file.channels > MOST_CHANNELS:
                 raise ValueError(f"it has {file.channels} channels, {MOST_CHANNELS} are allowed; send one")
-            check_seconds(max(file.frames, 0) / file.samplerate, most)
+            if file.frames == UNKNOWN_FRAMES:
+                raise ValueError("its header does not say how long it is; write it to a file, not to a stream")
+            check_seconds(max(file.frames, 0) / file.samplerate, most, BY_HEADER)
             found = _resampled(_blocks(file, most), file.samplerate)
     except soundfile.LibsndfileError as error:
         problem = error.error_string.rstrip(".")
@@ -189,9 +241,9 @@ def _blocks(file: Any, most: float) -> Any:
         raise ValueError(f"it is cut off: {seen:,} of {file.frames:,} frames could be read")
 
 
-def _check_rate(rate: int) -> None:
+def _check_rate(rate: int, by: str = "") -> None:
     if not RATES[0] <= rate <= RATES[1]:
-        raise ValueError(f"it has {rate:,} samples a second; send between {RATES[0]:,} and {RATES[1]:,}")
+        raise ValueError(f"it has {rate:,} samples a second{by}; send between {RATES[0]:,} and {RATES[1]:,}")
 
 
 def _resampled(blocks: Any, rate: int) -> Array:

@@ -22,6 +22,8 @@ from fmplex_backend.families.audio_encoder.whisper import encoder_states, kept
 from fmplex_backend.families.fitting import PooledFeatures
 from fmplex_backend.families.pooling import pool
 
+MOST_TOKENS = 16384  # of a pass: a batch of long clips has a hundred times as many
+
 
 @dataclass(frozen=True, slots=True)
 class ClipExample:
@@ -33,8 +35,8 @@ class ClipExample:
 
     @property
     def length(self) -> int:
-        """Tokens of its longest part."""
-        return max(part.length for part in self.parts)
+        """Tokens of all its parts."""
+        return sum(part.length for part in self.parts)
 
 
 class AudioFittingInputs:
@@ -80,6 +82,17 @@ class AudioFeatures(PooledFeatures[ClipExample]):
 
     def through(self, model: Any, examples: Sequence[ClipExample]) -> Tensor:
         parts = [part for each in examples for part in each.parts]
+        passes = passes_of([part.length for part in parts], MOST_TOKENS)
+        order = torch.tensor([place for chosen in passes for place in chosen])
+        pooled = torch.cat([self._pooled(model, [parts[place] for place in chosen]) for chosen in passes])
+        pooled = pooled[order.argsort().to(self.device)]
+        if len(parts) == len(examples):
+            return pooled
+        clips = torch.split(pooled, [len(each.parts) for each in examples])
+        return torch.stack([clip.amax(dim=0) if self.reads == "max" else clip.mean(dim=0) for clip in clips])
+
+    def _pooled(self, model: Any, parts: Sequence[Frames]) -> Tensor:
+        """[n, h] of parts in one pass."""
         longest = max(part.length for part in parts)
         dtype = next(model.parameters()).dtype
         own, lengths = (
@@ -88,8 +101,15 @@ class AudioFeatures(PooledFeatures[ClipExample]):
         )
         features = self.forward.stacked(parts, longest).to(self.device, dtype)
         states = encoder_states(model, features, lengths if bool((lengths < longest).any()) else None)
-        pooled = pool(self.reads, states, kept(own, longest))
-        if len(parts) == len(examples):
-            return pooled
-        clips = torch.split(pooled, [len(each.parts) for each in examples])
-        return torch.stack([clip.amax(dim=0) if self.reads == "max" else clip.mean(dim=0) for clip in clips])
+        return pool(self.reads, states, kept(own, longest))
+
+
+def passes_of(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Parts in passes of at most so many tokens with their padding, the short ones first; a longer one has its own."""
+    passes: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if passes and (len(passes[-1]) + 1) * lengths[place] <= most:
+            passes[-1].append(place)
+        else:
+            passes.append([place])
+    return passes

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from fmplex_backend.errors import TaskProblem
-from fmplex_backend.families.audio_encoder.clips import NO_LIMIT, RATE, SUFFIXES, Clip, clip_of, is_pair
+from fmplex_backend.families.audio_encoder.clips import (
+    NO_LIMIT,
+    RATE,
+    SUFFIXES,
+    Array,
+    Clip,
+    clip_of,
+    is_cell,
+    is_decoder,
+    is_pair,
+)
 from fmplex_backend.interface import TensorSpec
 
 PROBE_SAMPLES = 1600
+T = TypeVar("T")
 
 
 class _ClipInput:
@@ -28,9 +39,9 @@ class _ClipInput:
             return Path(data).suffix.lower() in SUFFIXES
         if isinstance(data, np.ndarray):
             return data.ndim == 1 and data.dtype.kind in "fiu"
-        if isinstance(data, dict):
-            return "sampling_rate" in data
-        return isinstance(data, (Clip, bytes, bytearray)) or (is_pair(data) and isinstance(data[0], np.ndarray))
+        if isinstance(data, tuple):
+            return bool(data) and isinstance(data[0], np.ndarray) and is_pair(data)
+        return isinstance(data, (Clip, bytes, bytearray)) or is_cell(data) or is_decoder(data)
 
     def item(self, cell: Any) -> tuple[Clip, list[tuple[int, int]]]:
         return clip_of(cell), []
@@ -57,7 +68,7 @@ class AudioBytesInput(_ClipInput):
     def array(self, items: Sequence[Any]) -> npt.NDArray[Any]:
         """[n, 1]."""
         cells = np.empty((len(items), 1), dtype=np.object_)
-        cells[:, 0] = [_clip(item).content() for item in items]
+        cells[:, 0] = [_read(Clip.content, place, item) for place, item in enumerate(items)]
         return cells
 
 
@@ -68,13 +79,7 @@ class AudioInput(_ClipInput):
 
     def array(self, items: Sequence[Any]) -> npt.NDArray[Any]:
         """[n, samples]."""
-        found = []
-        for item in items:
-            clip = _clip(item)
-            try:
-                found.append(clip.samples(NO_LIMIT))
-            except ValueError as error:
-                raise TaskProblem(f"{clip.name}: {error}") from None
+        found = [_read(_samples, place, item) for place, item in enumerate(items)]
         lengths = {len(each) for each in found}
         if len(lengths) > 1:
             shown = ", ".join(f"{length:,}" for length in sorted(lengths)[:4])
@@ -90,6 +95,22 @@ def _clip(item: Any) -> Clip:
         return clip_of(item)
     except ValueError as error:
         raise TaskProblem(f"the task reads audio: {error}") from None
+
+
+def _samples(clip: Clip) -> Array:
+    return clip.samples(NO_LIMIT)
+
+
+def _read(how: Callable[[Clip], T], place: int, item: Any) -> T:
+    """What is sent of an item; raises TaskProblem, naming it."""
+    try:
+        clip = clip_of(item)
+    except ValueError as error:
+        raise TaskProblem(f"the task reads audio, item {place}: {error}") from None
+    try:
+        return how(clip)
+    except ValueError as error:
+        raise TaskProblem(f"item {place} ({clip.name}): {error}") from None
 
 
 AUDIO_BYTES, AUDIO = AudioBytesInput(), AudioInput()

@@ -10,7 +10,8 @@ from fmplex_backend.repository.parameters import BackboneConfig
 class AudioEncoderConfig(BackboneConfig):
     """What all backbones have, and how much audio a request may bring.
 
-    A second takes 128 KB while it is read and turned into features, and 32 KB until it has run.
+    A second takes 128 KB while it is read and turned into features, and until it has run 32 KB where the model has 80
+    mel bins, 51 KB where it has 128.
     """
 
     max_audio_seconds: float = Field(

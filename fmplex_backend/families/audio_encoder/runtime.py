@@ -34,6 +34,7 @@ class AudioEncoderRuntime(EncoderRuntime[Frames]):
         predict: the cost model's estimate of a pass, in seconds; decides how a batch is cut into passes.
     """
 
+    quick_when_small = False  # two kilobytes of FLAC may be minutes, and a sample brings its silence
     forward: Forward
 
     def __init__(self, config: AudioEncoderConfig, file: Path, device: str, max_items: int, predict: Predict) -> None:

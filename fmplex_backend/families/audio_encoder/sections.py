@@ -15,11 +15,12 @@ from fmplex_backend.section import CHECKED
 
 if TYPE_CHECKING:
     from fmplex_backend.families.audio_encoder.preprocessing import AudioReader, Preprocessor
+SILENCE = 1.0  # seconds
 
 
 @dataclass(config=CHECKED, frozen=True)
 class _Audio:
-    silence: Annotated[float, Field(ge=0, le=30, allow_inf_nan=False)] = 1.0
+    silence: Annotated[float, Field(ge=0, le=30, allow_inf_nan=False)] = SILENCE
 
     learns: ClassVar[Literal["nothing", "optionally", "always"]] = "nothing"
 
@@ -39,8 +40,9 @@ class AudioFile(_Audio):
     """Clips are sent as files: WAV, FLAC or OGG, of any rate and length.
 
     Args:
-        silence: seconds of it that the backbone hears after a clip, while the two have room in its window. Whisper was
-            trained on windows filled up with silence: 30 is what it knows, 1 costs a short clip a tenth of that.
+        silence: seconds of it that the backbone hears after a clip, or as much of it as fits into the model's window
+            after the clip. Whisper was trained on windows filled up with silence: 30 is what it knows, 1 costs a short
+            clip a tenth of that.
     """
 
     kind: Literal["audio-file"] = field(default="audio-file", kw_only=True, repr=False)
@@ -57,8 +59,9 @@ class AudioSamples(_Audio):
     """Clips are sent as samples, float32 [n] within -1 and 1, 16,000 a second, those of one request of one length.
 
     Args:
-        silence: seconds of it that the backbone hears after a clip, while the two have room in its window. Whisper was
-            trained on windows filled up with silence: 30 is what it knows, 1 costs a short clip a tenth of that.
+        silence: seconds of it that the backbone hears after a clip, or as much of it as fits into the model's window
+            after the clip. Whisper was trained on windows filled up with silence: 30 is what it knows, 1 costs a short
+            clip a tenth of that.
     """
 
     kind: Literal["audio-samples"] = field(default="audio-samples", kw_only=True, repr=False)

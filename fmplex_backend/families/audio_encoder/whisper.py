@@ -9,6 +9,7 @@ leaves these tokens out, so that a row's states are those that it has alone.
 from __future__ import annotations
 
 import inspect
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ def encoder_states(model: Any, features: Tensor, lengths: Tensor | None) -> Tens
         mask = torch.zeros(left_out.shape, dtype=states.dtype, device=states.device)
         mask = mask.masked_fill(left_out, LEFT_OUT)[:, None, None, :].expand(-1, 1, states.shape[1], -1)
     for layer in model.layers:
-        found = layer(states, mask, **_without_head_mask(layer))
+        found = layer(states, mask, **_without_head_mask())
         states = found[0] if isinstance(found, tuple) else found
     normal: Tensor = model.layer_norm(states)
     return normal
@@ -44,6 +45,10 @@ def kept(lengths: Tensor, most: int) -> Tensor:
     return torch.arange(most, device=lengths.device) < lengths[:, None]
 
 
-def _without_head_mask(layer: Any) -> dict[str, None]:
+@cache
+def _without_head_mask() -> dict[str, None]:
     """transformers before 4.57 has a third argument that must be given."""
-    return {"layer_head_mask": None} if "layer_head_mask" in inspect.signature(layer.forward).parameters else {}
+    from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
+
+    given = inspect.signature(WhisperEncoderLayer.forward).parameters
+    return {"layer_head_mask": None} if "layer_head_mask" in given else {}

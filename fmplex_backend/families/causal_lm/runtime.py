@@ -84,6 +84,7 @@ class CausalLmRuntime:
         clock: seconds, the engine's.
     """
 
+    quick_when_small = True
     queues_passes = False  # the next step begins with this one's tokens
     metrics: Mapping[str, Metric] = {**METRICS, **ADAPTER_METRICS}
     post: Post

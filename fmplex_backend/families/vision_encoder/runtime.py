@@ -38,6 +38,7 @@ class VisionEncoderRuntime(EncoderRuntime[Pixels]):
         predict: the cost model's estimate of a pass, in seconds.
     """
 
+    quick_when_small = False  # two kilobytes of PNG may be megapixels, and as many tiny pictures are all made large
     folds = True  # where it does not hold, `not_adaptable` says so
 
     def __init__(self, config: VisionEncoderConfig, file: Path, device: str, max_items: int, predict: Predict) -> None:

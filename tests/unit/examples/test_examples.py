@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -114,6 +115,93 @@ def test_weights_of_a_package_go_into_the_cache_once(tmp_path: Path, monkeypatch
         dino.found("package:sorcery/a.pt")
 
 
+def test_a_model_in_the_cache_is_found_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "models" / "small"
+    place.mkdir(parents=True)
+    (place / "config.json").write_text("{}")
+    monkeypatch.setenv("FMPLEX_CACHE", str(tmp_path))
+    script = EXAMPLES / "dinov2_weights.py"
+    said = f"""
+import runpy, sys
+sys.argv = ["dinov2_weights.py", "package:sorcery/a.pt", "cache:small"]
+runpy.run_path({str(script)!r}, run_name="__main__")
+print(sorted({{"torch", "transformers"}} & set(sys.modules)))
+"""
+    told = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    assert told.stdout == "[]\n"
+
+
+def test_dinov2_weights_mend_the_cache_and_never_mix_with_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(dino_weights(64, 1, 4, 2, 0), tmp_path / "dino.pth")
+    monkeypatch.setenv("FMPLEX_CACHE", str(tmp_path / "cache"))
+    dino = example("dinov2_weights")
+
+    def run(directory: str, weights: str = "dino.pth") -> None:
+        monkeypatch.setattr(sys, "argv", ["dinov2_weights.py", str(tmp_path / weights), directory])
+        dino.main()
+
+    def refused(directory: str, weights: str = "dino.pth") -> str:
+        with pytest.raises(SystemExit, match="2"):
+            run(directory, weights)
+        return capsys.readouterr().err
+
+    damaged = tmp_path / "cache" / "models" / "small"
+    damaged.mkdir(parents=True)
+    (damaged / "model.safetensors").write_bytes(b"half")
+    run("cache:small")
+    assert AutoModel.from_pretrained(damaged).config.hidden_size == 64
+    for name in ("", "..", ".", "a/b"):
+        assert "wants a name without slashes" in refused(f"cache:{name}")
+    run(str(tmp_path / "own"))
+    before = (tmp_path / "own" / "config.json").stat().st_mtime_ns
+    for taken in ("own", "dino.pth"):
+        assert "is there already" in refused(str(tmp_path / taken))
+    assert (tmp_path / "own" / "config.json").stat().st_mtime_ns == before
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run(".")
+    assert AutoModel.from_pretrained(tmp_path / "here").config.hidden_size == 64
+    (tmp_path / "text.pth").write_text("no weights")
+    torch.save({"odd": torch.zeros(1)}, tmp_path / "odd.pth")
+    lacking = dino_weights(64, 1, 4, 2, 0)
+    del lacking["norm.bias"]
+    torch.save(lacking, tmp_path / "lacking.pth")
+    for weights, problem in {
+        "none.pth": "No such file",
+        "text.pth": "torch cannot read it",
+        "odd.pth": "no weights of DINOv2",
+        "lacking.pth": "are missing: layernorm.bias",
+    }.items():
+        assert problem in refused(str(tmp_path / "other"), weights)
+
+
+def test_two_that_convert_at_once_both_find_a_whole_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one is done while this one converts."""
+    torch.save(dino_weights(64, 1, 4, 2, 0), tmp_path / "dino.pth")
+    monkeypatch.setenv("FMPLEX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "argv", ["dinov2_weights.py", str(tmp_path / "dino.pth"), "cache:small"])
+    dino = example("dinov2_weights")
+    place = tmp_path / "cache" / "models" / "small"
+    own = dino.model_of
+
+    def after_the_other(weights: Any) -> Any:
+        monkeypatch.setattr(dino, "model_of", own)
+        dino.main()
+        assert (place / "config.json").is_file()
+        return own(weights)
+
+    monkeypatch.setattr(dino, "model_of", after_the_other)
+    dino.main()
+    assert AutoModel.from_pretrained(place).config.hidden_size == 64
+    assert sorted(each.name for each in place.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    ]
+
+
 def whisper_weights(model: WhisperModel) -> dict[str, Any]:
     """A model's weights by the names and in the precision that OpenAI gives them."""
     names = {
@@ -156,8 +244,43 @@ def test_whisper_weights_as_openai_publishes_them(tmp_path: Path, monkeypatch: p
     whisper.main()
     made = WhisperModel.from_pretrained(tmp_path / "made")
     assert all(torch.equal(tensor, made.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert made.config.decoder_start_token_id == 39
     with pytest.raises(ValueError, match="no weights of Whisper"):
         whisper.model_of(audio | text, {"encoder.odd": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(("tokens", "start"), [(51865, 50258), (51864, 50257), (51866, 50258)])
+def test_whispers_texts_start_with_its_own_token(tokens: int, start: int) -> None:
+    whisper = example("whisper_weights")
+    config = WhisperConfig(
+        vocab_size=tokens, d_model=8, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32, decoder_ffn_dim=32,
+        encoder_attention_heads=1, decoder_attention_heads=1, max_source_positions=4, max_target_positions=4,
+    )  # fmt: skip
+    audio = {"n_mels": 80, "n_audio_ctx": 4, "n_audio_state": 8, "n_audio_head": 1, "n_audio_layer": 1}
+    text = {"n_vocab": tokens, "n_text_ctx": 4, "n_text_state": 8, "n_text_head": 1, "n_text_layer": 1}
+    made = whisper.model_of(audio | text, whisper_weights(WhisperModel(config)))
+    assert (made.config.decoder_start_token_id, made.config.eos_token_id) == (start, start - 1)
+
+
+def test_what_is_no_whisper_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whisper = example("whisper_weights")
+    torch.save({"model_state_dict": {}}, tmp_path / "old.pt")
+    (tmp_path / "text.pt").write_text("no weights")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "one").touch()
+    for weights, directory, problem in [
+        ("old.pt", "made", "old.pt: it is no Whisper as OpenAI publishes it"),
+        ("text.pt", "made", "torch cannot read it"),
+        ("none.pt", "made", "No such file"),
+        ("old.pt", "full", "is there already"),
+    ]:
+        monkeypatch.setattr(sys, "argv", ["whisper_weights.py", str(tmp_path / weights), str(tmp_path / directory)])
+        with pytest.raises(SystemExit, match="2"):
+            whisper.main()
+        assert problem in capsys.readouterr().err
+    assert not (tmp_path / "made").exists()
 
 
 def dino_weights(width: int, layers: int, patch: int, side: int, registers: int) -> dict[str, torch.Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,9 +48,29 @@ def test_encoders_and_decoders_of_every_family_are_imported_from_fmplex(spec: Fa
 
     for section in (*spec.encoders, *spec.decoders):
         assert getattr(fmplex, section.__name__) is section
-    assert families.section_named("Sorcery") is None
+        assert (section.__name__ in fmplex.__all__) == (spec.name in families.FAMILIES)
+    with pytest.raises(LookupError, match=r"no family has 'Sorcery'$"):
+        families.section_named("Sorcery")
     with pytest.raises(AttributeError, match="no attribute 'Sorcery'"):
         _ = fmplex.Sorcery
+
+
+def test_a_package_whose_family_cannot_be_imported_breaks_no_other_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fmplex
+
+    monkeypatch.setattr(families, "specs", lambda: {**families.FAMILIES, "broken": "no_such_package.spec:Broken"})
+    assert not hasattr(fmplex, "Sorcery")
+    with pytest.raises(AttributeError, match=r"no attribute 'Sorcery'.*broken .*No module named 'no_such_package'"):
+        _ = fmplex.Sorcery
+
+
+def test_a_name_that_is_nowhere_imports_no_shipped_family() -> None:
+    said = (
+        "import sys, fmplex; hasattr(fmplex, 'Sorcery');"
+        "print([name for name in sys.modules if name.startswith('fmplex_backend.families.')])"
+    )
+    told = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    assert told.stdout == "[]\n"
 
 
 def test_a_family_is_known_by_its_own_name() -> None:

@@ -32,8 +32,14 @@ def test_what_was_put_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("FMPLEX_CACHE", str(tmp_path))
     place = save_tiny(tmp_path / "models" / "tiny")
     assert find_model("cache:tiny", Path("config.pbtxt")) == place
-    for name in ("gone", "../models/tiny", ""):
-        with pytest.raises(BackboneRefused, match=r"parameters\.model: .* holds no model.*make setup"):
+    (tmp_path / "config.json").write_text("{}")
+    for name, problem in {
+        "gone": "holds no model.*dinov2_weights.py FILE cache:gone.*make setup",
+        "../models/tiny": "without slashes",
+        "..": "without slashes",
+        "": "without slashes",
+    }.items():
+        with pytest.raises(BackboneRefused, match=rf"parameters\.model: .*{problem}"):
             find_model(f"cache:{name}", Path("config.pbtxt"))
 
 

@@ -135,6 +135,17 @@ def test_whether_small_requests_are_quick_is_measured(rig: PreparationRig, versi
     assert rig.work() >= 1
 
 
+def test_a_family_whose_small_requests_may_be_slow_has_none_prepared_at_once(
+    rig: PreparationRig, version: Path
+) -> None:
+    vfm = rig.quick(version)
+    rig.runtime.quick_when_small = False
+    request = rig.submit(vfm)
+    assert rig.prepared == []
+    assert rig.work() == 1
+    assert rig.prepared == [request]
+
+
 def test_workers_take_turns_among_vfms(rig: PreparationRig, version: Path) -> None:
     vfms = [rig.quick(version) for _ in range(3)]
     for vfm in vfms:

@@ -7,11 +7,13 @@ import struct
 import tracemalloc
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import soxr
+import torch
 from audio_fixtures import RATE, clip, encoded
 
 from fmplex_backend.errors import TaskProblem
@@ -54,6 +56,18 @@ def test_channels_are_mixed() -> None:
     np.testing.assert_allclose(found, (TONE + other) / 2, atol=1e-6)
 
 
+class Decoder:
+    """A cell of an audio column as `datasets` 4 has it: torchcodec's AudioDecoder, as far as it is asked."""
+
+    def __init__(self, data: Any, rate: Any = RATE) -> None:
+        self.data, self.rate = data, rate
+
+    def get_all_samples(self) -> Any:
+        if self.data is None:
+            raise RuntimeError("Failed to open input buffer\nat some place")
+        return SimpleNamespace(data=torch.from_numpy(self.data), sample_rate=self.rate)
+
+
 def test_every_form_of_a_clip_has_the_same_samples(tmp_path: Path) -> None:
     whole = np.round(TONE * 32767).astype(np.int16)
     file = tmp_path / "one.wav"
@@ -69,7 +83,13 @@ def test_every_form_of_a_clip_has_the_same_samples(tmp_path: Path) -> None:
         samples.astype(np.float64),
         (samples, RATE),
         {"array": samples, "sampling_rate": RATE},
+        (samples, float(RATE)),
+        (samples, np.int64(RATE)),
         {"path": "gone.wav", "bytes": file.read_bytes()},
+        {"path": str(file), "bytes": None},
+        {"path": str(file), "array": samples, "sampling_rate": float(RATE)},
+        Decoder(samples[None]),
+        Decoder(np.stack([samples * 0.5, samples * 1.5])),
         Clip(file),
     ]
     for form in forms:
@@ -86,6 +106,26 @@ def test_every_form_of_a_clip_has_the_same_samples(tmp_path: Path) -> None:
 def test_what_is_no_clip_is_refused(given: Any) -> None:
     with pytest.raises(ValueError, match=r"is no clip|there is no file"):
         clip_of(given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *((TONE, rate) for rate in (0, -1, 2**31, 8000.5, float("nan"), True, None)),
+        {"array": TONE},
+        {"array": TONE, "sampling_rate": "fast"},
+        Decoder(TONE[None], 0),
+    ],
+    ids=repr,
+)
+def test_a_rate_that_is_none_is_refused_by_name(given: Any) -> None:
+    with pytest.raises(ValueError, match=r"its rate is .*; give|it has .* samples a second; send"):
+        clip_of(given)
+
+
+def test_a_column_whose_files_cannot_be_decoded_says_so() -> None:
+    with pytest.raises(ValueError, match=r"it cannot be decoded: Failed to open input buffer$"):
+        clip_of(Decoder(None))
 
 
 def test_clips_are_known_by_what_they_hold(tmp_path: Path) -> None:
@@ -125,6 +165,7 @@ HOSTILE = {
     "hours long": encoded(np.zeros(RATE * 1200, np.int16), kind="FLAC"),
     "hours long at a low rate": encoded(np.zeros(2_000 * 1200, np.int16), 2_000),
     "FLAC, cut off": encoded(TONE, kind="FLAC")[:4000],
+    "OGG, two in one": encoded(TONE, kind="OGG") + encoded(clip(3, 1), kind="OGG"),
     "of another kind": encoded(TONE, kind="AIFF"),
 }
 
@@ -133,6 +174,19 @@ HOSTILE = {
 def test_what_cannot_be_read_says_why(kind: str) -> None:
     with pytest.raises(ValueError, match=r"^it (is|has) "):
         decoded(HOSTILE[kind], 600)
+
+
+def test_what_a_header_says_is_called_so() -> None:
+    streamed = bytearray(encoded(TONE, kind="FLAC"))
+    assert len(TONE) < 1 << 16
+    streamed[24:26] = bytes(2)  # the last of the 36 bits that hold the number of frames; the others are 0
+    with pytest.raises(ValueError, match=r"^its header does not say how long it is"):
+        decoded(bytes(streamed), 600)
+    for kind in ("hours long", "a rate of 4 million"):
+        with pytest.raises(ValueError, match="by its header"):
+            decoded(HOSTILE[kind], 600)
+    with pytest.raises(ValueError, match="it has 2 streams"):
+        decoded(HOSTILE["OGG, two in one"], 600)
 
 
 def test_wav_and_ogg_files_that_are_cut_off_have_what_is_there() -> None:

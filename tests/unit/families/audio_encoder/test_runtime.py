@@ -23,6 +23,7 @@ from fmplex_backend.errors import BackboneRefused, TaskRefused
 from fmplex_backend.families.audio_encoder.forward import CapturedFrames, Forward, PassKind
 from fmplex_backend.families.audio_encoder.runtime import AudioEncoderRuntime
 from fmplex_backend.families.cuda_graphs import Graphs
+from fmplex_backend.serving.preparation import SMALL_BYTES
 from fmplex_backend.types import Request, Vfm
 from testing.adapters import save_adapter
 
@@ -121,6 +122,12 @@ def test_a_request_of_more_than_a_batch_runs_in_steps(tmp_path: Path) -> None:
     request = ask(runtime, vfm, *[clip(seed) for seed in range(10)])
     assert request.work.items < 10
     assert request.prepared_bytes == 10 * (4 * 16 * 2 * (15 + 50) + 4 * HIDDEN)
+
+
+def test_few_bytes_may_be_minutes() -> None:
+    """So that nothing is prepared on the thread that takes requests in."""
+    assert len(encoded(np.zeros(250 * 2_000, np.int16), 2_000, kind="FLAC")) <= SMALL_BYTES
+    assert not AudioEncoderRuntime.quick_when_small
 
 
 def test_a_class_token_is_refused(tmp_path: Path) -> None:

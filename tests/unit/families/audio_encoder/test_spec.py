@@ -43,15 +43,38 @@ def test_samples_are_of_about_so_many_tokens(tmp_path: Path) -> None:
         assert len({row.key for row in rows}) == 4
 
 
+def tables(whole: Any, folder: Path) -> list[Any]:
+    """What holds clips, and is none."""
+    return [
+        ["a.wav"],
+        "rows.csv",
+        folder,
+        whole[None],
+        (whole, whole),
+        (whole, "a.wav"),
+        (),
+        {},
+        {"path": ["a.wav"], "label": ["b"]},
+        {"path": ["a.wav", "b.wav"]},
+    ]
+
+
 @pytest.mark.parametrize("reads", [AUDIO, AUDIO_BYTES], ids=["AUDIO", "AUDIO_BYTES"])
 def test_inputs(reads: Any, tmp_path: Path) -> None:
     file = tmp_path / "one.WAV"
     file.write_bytes(encoded(clip(1)))
     whole = clip(1)
     one: list[Any] = [str(file), file, file.read_bytes(), whole, (whole, 8000), reads.parse(str(file))]
-    one.append({"array": whole, "sampling_rate": 8000})
+    one += [
+        {"array": whole, "sampling_rate": 8000},
+        {"bytes": None, "path": str(file)},
+        {"array": whole},
+        {"array": whole.tolist(), "sampling_rate": 8000},
+        (whole, 8000.0),
+        (whole, 0),
+    ]
     assert all(reads.is_item(each) for each in one)
-    assert not any(reads.is_item(each) for each in (["a.wav"], "rows.csv", tmp_path, whole[None], (whole, whole)))
+    assert not any(reads.is_item(each) for each in tables(whole, tmp_path))
     assert [reads.show(each)[:6] for each in one[2:5]] == ["a clip", "a clip", "a clip"]
     sent = reads.array([one[0]])
     if reads is AUDIO:
@@ -60,8 +83,9 @@ def test_inputs(reads: Any, tmp_path: Path) -> None:
             reads.array([whole, whole[:100]])
     else:
         assert sent.tolist() == [[file.read_bytes()]]
-    for bad in (str(tmp_path / "none.wav"), 3):
-        with pytest.raises(TaskProblem):
-            reads.array([bad])
+    silent = np.zeros(0, np.float32)
+    for bad in (str(tmp_path / "none.wav"), 3, (whole, 0), (whole, -1), (whole, 2**31), silent, whole * np.nan):
+        with pytest.raises(TaskProblem, match=r"item 1[ :]"):
+            reads.array([whole, bad])
     with pytest.raises(TaskProblem, match="there is no file"):
         reads.parse("none.wav")

@@ -25,6 +25,7 @@ from fmplex_backend.families.vision_encoder.anatomy import read
 from fmplex_backend.families.vision_encoder.forward import CapturedPixels, Forward, PassKind
 from fmplex_backend.families.vision_encoder.preprocessing import Pixels
 from fmplex_backend.families.vision_encoder.runtime import VisionEncoderRuntime
+from fmplex_backend.serving.preparation import SMALL_BYTES
 from fmplex_backend.types import Request, Vfm
 from testing.adapters import save_adapter
 
@@ -152,6 +153,12 @@ def test_a_request_of_more_than_a_batch_runs_in_steps(tmp_path: Path) -> None:
     request = ask(runtime, vfm, *[picture(seed) for seed in range(10)])
     assert request.work.items == 2
     assert request.prepared_bytes == 10 * (3 * SIDE * SIDE + 4 * HIDDEN)
+
+
+def test_few_bytes_may_be_megapixels() -> None:
+    """So that nothing is prepared on the thread that takes requests in."""
+    assert len(encoded(np.zeros((1000, 1000, 3), np.uint8), "WEBP")) <= SMALL_BYTES
+    assert not VisionEncoderRuntime.quick_when_small
 
 
 def test_a_pooled_vector_that_a_model_has_not_is_refused(tmp_path: Path) -> None:
