@@ -80,7 +80,7 @@ class Reporter:
 
     def status(self, name: str = "") -> BackboneStatus:
         """The backbone as it is now, with all its tasks or the one that is named."""
-        about = {
+        about: dict[str, Any] = {
             "name": self.backbone,
             "family": self.config.family,
             "model": self.config.model,
