@@ -41,8 +41,8 @@ def rebind(
     In this order: the new backbone reads the task's version, the entry is written, the new backbone says that it serves
     the task, and the server loads the entry. Until then requests go to the former backbone, which serves a task that
     has moved for two seconds more, and what it holds to the end. What the new backbone refuses to read is not written.
-    Where it refuses the task later, or it or the server does not answer, the entry is as it was before these two
-    seconds are over. Raises TaskProblem, Refused, or ServerProblem.
+    Where it refuses the task later, or does not answer, the entry is as it was before these two seconds are over; where
+    loading it raises, the entry is as it was then, and loaded. Raises TaskProblem, Refused, or ServerProblem.
 
     Args:
         journal: is told of it, also where it fails.
