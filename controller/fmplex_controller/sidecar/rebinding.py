@@ -18,7 +18,7 @@ from fmplex_controller.sidecar.triton import PROBE_S, Triton
 AHEAD_WAIT_S = 0.5  # for what is worth little beside a move that comes late
 CHECK_S = 1.5  # from the write on: the former backbone serves a task that has moved for two seconds
 LEAST_CHECK_S = 0.1
-ATTACH_WAIT_S = 0.5  # for an engine that is at a long batch, which is no reason to refuse a task
+ATTACH_WAIT_S = 0.5  # for an engine that is at a long batch, once the task is loaded
 ATTACH_EVERY_S = 0.005
 
 
@@ -80,21 +80,23 @@ def _moved(repository: Rebinding, triton: Triton, task: str, backbone: str, ahea
     is_sent = False
     try:
         until = time.perf_counter() + CHECK_S
-        told = _attached(triton, rebound, repository.root, until)
+        told = _told(triton, rebound, repository.root, until)
         if told.contested and (again := repository.retag(rebound)) is not None:
             rebound = again
-            told = _attached(triton, rebound, repository.root, until)
-        if told.contested or not told.healthy:
-            raise TaskProblem(f"the backbone {backbone!r} refuses {task!r}: {told.error}")
+            told = _told(triton, rebound, repository.root, until)
+        _check_served(rebound, told)
         is_sent = True
         triton.load(task)
+        seconds = time.perf_counter() - start
+        if told.attached is False:
+            _follow(triton, rebound, repository.root)
     except BaseException as error:
         _undo(repository, rebound, error)
         if is_sent:  # what raises may have been done, where it was the answer that did not come
             with suppress(FmplexError):
                 triton.load(task)
         raise
-    return Moved(task, rebound.former, backbone, rebound.tag, time.perf_counter() - start)
+    return Moved(task, rebound.former, backbone, rebound.tag, seconds)
 
 
 def _undo(repository: Rebinding, rebound: Rebound, error: BaseException) -> None:
@@ -117,20 +119,33 @@ def _ahead(triton: Triton, backbone: str, task: str) -> float:
     return 0.0 if told is None else told.ahead_s
 
 
-def _attached(triton: Triton, rebound: Rebound, root: Path, until: float) -> TaskStatus:
-    """What the backbone tells of the task once it has read it, and its engine has attached it or is at a long batch.
+def _follow(triton: Triton, rebound: Rebound, root: Path) -> None:
+    """Until the engine has attached a loaded task; raises TaskProblem where it cannot.
 
-    Raises TaskProblem where it has no such task.
+    It does so after the batch at hand, which is too long to be waited for before the task is loaded.
     """
-    patience = time.perf_counter() + ATTACH_WAIT_S
-    while True:
-        left = max(LEAST_CHECK_S, until - time.perf_counter())
-        told = by_name(triton.status(rebound.backbone, rebound.task, left).tasks).get(rebound.task)
-        if told is None or told.state == "leaving":
-            raise TaskProblem(
-                f"the backbone {rebound.backbone!r} does not find {rebound.task!r} in its model repository. Name the "
-                f"one that the server runs on, in the place of {root}"
-            )
-        if told.attached is not False or not told.healthy or time.perf_counter() >= min(until, patience):
-            return told
-        time.sleep(ATTACH_EVERY_S)
+    until = time.perf_counter() + ATTACH_WAIT_S
+    with suppress(ServerProblem):  # no answer is no refusal
+        while time.perf_counter() < until:
+            time.sleep(ATTACH_EVERY_S)
+            told = _told(triton, rebound, root, until)
+            _check_served(rebound, told)
+            if told.attached is not False:
+                return
+
+
+def _check_served(rebound: Rebound, told: TaskStatus) -> None:
+    if told.contested or not told.healthy:
+        raise TaskProblem(f"the backbone {rebound.backbone!r} refuses {rebound.task!r}: {told.error}")
+
+
+def _told(triton: Triton, rebound: Rebound, root: Path, until: float) -> TaskStatus:
+    """What the backbone tells of the task once it has read it; raises TaskProblem where it has no such task."""
+    left = max(LEAST_CHECK_S, until - time.perf_counter())
+    told = by_name(triton.status(rebound.backbone, rebound.task, left).tasks).get(rebound.task)
+    if told is None or told.state == "leaving":
+        raise TaskProblem(
+            f"the backbone {rebound.backbone!r} does not find {rebound.task!r} in its model repository. Name the one "
+            f"that the server runs on, in the place of {root}"
+        )
+    return told

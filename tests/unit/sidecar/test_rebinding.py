@@ -109,11 +109,11 @@ def test_an_older_backbone_has_the_task_before_the_server_loads_it(root: Path, j
     assert triton.calls == ["prefetch twin: []", "status twin: ['a']", "load a"]
 
 
-def test_the_server_loads_it_once_the_engine_has_attached_it(root: Path, journal: Journal) -> None:
+def test_it_is_followed_until_the_engine_has_attached_it(root: Path, journal: Journal) -> None:
     triton: Any = FakeTriton(root)
     triton.told = [{"attached": False}, {"attached": False}, {"attached": True}]
     assert rebind(root, triton, "a", "twin", journal=journal, why="to see") is not None
-    assert triton.calls == ["prefetch twin: []", *["status twin: ['a']"] * 3, "load a"]
+    assert triton.calls == ["prefetch twin: []", "status twin: ['a']", "load a", *["status twin: ['a']"] * 2]
 
 
 def test_an_engine_that_is_long_at_a_batch_is_no_refusal(
@@ -124,6 +124,13 @@ def test_an_engine_that_is_long_at_a_batch_is_no_refusal(
     triton.told = [{"attached": False}]
     assert rebind(root, triton, "a", "twin", journal=journal, why="to see") is not None
     assert triton.calls[-2:] == ["status twin: ['a']", "load a"]
+
+
+def test_no_answer_once_it_is_loaded_is_no_reason_to_take_it_back(root: Path, journal: Journal) -> None:
+    triton: Any = FakeTriton(root)
+    triton.told = [{"attached": False}, DeadlineExceeded("busy")]
+    assert rebind(root, triton, "a", "twin", journal=journal, why="to see") is not None
+    assert triton.loaded == [("twin", 1)]
 
 
 def test_one_whose_tag_may_be_anothers_there_gets_another_before_it_is_loaded(root: Path, journal: Journal) -> None:
@@ -177,14 +184,15 @@ def test_what_is_refused_leaves_everything_as_it_was(
     message: str,
 ) -> None:
     triton: Any = FakeTriton(root)
-    triton.told, triton.problem = told_of_it, problem
+    triton.told, triton.problem = list(told_of_it), problem
+    was_loaded = problem is not None or len(told_of_it) > 1
     before = (root / "a" / "config.pbtxt").read_text()
     with pytest.raises(FmplexError, match=message):
         rebind(root, triton, "a", "twin", journal=journal, why="to see")
     assert sorted(Repository(root, BASE).read()) == ["a"]
     assert (root / "a" / "config.pbtxt").read_text() == before
     # What raises may have been done: the server is told once more. Before that it has the former entry.
-    assert triton.loaded == ([("twin", 1), (BASE, 1)] if problem else [])
+    assert triton.loaded == ([("twin", 1), (BASE, 1)] if was_loaded else [])
     ((kind, _, reason, outcome),) = told
     assert (kind, reason) == ("rebound", "to twin: to see")
     assert message in outcome
