@@ -77,8 +77,9 @@ class TaskStatus(Report):
 
     `state` is "refused" where its requests are answered with `error`; "serving former version" where its newest version
     is refused for `error`; "leaving" where it was removed or moved a moment ago; "not served" where the server does
-    not send it any requests, which clients find out. Counts are since the task was attached. A group that serves may
-    have an `error`, too: why some of its tasks cannot be asked. Its requests are also its tasks'.
+    not send it any requests, which clients find out. Counts are since the task was attached. A task that serves has an
+    `error`, too, where it is `contested`, and a group that serves where some of its tasks cannot be asked. A group's
+    requests are also its tasks'.
     """
 
     name: str
@@ -110,6 +111,9 @@ class TaskStatus(Report):
     account: int | None = None  # what these counts belong to: another number in this process is another account
     adapter_in_memory: bool | None = None  # where its backbone has `adapter_memory`: False where it is in its file
     error: str = ""
+    # Whether requests of another task may come with its tag, so that none is answered meanwhile; `error` says whose.
+    contested: bool = False
+    attached: bool | None = None  # whether the engine has taken it over from the loader; None from an older backbone
     members: tuple[str, ...] = ()  # of a group: its tasks
     candidates: tuple[CandidateStatus, ...] = ()  # tried beside its version; what is theirs is not in the counts above
 
@@ -194,7 +198,7 @@ class BackboneStatus(Report):
     items: int = 0  # rows of these
     busy_s: float = 0.0  # seconds that batches ran which have ended; what all tasks, also former ones, are charged
     last_batch_s: float | None
-    queued: int  # requests of all tasks that wait
+    queued: int  # requests of all tasks that wait, also of those that have left and whose last ones are still to run
     running: int  # requests of the batch at hand
     running_s: float = 0.0  # for how long it has run; its seconds are no part of `busy_s` yet
     failures: dict[str, int]  # by reason, of requests that name no task

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fmplex_backend.errors import BackboneRefused, TaskProblem
@@ -19,7 +20,6 @@ from fmplex_backend.repository.configs import (
     backbone_stepped_into,
     read_config,
     tags_in,
-    tags_of,
 )
 from fmplex_backend.repository.loadable import check_loadable
 from fmplex_backend.repository.parameters import BackboneConfig
@@ -35,6 +35,9 @@ LEAST_AHEAD_S = 1e-6  # of the digits that are written: less is nothing
 class Rebound:
     """A task whose binding has changed, and what that was before.
 
+    `at` is `rebound_at` as it stands in its entry: whoever binds the task anew, be it to the same backbone with the
+    same tag, writes another one.
+
     `former_tag` is None where the entry had several, which no server takes. Then they are in `odd_tags`: of each of its
     steps into the former backbone, by the tag's name, the output that it is shown as.
     """
@@ -43,6 +46,7 @@ class Rebound:
     former: str
     backbone: str
     tag: int
+    at: str
     former_tag: int | None
     odd_tags: tuple[Mapping[str, str], ...] = ()
 
@@ -54,15 +58,14 @@ class Rebinding(ModelRepository):
         """The backbone that a task is bound to; raises TaskProblem where there is none."""
         return backbone_stepped_into(self._task_entry(name))
 
-    def rebind(self, name: str, backbone: str, ahead: Callable[[], float] = lambda: 0.0) -> Rebound | None:
+    def rebind(self, name: str, backbone: str, ahead_s: float = 0.0) -> Rebound | None:
         """Write a task's entry for another backbone; None where it is bound to that already.
 
-        A server goes on sending requests to the former one until it loads the task again. Raises TaskProblem or
-        Refused where there is no such task or backbone, or the backbone is of another model.
+        A server goes on sending requests to the former one until it loads the task again. Raises as `check` does.
 
         Args:
-            ahead: gives the seconds of the former backbone's time by which the task has had more than its share there;
-                it begins with them on the new one. Called last, when all else is ready to be written.
+            ahead_s: the seconds of the former backbone's time by which the task has had more than its share there; it
+                begins with them on the new one.
         """
         with self._locked():
             proto = self._task_entry(name)
@@ -76,22 +79,39 @@ class Rebinding(ModelRepository):
             tag = self._tag_there(name, former_tag, backbone, slots)
             _step_into(proto, former, backbone)
             put_tag(proto, backbone, tag)
-            _put_ahead(proto, ahead())
+            at = _put_ahead(proto, ahead_s)
             self._replace_config(name, proto)
-            return Rebound(name, former, backbone, tag, former_tag, odd)
+            return Rebound(name, former, backbone, tag, at, former_tag, odd)
+
+    def check(self, name: str, backbone: str) -> None:
+        """Raise TaskProblem or Refused where there is no such task or backbone, or that is of another model."""
+        proto = self._task_entry(name)
+        self._check(name, proto, backbone_stepped_into(proto), backbone)
+
+    def retag(self, rebound: Rebound) -> Rebound | None:
+        """Give a task that was rebound a tag that no other one has on any backbone; None where it was bound anew."""
+        with self._locked():
+            now = self._proto(rebound.task)
+            if not _is_bound_by(rebound, now):
+                return None
+            slots = self.slots(rebound.backbone)
+            tag = self._tag_there(rebound.task, None, rebound.backbone, slots, not_this=rebound.tag)
+            put_tag(now, rebound.backbone, tag)
+            self._replace_config(rebound.task, now)
+            return replace(rebound, tag=tag)
 
     def undo(self, rebound: Rebound) -> None:
         """Bind the task as it was, unless somebody has bound it anew since; whatever else has changed stays."""
         with self._locked():
             now = self._proto(rebound.task)
-            if backbone_stepped_into(now) != rebound.backbone or {*tags_in(now, rebound.backbone)} != {rebound.tag}:
+            if not _is_bound_by(rebound, now):
                 return
             _step_into(now, rebound.backbone, rebound.former)
             if rebound.former_tag is not None:
                 put_tag(now, rebound.former, rebound.former_tag)
             else:
                 _put_odd_tags(now, rebound)
-            _put_ahead(now, 0.0)
+            _take_ahead(now)
             self._replace_config(rebound.task, now)
 
     def _task_entry(self, name: str) -> Any:
@@ -141,23 +161,28 @@ class Rebinding(ModelRepository):
         except BackboneRefused as error:
             raise TaskProblem(f"{name!r} cannot be read: {error}") from None
 
-    def _tag_there(self, name: str, own: int | None, backbone: str, slots: int) -> int:
-        """The tag it has; else one that no task has anywhere: requests of one that left may be on their way."""
+    def _tag_there(self, name: str, own: int | None, backbone: str, slots: int, not_this: int | None = None) -> int:
+        """The tag it has, unless another task has it, on whatever backbone; else one that no task has anywhere.
+
+        A task that has left this backbone mostly has there the tag that it had here. While the server has it loaded,
+        this backbone cannot tell whether requests with that tag are its.
+        """
         others = [each for each in self.names() if each != name]
-        if own is not None and own < slots and not any(self._has_tag(each, backbone, own) for each in others):
+        if own is not None and own < slots and not any(self._has_tag(each, own) for each in others):
             return own
         anywhere = {tag for each in self.backbones() for tag in claimed(self.root, others, each)}
+        if not_this is not None:
+            anywhere.add(not_this)
         tag = first_free(name, anywhere, slots)
         return self._free_tag(name, backbone) if tag is None else tag
 
-    def _has_tag(self, name: str, backbone: str, tag: int) -> bool:
-        """Looks for the tag's name first: parsing every entry would take milliseconds each."""
-        file = self.root / name / CONFIG
+    def _has_tag(self, name: str, tag: int) -> bool:
+        """By the text of its entry: parsing every one would take milliseconds each."""
         try:
-            is_there = tag_name(tag) in read_text(file, errors="replace")
+            text = read_text(self.root / name / CONFIG, errors="replace")
         except OSError:
             return False
-        return is_there and tag in tags_of(file, backbone)
+        return re.search(rf"{tag_name(tag)}\b", text) is not None
 
 
 def _steps(proto: Any, backbone: str) -> list[Any]:
@@ -181,9 +206,24 @@ def _put_odd_tags(proto: Any, rebound: Rebound) -> None:
             step.output_map[name] = shown
 
 
-def _put_ahead(proto: Any, ahead_s: float) -> None:
-    for key in (AHEAD, REBOUND_AT):
-        proto.parameters.pop(key, None)
+def _is_bound_by(rebound: Rebound, now: Any) -> bool:
+    """Whether an entry still has the binding that was written with `rebound`."""
+    is_there = backbone_stepped_into(now) == rebound.backbone
+    has_tag = {*tags_in(now, rebound.backbone)} == {rebound.tag}
+    return (
+        is_there and has_tag and REBOUND_AT in now.parameters and now.parameters[REBOUND_AT].string_value == rebound.at
+    )
+
+
+def _put_ahead(proto: Any, ahead_s: float) -> str:
+    """Write what a task begins with, and when it was rebound, which is returned as it is written."""
+    _take_ahead(proto)
     if ahead_s >= LEAST_AHEAD_S:
         proto.parameters[AHEAD].string_value = f"{ahead_s:.6f}"
-        proto.parameters[REBOUND_AT].string_value = f"{time.time():.3f}"
+    proto.parameters[REBOUND_AT].string_value = at = f"{time.time():.6f}"
+    return at
+
+
+def _take_ahead(proto: Any) -> None:
+    for key in (AHEAD, REBOUND_AT):
+        proto.parameters.pop(key, None)

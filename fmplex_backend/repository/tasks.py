@@ -85,6 +85,11 @@ class Repository:
         """Every directory that could be a model; hidden ones belong to editors and version control."""
         return sorted(name for name in os.listdir(self.root) if not is_hidden(name) and is_directory(self.root / name))
 
+    def has(self, name: str) -> bool:
+        """Whether `names` has it: a name that a client gives may be a path that leads out of the repository."""
+        is_plain = bool(name) and not is_hidden(name) and name == os.path.basename(name) and "\0" not in name
+        return is_plain and is_directory(self.root / name)
+
     def read(self, names: Iterable[str] | None = None, former: Mapping[str, Entry] | None = None) -> dict[str, Entry]:
         """The tasks and groups among `names` (all by default) that step into this backbone.
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -324,14 +325,15 @@ class ModelRepository(RepositoryReader):
 
     def _replace_config(self, name: str, proto: Any) -> None:
         # One file and no directory around it: each change of a directory may wait for the file system's journal.
-        descriptor, staging = tempfile.mkstemp(prefix=".fmplex-", dir=self.root.resolve().parent)
+        descriptor, staging = tempfile.mkstemp(prefix=self._prefix, dir=self.root.resolve().parent)
         try:
             with open(descriptor, "w", encoding="utf-8") as file:
                 file.write(text_format.MessageToString(proto))
             os.chmod(staging, 0o644)
             os.replace(staging, self.root / name / CONFIG)
         except BaseException:
-            os.unlink(staging)
+            with suppress(OSError):  # what went wrong first is what is told
+                os.unlink(staging)
             raise
 
     @contextmanager
@@ -339,16 +341,33 @@ class ModelRepository(RepositoryReader):
         self.names()
         try:
             with FileLock(self.root / LOCK, timeout=LOCK_S):
+                self._remove_leftovers()
                 yield
         except Timeout:
             raise TaskProblem(
                 f"another process has held {self.root / LOCK} for {LOCK_S:.0f} s. Wait until it is done"
             ) from None
 
+    @property
+    def _prefix(self) -> str:
+        """Of what is staged for this repository, which lies beside it; others may lie there too."""
+        return f".fmplex-staging-{self.root.resolve().name}-"
+
+    def _remove_leftovers(self) -> None:
+        """Remove what writers staged that were killed: under the lock nobody else stages anything for it."""
+        parent = self.root.resolve().parent
+        staged = re.compile(re.escape(self._prefix) + r"[a-z0-9_]+")  # as `tempfile` names it
+        with suppress(OSError):
+            for name in filter(staged.fullmatch, os.listdir(parent)):
+                with suppress(NotADirectoryError):
+                    shutil.rmtree(parent / name)
+                    continue
+                os.unlink(parent / name)
+
     @contextmanager
     def _staging(self) -> Iterator[Path]:
         """A temporary directory on the repository's file system, which no server scans."""
-        folder = Path(tempfile.mkdtemp(prefix=".fmplex-", dir=self.root.resolve().parent))
+        folder = Path(tempfile.mkdtemp(prefix=self._prefix, dir=self.root.resolve().parent))
         try:
             yield folder
         finally:

@@ -68,9 +68,16 @@ class BackboneCounts:
         self.items = 0
         self.rows_saved = 0  # of the items: an equal row ran for them
         self.busy_s = 0.0
-        self.settled_s = 0.0  # of these, the seconds of batches whose requests have been charged
         self.last_batch_at: float | None = None  # when the last one ended, by the engine's clock
         self.broken_passes = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AtWork:
+    """What the engine has run, and since when, by its clock, it has run the batch at hand: None where there is none."""
+
+    settled_s: float = 0.0  # seconds of batches whose requests have been charged
+    running_since: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,7 +128,7 @@ class Engine:
         self._reply_latencies: dict[int, float] = {}  # by reply thread
         self._last_pass_at = 0.0
         self._limits_at = 0.0  # when time limits are looked at next
-        self.running_since: float | None = None  # by the clock: the batch at hand; None where there is none
+        self.at_work = AtWork()  # replaced as a whole, for other threads to read
         self._in_flight: dict[Request, None] = {}  # of the batch at hand: those without an outcome
         self._running: list[Request] = []  # of the batch at hand: those that need another step
         self._sequences = Sequences(lambda extensions: self.runtime.detach(extensions))
@@ -173,10 +180,10 @@ class Engine:
             if self.runtime.queues_passes:
                 self._ahead = self._start_ahead(batch)
             passes, broken = self.counts.passes, self.counts.broken_passes
-            self.running_since = max(batch.started_at, self._last_pass_at)
+            self.at_work = AtWork(self.counts.busy_s, max(batch.started_at, self._last_pass_at))
             portions, elapsed = self._run(batch)
             self._settle(batch.requests, portions, elapsed)
-            self.counts.settled_s, self.running_since = self.counts.busy_s, None
+            self.at_work = AtWork(self.counts.busy_s)
             self.counts.last_batch_at = now = self.clock()
             if not batch.spare:
                 self.spare.busy_until = now

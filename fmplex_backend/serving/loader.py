@@ -10,21 +10,21 @@ import logging
 import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from fmplex_backend.confinement import Confinement
 from fmplex_backend.errors import ExecutionFailed, FmplexError, TaskProblem, TaskRefused
-from fmplex_backend.repository.check import check_entry, load_checked
+from fmplex_backend.repository.check import load_checked
 from fmplex_backend.repository.configs import CONFIG, backbone_stepped_into, read_config
 from fmplex_backend.repository.groups import GroupSpec
 from fmplex_backend.repository.tasks import BrokenTask, Entry, Repository, TaskSpec
-from fmplex_backend.repository.versions import Version
 from fmplex_backend.serving.answer_cache import AnswerCache
 from fmplex_backend.serving.candidates import Candidates
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.serving.groups import Groups
 from fmplex_backend.serving.memory import give_back
+from fmplex_backend.serving.prefetching import Prefetching
 from fmplex_backend.serving.reconcile import (
     Attach,
     Change,
@@ -51,19 +51,7 @@ log = logging.getLogger("fmplex")
 REMOVAL_GRACE_S = 2.0
 LARGE_BYTES = 4 << 20  # of a version: more than a LoRA adapter and a head of a small encoder
 ALONE = Confinement()  # no roots beside a version itself
-PREFETCHED_S = 5.0  # how long a version is kept that was read before its task is bound here
 RETRY_S = 5.0  # what raised when it was loaded is loaded again after this time
-
-
-@dataclass(frozen=True, slots=True)
-class _Prefetched:
-    name: str
-    version: Version
-    extensions: Extensions
-    until: float
-
-    def is_of(self, spec: TaskSpec, now: float) -> bool:
-        return (self.name, self.version) == (spec.name, spec.version) and now < self.until
 
 
 class Loader:
@@ -120,7 +108,7 @@ class Loader:
         self._refused: dict[str, Refuse | KeepFormer] = {}  # in this round
         self._refused_versions: dict[str, RefusedVersion] = {}
         self._raised: dict[str, tuple[RefusedVersion, float]] = {}  # and until when it is not loaded again
-        self._prefetched: _Prefetched | None = None
+        self._prefetching = Prefetching(self._load_version, engine.clock)
         self._leaving: dict[int, tuple[Vfm, float]] = {}  # by tag: served until this time of the engine's clock
         self._refreshing = threading.Lock()  # several threads ask for a round
 
@@ -153,16 +141,20 @@ class Loader:
                 self._apply(change)
             self.log.forget_refusals(self._refused.keys(), self.tags.rivals.keys())
             self._replace_table()
-            if any(isinstance(change, Attach) and change.spec.version.size >= LARGE_BYTES for change in due):
+            read = [change.spec.version for change in due if isinstance(change, Attach)]
+            if any(version.size >= LARGE_BYTES for version in (*read, *self._prefetching.expired())):
                 give_back()
 
     def prefetch(self, name: str) -> str | None:
         """Read the version of a task that is about to be bound to this backbone: then it is served at once. Any thread.
 
-        Returns why it would be refused, "" where it would not be; None where no other backbone has such a task.
+        Returns why it would be refused, "" where it would not be; None where no other backbone has such a task, or
+        it is too soon after another reading, see `Prefetching`. A client may have given the name.
         """
         root = self.repository.root
         try:
+            if not self.repository.has(name):
+                return None
             backbone = backbone_stepped_into(read_config(root / name / CONFIG))
             spec = Repository(root, backbone).read_task(name) if backbone else None
         except (TaskProblem, OSError):
@@ -170,14 +162,7 @@ class Loader:
         if not isinstance(spec, TaskSpec) or backbone == self.repository.backbone:
             return None
         with self._refreshing:
-            try:
-                until = self.engine.clock() + PREFETCHED_S
-                self._prefetched = _Prefetched(spec.name, spec.version, self._load_version(spec), until)
-            except TaskRefused as error:
-                return str(error)
-            except Exception as error:
-                return f"loading it raised {type(error).__name__}: {error}"
-        return ""
+            return self._prefetching.read(spec)
 
     def _read(self, names: Iterable[str] | None) -> None:
         looked = None if names is None else set(names)
@@ -215,7 +200,7 @@ class Loader:
         """Whether nothing changes before the repository does: False asks for another round soon."""
         waits = self.tags.rivals.keys() & self.tags.keepers.keys()
         leaving = self._leaving or self.groups.leaving or not self.candidates.are_settled
-        return not (waits or self.tags.newcomers or leaving)
+        return not (waits or self.tags.newcomers or leaving) and self._prefetching.is_empty
 
     @property
     def has_newcomers(self) -> bool:
@@ -330,10 +315,8 @@ class Loader:
         return extensions
 
     def _load_version(self, spec: TaskSpec) -> Extensions:
-        found, self._prefetched = self._prefetched, None  # what is not taken now is hardly ever needed later
-        if found is not None and found.is_of(spec, self.engine.clock()):
-            check_entry(spec, found.extensions)
-            return found.extensions
+        if (found := self._prefetching.take(spec)) is not None:
+            return found
         with self.confinement.around(spec.version.path, spec.version.size):
             return load_checked(self.runtime.load, spec)
 

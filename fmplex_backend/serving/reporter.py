@@ -7,14 +7,14 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from typing import Any
 
 import numpy as np
 
-from fmplex_backend.errors import ExecutionFailed, FmplexError, InvalidRequest
+from fmplex_backend.errors import ExecutionFailed, FmplexError, InvalidRequest, TagContested
 from fmplex_backend.hardware import cores, hardware, memory_of_machine, memory_of_process
 from fmplex_backend.interface import PREFETCH, STATUS, TASK
 from fmplex_backend.printable import printable
@@ -22,7 +22,7 @@ from fmplex_backend.repository.parameters import BackboneConfig
 from fmplex_backend.scheduling.cost import CostModel
 from fmplex_backend.serving.accounts import Closed, account_of
 from fmplex_backend.serving.candidates import NOTHING, Beside, Candidate, Since
-from fmplex_backend.serving.engine import Engine
+from fmplex_backend.serving.engine import AtWork, Engine
 from fmplex_backend.serving.intake import Call, Intake
 from fmplex_backend.serving.loader import Loader
 from fmplex_backend.serving.standing import Standing
@@ -32,6 +32,8 @@ from fmplex_backend.status import BackboneStatus, CandidateStatus, ClosedAccount
 from fmplex_backend.types import NO_USAGE, RESIDENT, Answer, Failed, Vfm
 
 log = logging.getLogger("fmplex")
+
+READINGS = 3  # at most, until no batch has ended while the numbers of all tasks were read
 
 
 def asks_for_status(call: Call) -> bool:
@@ -78,64 +80,95 @@ class Reporter:
 
     def status(self, name: str = "") -> BackboneStatus:
         """The backbone as it is now, with all its tasks or the one that is named."""
-        now, counts, since = self.engine.clock(), self.engine.counts, self.engine.running_since
-        standings, running = self.loader.standings, self.engine.running
-        by_vfm = Counter(request.vfm for request in running)
-        last = counts.last_batch_at
-        return BackboneStatus(
-            name=self.backbone,
-            family=self.config.family,
-            model=self.config.model,
-            dtype=self.engine.runtime.dtype,
-            scheduler=self.config.scheduler,
-            slots=self.config.vfm_slots,
-            max_batch=self.engine.scheduler.max_items,
-            hardware=self._hardware,
-            cost=_cost(self.engine.cost),
-            threads=self.config.threads,
-            cores=cores(),
-            memory=memory_of_process(),
-            machine_memory=memory_of_machine(),
-            fmplex=self._version,
-            pid=os.getpid(),
-            started_at=self._started_at,
-            up_s=now - self._since,
-            batches=counts.batches,
-            items=counts.items,
-            busy_s=counts.settled_s,
-            last_batch_s=None if last is None else now - last,
-            queued=sum(map(self._queued, standings)),
-            running=len(running),
-            running_s=0.0 if since is None else max(0.0, now - since),
-            failures=dict(self.intake.counts.failures),
-            kept_answers=self.intake.answers.answers,
-            kept_bytes=self.intake.answers.bytes,
-            tasks=tuple(self._task(each, by_vfm) for each in standings if name in ("", printable(each.name))),
-            closed=() if name else self._closed(),
-        )
+        about: dict[str, Any] = {
+            "name": self.backbone,
+            "family": self.config.family,
+            "model": self.config.model,
+            "dtype": self.engine.runtime.dtype,
+            "scheduler": self.config.scheduler,
+            "slots": self.config.vfm_slots,
+            "max_batch": self.engine.scheduler.max_items,
+            "hardware": self._hardware,
+            "cost": _cost(self.engine.cost),
+            "threads": self.config.threads,
+            "cores": cores(),
+            "memory": memory_of_process(),
+            "machine_memory": memory_of_machine(),
+            "fmplex": self._version,
+            "pid": os.getpid(),
+            "started_at": self._started_at,
+        }
+        for _ in range(READINGS):
+            work, now = self._at_work()
+            numbers, tasks, closed = self._read(name, work, now)
+            if self.engine.at_work is work:
+                break
+        told = tuple(map(_closed, closed))
+        return BackboneStatus(**about, **numbers, tasks=tuple(map(_task_status, tasks)), closed=told)
 
-    def _task(self, standing: Standing, running: Counter[Vfm]) -> TaskStatus:
+    def _read(self, name: str, work: AtWork, now: float) -> tuple[dict[str, Any], list[dict[str, Any]], list[Closed]]:
+        """Fields of the status that change, of its tasks, and closed accounts: quickly, since the engine goes on."""
+        counts, running = self.engine.counts, self.engine.running
+        standings = self.loader.standings
+        by_vfm = Counter(request.vfm for request in running)
+        tasks = [self._task(each, by_vfm) for each in standings if name in ("", printable(each.name))]
+        closed = [] if name else self._closed()
+        last, since = counts.last_batch_at, work.running_since
+        numbers = {
+            "up_s": now - self._since,
+            "batches": counts.batches,
+            "items": counts.items,
+            "busy_s": work.settled_s,
+            "last_batch_s": None if last is None else max(0.0, now - last),
+            "queued": self._queued(standings),
+            "running": len(running),
+            "running_s": 0.0 if since is None else max(0.0, now - since),
+            "failures": dict(self.intake.counts.failures),
+            "kept_answers": self.intake.answers.answers,
+            "kept_bytes": self.intake.answers.bytes,
+        }
+        return numbers, tasks, closed
+
+    def _at_work(self) -> tuple[AtWork, float]:
+        """With the time by the engine's clock at which it is so: no batch ends in between and counts twice."""
+        while True:
+            work, now = self.engine.at_work, self.engine.clock()
+            if self.engine.at_work is work:
+                return work, now
+
+    def _task(self, standing: Standing, running: Counter[Vfm]) -> dict[str, Any]:
+        """Fields of its status, its candidates' as they are."""
         if standing.group is not None:
             return self._group(standing, standing.group)
         vfm = standing.vfm
         # Its extensions could not be attached: the engine found out after the loader's round.
         refused = None if vfm is None else vfm.refused
         beside = NOTHING if vfm is None else self.loader.candidates.beside.get(vfm, NOTHING)
-        return TaskStatus(
-            name=printable(standing.name),
-            backbone=self.backbone,
-            tag=standing.tag,
-            state="refused" if refused else standing.state,
-            version=standing.version,
-            error=printable(str(refused) if refused else standing.error),
-            candidates=() if vfm is None else tuple(_candidate(each, vfm, running) for each in beside.every),
+        contested = self._contested(standing)
+        error = refused or contested
+        return {
+            "name": printable(standing.name),
+            "backbone": self.backbone,
+            "tag": standing.tag,
+            "state": "refused" if refused else standing.state,
+            "version": standing.version,
+            "error": printable(str(error) if error else standing.error),
+            "contested": contested is not None,
+            "attached": None if vfm is None else vfm in self.engine.vfms,
+            "candidates": () if vfm is None else tuple(_candidate(each, vfm, running) for each in beside.every),
             **(self._failures_of_refused(standing) if vfm is None else self._account(vfm, beside, running)),
-        )
+        }
 
-    def _closed(self) -> tuple[ClosedAccount, ...]:
+    def _contested(self, standing: Standing) -> TagContested | None:
+        """Why none of its requests is answered, where others' may come with its tag."""
+        if standing.vfm is None or standing.tag is None or standing.state == "leaving":
+            return None
+        found = self.loader.table.get(standing.tag)
+        return found.error if isinstance(found, Refusal) and isinstance(found.error, TagContested) else None
+
+    def _closed(self) -> list[Closed]:
         """With those of candidates that have just ended, on whose accounts nothing new comes."""
-        ending = [account_of(vfm) for vfm in self.loader.candidates.ending]
-        return tuple(map(_closed, (*ending, *self.engine.closed)))
+        return [*(account_of(vfm) for vfm in self.loader.candidates.ending), *self.engine.closed]
 
     def _account(self, vfm: Vfm, beside: Beside, running: Counter[Vfm]) -> dict[str, Any]:
         ahead_s = sum(map(self.engine.scheduler.ahead_s, beside.parts(vfm)))
@@ -143,14 +176,15 @@ class Reporter:
         in_memory = {"adapter_in_memory": bool(told[RESIDENT])} if RESIDENT in told else {}
         return _counts(vfm, beside) | {"ahead_s": ahead_s, "running": running[vfm]} | in_memory
 
-    def _queued(self, standing: Standing) -> int:
-        """Requests of a task that wait; a shadow's copies may wait for ever, and nobody waits for them."""
-        if standing.vfm is None:
-            return 0
-        canary = self.loader.candidates.beside.get(standing.vfm, NOTHING).canary
-        return standing.vfm.depth + (canary.vfm.depth if canary is not None and canary.vfm is not None else 0)
+    def _queued(self, standings: Sequence[Standing]) -> int:
+        """Requests that wait: of tasks that are told of, and of those that have left and are to run to the end.
 
-    def _group(self, standing: Standing, group: Group) -> TaskStatus:
+        A shadow's copies may wait for ever, and nobody waits for them.
+        """
+        told = {each.vfm for each in standings if each.vfm is not None}
+        return sum(vfm.depth for vfm in told.union(tuple(self.engine.vfms)) if not vfm.spare)
+
+    def _group(self, standing: Standing, group: Group) -> dict[str, Any]:
         """A group goes on with the tasks that can be asked; `error` says why others cannot."""
         spec, problems = group.spec, []
         for member in spec.members:
@@ -158,23 +192,28 @@ class Reporter:
                 vfm_of(spec, member, self.loader.table.get(member.tag))
             except FmplexError as error:
                 problems.append(str(error))
-        return TaskStatus(
-            name=printable(group.name),
-            backbone=self.backbone,
-            tag=standing.tag,
-            state=standing.state,
-            members=tuple(printable(member.name) for member in spec.members),
-            slo_ms=None if spec.slo is None else spec.slo * 1000,
-            requests=group.counts.requests,
-            failures=dict(group.counts.failures),
-            error=printable("; ".join(problems)),
-        )
+        return {
+            "name": printable(group.name),
+            "backbone": self.backbone,
+            "tag": standing.tag,
+            "state": standing.state,
+            "members": tuple(printable(member.name) for member in spec.members),
+            "slo_ms": None if spec.slo is None else spec.slo * 1000,
+            "requests": group.counts.requests,
+            "failures": dict(group.counts.failures),
+            "error": printable("; ".join(problems)),
+        }
 
     def _failures_of_refused(self, standing: Standing) -> dict[str, Any]:
         refusal = None if standing.tag is None else self.loader.table.get(standing.tag)
         if isinstance(refusal, Refusal) and refusal.name == standing.name:
             return {"failures": dict(refusal.counts.failures)}
         return {}
+
+
+def _task_status(fields: dict[str, Any]) -> TaskStatus:
+    candidates = tuple(CandidateStatus(**each) for each in fields.get("candidates", ()))
+    return TaskStatus(**fields | {"candidates": candidates})
 
 
 def _cost(cost: CostModel) -> Cost:
@@ -214,7 +253,7 @@ def _counts(vfm: Vfm, beside: Beside) -> dict[str, Any]:
     }
 
 
-def _candidate(candidate: Candidate, main: Vfm, running: Counter[Vfm]) -> CandidateStatus:
+def _candidate(candidate: Candidate, main: Vfm, running: Counter[Vfm]) -> dict[str, Any]:
     spec, vfm, compared = candidate.spec, candidate.vfm, candidate.compared
     now, then = Since.of(main), candidate.since
     is_shadow = spec.role == "shadow"
@@ -237,20 +276,20 @@ def _candidate(candidate: Candidate, main: Vfm, running: Counter[Vfm]) -> Candid
             "preparation_s": vfm.preparation_s,
             "account": vfm.account,
         }
-    return CandidateStatus(
-        role=spec.role,
-        version=spec.number,
-        error=printable(candidate.problem),
-        share=None if is_shadow else spec.share,
-        compared=compared.items,
-        agreed=compared.agreed,
-        dropped=compared.dropped,
-        served_requests=now.requests - then.requests,
-        served_failures=now.failures - then.failures,
-        served_queue_s=now.queue_s - then.queue_s,
-        served_compute_s=now.compute_s - then.compute_s,
+    return {
+        "role": spec.role,
+        "version": spec.number,
+        "error": printable(candidate.problem),
+        "share": None if is_shadow else spec.share,
+        "compared": compared.items,
+        "agreed": compared.agreed,
+        "dropped": compared.dropped,
+        "served_requests": now.requests - then.requests,
+        "served_failures": now.failures - then.failures,
+        "served_queue_s": now.queue_s - then.queue_s,
+        "served_compute_s": now.compute_s - then.compute_s,
         **own,
-    )
+    }
 
 
 def _closed(closed: Closed) -> ClosedAccount:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -121,7 +121,10 @@ def slowness(known: Known, demands: Demands, backbone: str) -> float | None:
 
 
 def wait_s(known: Known, demands: Demands, backbone: str, slower: float) -> float:
-    """Seconds that a backbone takes for what waits and runs on it, in full batches; `slower` as `slowness` has it."""
+    """Seconds that a backbone takes for what waits and runs on it, in full batches; `slower` as `slowness` has it.
+
+    What tasks that are bound elsewhere now have left there counts too, each request as an average row of the others.
+    """
     status = known.statuses[backbone]
     model = _model(known.model_of[backbone], status, backbone, slower)
     own = [name for name, (place, _) in known.specs.items() if place == backbone]
@@ -129,9 +132,18 @@ def wait_s(known: Known, demands: Demands, backbone: str, slower: float) -> floa
     per_row = {
         name: model.latency(model.max_batch, demands.of(name, backbone).tokens or DEFAULT_TOKENS) / model.max_batch
         for name in own
-        if rows[name]
     }
-    return max(0.0, sum(rows[name] * seconds for name, seconds in per_row.items()) - status.running_s)
+    seconds = sum(rows[name] * per_row[name] for name in own)
+    if others := _waiting_of_others(status, own):
+        usual = model.latency(model.max_batch, DEFAULT_TOKENS) / model.max_batch
+        seconds += others * (sum(per_row.values()) / len(own) if own else usual)
+    return max(0.0, seconds - status.running_s)
+
+
+def _waiting_of_others(status: BackboneStatus, own: Collection[str]) -> int:
+    """Requests that wait or run on a backbone and are none of these tasks'."""
+    tasks = [task.with_canary for task in status.tasks if task.name in own and task.state != "leaving"]
+    return max(0, status.queued + status.running - sum(task.queued + task.running for task in tasks))
 
 
 def place(known: Known, demands: Demands, task: str) -> str | None:

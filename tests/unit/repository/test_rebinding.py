@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 
@@ -47,13 +48,14 @@ def test_it_keeps_its_tag_and_everything_else(root: Path) -> None:
     assert (entry.vfm, entry.weight) == (1, 3.0)
     after = read_config(root / "a" / "config.pbtxt")
     after.ensemble_scheduling.step[0].model_name = BASE
+    assert after.parameters.pop(terms.REBOUND_AT).string_value == rebound.at
     assert after == before
 
 
 def test_what_it_had_beyond_its_share_goes_along_for_a_while(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr("time.time", lambda: now)
-    Rebinding(root).rebind("a", "twin", lambda: 0.25)
+    Rebinding(root).rebind("a", "twin", 0.25)
 
     def begins_with() -> float:
         entry = Repository(root, "twin").read_task("a")
@@ -64,12 +66,12 @@ def test_what_it_had_beyond_its_share_goes_along_for_a_while(root: Path, monkeyp
     now += terms.AHEAD_S + 1
     assert begins_with() == 0.0
     Rebinding(root).rebind("a", BASE)
-    assert not {terms.AHEAD, terms.REBOUND_AT} & read_config(root / "a" / "config.pbtxt").parameters.keys()
+    assert terms.AHEAD not in read_config(root / "a" / "config.pbtxt").parameters
 
 
 @pytest.mark.parametrize("seconds", [1e-9, 4.9e-7, 9.9e-7, 1e-6])
 def test_next_to_nothing_beyond_its_share_does_not_break_it(root: Path, seconds: float) -> None:
-    Rebinding(root).rebind("a", "twin", lambda: seconds)
+    Rebinding(root).rebind("a", "twin", seconds)
     entry = Repository(root, "twin").read_task("a")
     assert isinstance(entry, TaskSpec), entry
     assert entry.ahead_s == (seconds if seconds == 1e-6 else 0.0)
@@ -97,6 +99,52 @@ def test_a_tag_that_is_taken_is_replaced_by_one_that_no_backbone_has(root: Path)
     assert tags_of(root / "a" / "config.pbtxt", "twin") == [rebound.tag]
 
 
+def test_a_tag_that_a_task_has_elsewhere_is_replaced_as_that_task_may_have_left(root: Path) -> None:
+    """While the server has it loaded, the backbone that it left cannot tell whose requests come with the tag."""
+    write_task(root, "b", 1, "twin")
+    write_backbone(root, "third", model=str(root.parent / "model"), threads="1", vfm_slots="8")
+    rebound = Rebinding(root).rebind("a", "third")
+    assert rebound is not None
+    assert rebound.tag != 1
+    write_task(root, "c", 10, BASE)
+    write_task(root, "d", 0, "twin")
+    kept = Rebinding(root).rebind("d", "third")
+    assert kept is not None
+    assert kept.tag == 0, "VFM_10 is another one"
+
+
+def test_another_tag_once_it_is_rebound_and_undone_from_there(root: Path) -> None:
+    before = read_config(root / "a" / "config.pbtxt")
+    repository = Rebinding(root)
+    first = repository.rebind("a", "twin")
+    assert first is not None
+    second = repository.retag(first)
+    assert second is not None
+    assert second.tag != first.tag
+    assert tags_of(root / "a" / "config.pbtxt", "twin") == [second.tag]
+    repository.undo(first)
+    assert Repository(root, BASE).read_task("a") is None, "it is not what was written last"
+    repository.undo(second)
+    assert read_config(root / "a" / "config.pbtxt") == before
+    assert repository.retag(second) is None
+
+
+def test_what_was_bound_anew_to_the_same_place_is_not_undone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = itertools.count(1000)
+    monkeypatch.setattr("time.time", lambda: next(times))
+    repository = Rebinding(root)
+    first = repository.rebind("a", "twin")
+    assert first is not None
+    repository.rebind("a", BASE)
+    again = repository.rebind("a", "twin")
+    assert again is not None
+    assert (again.backbone, again.tag) == (first.backbone, first.tag)
+    repository.undo(first)
+    assert Repository(root, "twin").tag("a") == again.tag
+    repository.undo(again)
+    assert Repository(root, BASE).tag("a") == 1
+
+
 def test_nothing_is_written_where_it_is_there_already(root: Path) -> None:
     written = (root / "a" / "config.pbtxt").stat().st_mtime_ns
     assert Rebinding(root).rebind("a", BASE) is None
@@ -121,7 +169,7 @@ def test_undone_what_somebody_has_edited_meanwhile_stays(root: Path) -> None:
     write_task(root, "b", 1, "twin")
     before = read_config(root / "a" / "config.pbtxt")
     repository = Rebinding(root)
-    rebound = repository.rebind("a", "twin", lambda: 0.25)
+    rebound = repository.rebind("a", "twin", 0.25)
     assert rebound is not None
     assert rebound.tag != 1
     repository.set("a", Terms(weight=7.0, slo_ms=20.0))

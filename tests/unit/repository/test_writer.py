@@ -350,3 +350,31 @@ def test_an_objective_and_a_bound_are_taken_back(root: Path) -> None:
     assert (entry.weight, entry.slo, entry.max_queue) == (3.0, None, 9)
     models.set("a", Terms(cleared=frozenset({"slo_ms", "max_queue"})))
     assert spec(root, "a").max_queue is None
+
+
+def test_what_prevents_a_write_is_told_also_where_its_staging_is_gone(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(root, "a")
+
+    def chmod(path: str, mode: int) -> None:
+        os.unlink(path)
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(os, "chmod", chmod)
+    with pytest.raises(PermissionError, match="not yours"):
+        ModelRepository(root).set("a", Terms(weight=2.0))
+
+
+def test_what_a_killed_writer_has_left_is_removed_and_nothing_else(root: Path) -> None:
+    save(root, "a")
+    beside, name = root.parent, root.name
+    ours = [beside / f".fmplex-staging-{name}-abc_1234", beside / f".fmplex-staging-{name}-xyz98765"]
+    ours[0].write_text("torn")
+    (ours[1] / "b" / "1").mkdir(parents=True)
+    others = [beside / each for each in (".fmplex-training", f".fmplex-staging-{name}-2-abc_1234", ".fmplex-staging-x")]
+    for each in others:
+        each.mkdir()
+    ModelRepository(root).set("a", Terms(weight=2.0))
+    assert not [each for each in ours if each.exists()]
+    assert all(each.is_dir() for each in others)

@@ -19,8 +19,10 @@ from model_fixtures import save_tiny, text_runtime, write_head
 
 from fmplex_backend.confinement import Confinement
 from fmplex_backend.errors import TaskRefused
+from fmplex_backend.repository.configs import read_config
 from fmplex_backend.repository.tasks import Repository
 from fmplex_backend.serving import loader as loader_module
+from fmplex_backend.serving import prefetching
 from fmplex_backend.serving.loader import Loader, Refusal
 from fmplex_backend.types import MAX_QUEUE_BYTES, Vfm
 
@@ -796,16 +798,22 @@ def test_a_version_of_too_many_bytes(rig: LoaderRig) -> None:
 # -- what is read before it is bound here
 
 
-def test_a_version_that_was_read_before_its_task_is_bound_here_is_not_read_again(
-    rig: LoaderRig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loads, load = [], rig.runtime.load
+@pytest.fixture
+def loads(rig: LoaderRig, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the tasks whose versions were loaded."""
+    found, load = [], rig.runtime.load
 
-    def counting(version: Path) -> Any:
-        loads.append(version)
-        return load(version)
+    def counting(version: Path, *arguments: Any) -> Any:
+        found.append(version.parent.name)
+        return load(version, *arguments)
 
     monkeypatch.setattr(rig.runtime, "load", counting)
+    return found
+
+
+def test_a_version_that_was_read_before_its_task_is_bound_here_is_not_read_again(
+    rig: LoaderRig, loads: list[str]
+) -> None:
     write_task(rig.root, "one", 0, backbone="other")
     rig.refresh()
     assert rig.loader.prefetch("one") == ""
@@ -813,7 +821,9 @@ def test_a_version_that_was_read_before_its_task_is_bound_here_is_not_read_again
     write_config(rig.root, "one", 0)
     rig.refresh("one")
     assert rig.mark(0) == 0
-    assert len(loads) == 1
+    assert loads == ["one"]
+    write_task(rig.root, "two", 1, backbone="other")
+    assert rig.loader.prefetch("two") == "", "the one before it was of use"
 
 
 def test_a_version_that_was_written_since_it_was_read_is_read_again(rig: LoaderRig) -> None:
@@ -825,10 +835,96 @@ def test_a_version_that_was_written_since_it_was_read_is_read_again(rig: LoaderR
     assert rig.mark(3) == 8
 
 
-def test_what_would_be_refused_is_said_before_it_is_bound_here(rig: LoaderRig) -> None:
-    write_task(rig.root, "one", 0, backbone="other")
-    (rig.root / "one" / "1" / "task.json").unlink()
-    assert "task.json" in (rig.loader.prefetch("one") or "")
+def test_what_would_be_refused_is_said_before_it_is_bound_here_and_read_once(
+    rig: LoaderRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_task(rig.root, "own", 1)
+    write_task(rig.root, "one", 0, backbone="other")
     assert rig.loader.prefetch("own") is None
     assert rig.loader.prefetch("nothing") is None
+    loads = []
+
+    def load(version: Path) -> Any:
+        loads.append(version)
+        raise TaskRefused(version, "head", "it is torn", "Write it again")
+
+    monkeypatch.setattr(rig.runtime, "load", load)
+    for _ in range(3):
+        assert "it is torn" in (rig.loader.prefetch("one") or "")
+    assert len(loads) == 1
+    rig.engine_rig.clock.sleep(prefetching.LEAST_APART_S)
+    write_version(rig.root, "one", 1, {"mark": 8, "longer": "than before"})
+    assert "it is torn" in (rig.loader.prefetch("one") or "")
+    assert len(loads) == 2, "its files are others now"
+
+
+def test_what_is_kept_is_not_given_up_for_what_anybody_asks_for(rig: LoaderRig, loads: list[str]) -> None:
+    for tag, name in enumerate(("one", "two")):
+        write_task(rig.root, name, tag, backbone="other")
+    assert rig.loader.prefetch("one") == ""
+    rig.engine_rig.clock.sleep(prefetching.KEPT_S - 1)
+    assert rig.loader.prefetch("two") is None
+    write_config(rig.root, "one", 0)
+    rig.refresh("one")
+    assert loads == ["one"]
+
+
+def test_what_takes_long_to_read_is_not_read_again_and_again(
+    rig: LoaderRig, monkeypatch: pytest.MonkeyPatch, loads: list[str]
+) -> None:
+    load = rig.runtime.load
+
+    def slow(version: Path) -> Any:
+        rig.engine_rig.clock.sleep(2.0)
+        return load(version)
+
+    monkeypatch.setattr(rig.runtime, "load", slow)
+    write_task(rig.root, "one", 0, backbone="other")
+    for _ in range(100):
+        rig.loader.prefetch("one")
+        rig.engine_rig.clock.sleep(0.5)
+    # 50 s, of which six are spent on three readings: at 0, 20 and 40 s
+    assert loads == ["one"] * 3
+
+
+def test_what_nobody_has_bound_here_is_given_up(
+    rig: LoaderRig, monkeypatch: pytest.MonkeyPatch, loads: list[str]
+) -> None:
+    given_back = []
+    monkeypatch.setattr(loader_module, "LARGE_BYTES", 1)
+    monkeypatch.setattr(loader_module, "give_back", lambda: given_back.append(True))
+    write_task(rig.root, "one", 0, backbone="other")
+    rig.refresh()
+    assert rig.loader.is_settled
+    assert rig.loader.prefetch("one") == ""
+    assert not rig.loader.is_settled
+    rig.loader.refresh(())
+    assert given_back == []
+    rig.engine_rig.clock.sleep(prefetching.KEPT_S)
+    rig.loader.refresh(())
+    assert given_back == [True]
+    assert rig.loader.is_settled
+    write_config(rig.root, "one", 0)
+    rig.refresh("one")
+    assert loads == ["one", "one"]
+
+
+def test_nothing_outside_the_repository_is_read_before_it_is_bound_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "repository").mkdir()
+    rig = LoaderRig(tmp_path / "repository")
+    write_task(rig.root, "a", 0, backbone="other")
+    write_task(tmp_path, "outside", 1, backbone="other")
+    shutil.copytree(rig.root / "a", rig.root / ".hidden")
+    read = list[Path]()
+
+    def reading(file: Path) -> Any:
+        read.append(file)
+        return read_config(file)
+
+    monkeypatch.setattr(loader_module, "read_config", reading)
+    for name in (str(tmp_path / "outside"), "a/../../outside", "../outside", ".hidden", "", ".", "..", "a/", "x\0"):
+        assert rig.loader.prefetch(name) is None
+    assert read == []
+    assert rig.loader.prefetch("a") == ""

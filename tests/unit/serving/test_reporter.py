@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from backend_fixtures import bytes_of, write_config, write_task, write_version
+from backend_fixtures import FakeModels, bytes_of, write_config, write_task, write_version
 from service_fixtures import Gate, ServiceRig, until
 
+from fmplex_backend.serving.engine import AtWork
 from fmplex_backend.serving.intake import Call
 from fmplex_backend.status import BackboneStatus, TaskStatus
 from fmplex_backend.types import MAX_QUEUE_BYTES, Answer, Failed, Reply
@@ -212,6 +213,86 @@ def test_it_is_answered_while_a_pass_hangs_and_the_queue_is_full(gated: ServiceR
         assert found.running_s > 0 == found.busy_s
         assert found.last_batch_s is None
         assert found.tasks[0].failures == {"queue_full": 2}
+
+
+def test_what_waits_counts_also_once_its_task_has_left_and_is_told_of_no_more(
+    gated: ServiceRig, gate: Gate, tmp_path: Path
+) -> None:
+    for _ in range(3):
+        gated.submit(0)
+    gate.wait()
+    (tmp_path / "one").rename(tmp_path.parent / f"{tmp_path.name}-one")
+    until(lambda: not status(gated, "one").tasks)
+    found = Asked(gated, bytes_of("")).status()
+    assert [each.name for each in found.tasks] == ["two"]
+    assert (found.queued, found.running) == (2, 1)
+
+
+def test_a_batch_that_ends_while_it_is_told_counts_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = ServiceRig(root)
+    engine = rig.service.engine
+    engine.at_work = AtWork(1.0, running_since=engine.clock() - 5.0)
+    now = engine.clock
+
+    def clock() -> float:
+        if engine.at_work.running_since is not None:
+            engine.at_work = AtWork(6.0)
+        return now()
+
+    monkeypatch.setattr(engine, "clock", clock)
+    found = rig.service.reporter.status()
+    assert (found.busy_s, found.running_s) == (6.0, 0.0)
+
+
+def test_the_numbers_of_all_tasks_are_read_again_where_a_batch_ends_meanwhile(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = ServiceRig(root)
+    rig.service.loader.refresh()
+    engine = rig.service.engine
+    (first, *_), ends = rig.service.loader.standings, [0.25]
+    assert first.vfm is not None
+    account = first.vfm.engine
+
+    def readings(vfm: Any) -> tuple[()]:
+        if ends:
+            engine.at_work = AtWork(ends.pop())
+            account.requests += 1
+        return ()
+
+    monkeypatch.setattr(engine.runtime, "readings", readings)
+    found = rig.service.reporter.status()
+    assert (found.busy_s, found.tasks[0].requests) == (0.25, 1)
+
+
+def test_one_is_attached_once_the_engine_has_done_so(gated: ServiceRig, gate: Gate, tmp_path: Path) -> None:
+    assert only(gated, "two").attached is True
+    gated.submit(0)
+    gate.wait()
+    write_task(tmp_path, "three", 4)
+    three = only(gated, "three")
+    assert (three.state, three.attached) == ("serving", False)
+    gate.free()
+    until(lambda: only(gated, "three").attached is True)
+
+
+def test_one_whose_tag_anothers_requests_may_come_with_says_so(tmp_path: Path) -> None:
+    models = FakeModels()
+    models.loaded = {"one", "new"}
+    write_task(tmp_path, "one", 0)
+    rig = ServiceRig(tmp_path, models=models)
+    rig.service.loader.refresh()
+    write_config(tmp_path, "one", 0, backbone="other")
+    rig.service.loader.refresh()
+    write_task(tmp_path, "new", 0)
+    rig.service.loader.refresh()
+    (new,) = [each for each in rig.service.reporter.status().tasks if each.state != "leaving"]
+    assert (new.name, new.contested) == ("new", True)
+    assert "requests of 'one' may come with it too" in new.error
+    write_config(tmp_path, "new", 3)
+    rig.service.loader.refresh()
+    (new,) = rig.service.reporter.status("new").tasks
+    assert (new.contested, new.error) == (False, "")
 
 
 def test_it_is_answered_after_the_end(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_nothing_is_learned_from_copies_and_no_tag_moves(rig: SpareRig) -> None:
     now = (rig.cost.fixed, rig.cost.per_token, rig.engine.scheduler.virtual_time, rig.task.start, rig.task.service)
     assert now == before
     assert rig.shadow.engine.requests == 5
-    assert rig.service() == pytest.approx(rig.engine.counts.settled_s)
+    assert rig.service() == pytest.approx(rig.engine.at_work.settled_s)
 
 
 def test_a_copy_of_several_steps_goes_on_behind_others(rig: SpareRig) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from live_server import status, task
 from task_fixtures import BASE, tiny_repository
 
 from fmplex_backend.profiles import file_of
-from fmplex_backend.status import BackboneStatus, Cost
+from fmplex_backend.status import BackboneStatus, Cost, TaskStatus
 from fmplex_controller.planner.max_share import max_share
 from fmplex_controller.records.journal import Journal
 from fmplex_controller.sidecar import planning
@@ -94,6 +94,27 @@ def test_a_new_task_goes_to_the_fullest_that_has_room_and_nowhere_without_load(r
     assert planning.place(*seen(root, 700.0, 300.0, 20.0), "new") == "twin"
     assert planning.place(*seen(root, 0.0, 0.0, 0.0), "new") is None
     assert planning.place(planning.read(root, []), Demands(), "new") is None
+
+
+def test_what_tasks_that_have_moved_left_behind_counts_as_waiting(root: Path) -> None:
+    known, demands = seen(root, 100.0, 50.0, 0.0)
+    per_row = (1e-3 + 16 * 10 * 1e-4) / 16
+
+    def wait_s(*tasks: TaskStatus, queued: int, running: int = 0, running_s: float = 0.0) -> float:
+        more = {"tasks": tasks, "queued": queued, "running": running, "running_s": running_s}
+        now = known.statuses[BASE].model_copy(update=more)
+        demands.observe(now, 20.0 + queued)
+        statuses = {**known.statuses, BASE: now}
+        return planning.wait_s(replace(known, statuses=statuses), demands, BASE, 1.0)
+
+    served = {"requests": 1000, "items": 1000, "tokens": 10000.0}
+    a, b = (task(name, queued=4, running=2, **served) for name in "ab")
+    assert wait_s(a, b, queued=8, running=4) == pytest.approx(12 * per_row)
+    left = task("c", state="leaving", queued=30, **served)
+    assert wait_s(a, b, left, queued=38, running=4) == pytest.approx(42 * per_row)
+    assert wait_s(a, b, queued=39, running=4) == pytest.approx(43 * per_row), "it is told of no more"
+    assert wait_s(a, b, queued=40, running=4, running_s=9.0) == 0.0
+    assert wait_s(a, b, queued=1) == pytest.approx(12 * per_row), "read at different moments"
 
 
 @dataclass

@@ -1,0 +1,93 @@
+"""The version of a task that is about to be bound to this backbone, read before it is: then it is served at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fmplex_backend.errors import TaskRefused
+from fmplex_backend.repository.check import check_entry
+from fmplex_backend.repository.tasks import TaskSpec
+from fmplex_backend.repository.versions import Version
+from fmplex_backend.types import Extensions
+
+KEPT_S = 5.0  # many times what passes between the reading and the binding
+LEAST_APART_S, APART = 1.0, 10.0  # between the beginnings of two readings that led to nothing: times the last one's
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    name: str
+    version: Version
+    extensions: Extensions
+    until: float
+
+
+class Prefetching:
+    """Keeps one version at a time. Under the loader's lock.
+
+    Any client may ask for a reading, which occupies the look-up thread: how often it is done is bounded, unless tasks
+    are bound here after it.
+
+    Args:
+        load: reads and checks a version for an entry; raises TaskRefused.
+    """
+
+    def __init__(self, load: Callable[[TaskSpec], Extensions], clock: Callable[[], float]) -> None:
+        self._load, self._clock = load, clock
+        self._kept: _Kept | None = None
+        self._refused: tuple[TaskSpec, str] | None = None  # the last one, and why
+        self._not_before = float("-inf")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is kept. Any thread."""
+        return self._kept is None
+
+    def read(self, spec: TaskSpec) -> str | None:
+        """Read the version of an entry on another backbone, and keep it for a while.
+
+        Returns why it would be refused here, "" where it would not be; None where it is not the time to read it, which
+        is then done when it is bound here.
+        """
+        start = self._clock()
+        self.expired()
+        kept = self._kept
+        if kept is not None and (kept.name, kept.version) == (spec.name, spec.version):
+            return ""
+        if self._refused is not None and self._refused[0] == spec:
+            return self._refused[1]
+        if start < self._not_before or (kept is not None and kept.name != spec.name):  # that is about to be bound here
+            return None
+        try:
+            extensions = self._load(spec)
+            self._kept = _Kept(spec.name, spec.version, extensions, self._clock() + KEPT_S)
+            return ""
+        except TaskRefused as error:
+            self._refused = spec, str(error)
+            return str(error)
+        except Exception as error:  # another time it may not raise, so that it is not kept
+            return f"loading it raised {type(error).__name__}: {error}"
+        finally:
+            self._not_before = start + max(LEAST_APART_S, APART * (self._clock() - start))
+
+    def take(self, spec: TaskSpec) -> Extensions | None:
+        """What was read of the version of a task that is bound here now; None where it was not.
+
+        Raises TaskRefused where its entry does not fit.
+        """
+        kept = self._kept
+        if kept is None or (kept.name, kept.version) != (spec.name, spec.version) or self._clock() >= kept.until:
+            return None
+        self._kept = None
+        self._not_before = float("-inf")  # the reading was of use, and the next one may be, too
+        check_entry(spec, kept.extensions)
+        return kept.extensions
+
+    def expired(self) -> list[Version]:
+        """Forget what nobody has taken in time, and tell which version that was."""
+        kept = self._kept
+        if kept is None or self._clock() < kept.until:
+            return []
+        self._kept = None
+        return [kept.version]
