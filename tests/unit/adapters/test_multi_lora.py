@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fmplex_backend.adapters import multi_lora
 from fmplex_backend.adapters.multi_lora import AdaptedLinear, AdapterBank
-from fmplex_backend.adapters.peft import Adapter, load_adapter
+from fmplex_backend.adapters.peft import Adapter, LoraWeights, load_adapter
 from fmplex_backend.errors import TaskRefused
 
 WAYS = [
@@ -286,6 +286,28 @@ def test_threads_run_passes_side_by_side(paths: list[Path]) -> None:
 @pytest.fixture
 def paths(tmp_path: Path) -> list[Path]:
     return [save_adapter(tmp_path / str(n), lora(2 + n % 3, ["query"]), seed=n) for n in range(12)]
+
+
+def test_runs_that_are_multiplied_together_lie_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, with a device that every machine has; there runs are joined though they are long."""
+    monkeypatch.setattr(multi_lora, "OVERHEAD", dict.fromkeys(multi_lora.OVERHEAD, 0))
+    meta = torch.device("meta")
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64, device=meta))
+    bank = AdapterBank(model, meta, stacked=False)
+    adapters = [
+        Adapter("lora", lora={"0": LoraWeights(torch.empty(4, 64, device=meta), torch.empty(4, 64, device=meta))})
+        for _ in range(3)
+    ]
+    for adapter in adapters:
+        bank.attach(adapter)
+    rows = [adapter for adapter in adapters for _ in range(5)]
+    with bank.applied(rows, packed=True), torch.inference_mode():
+        assert model(torch.empty(1, len(rows), 64, device=meta)).shape == (1, len(rows), 64)
+        (part,) = bank.current.parts
+    assert isinstance(part, multi_lora._LoraPart)
+    ((product,),) = part._planned.values()
+    assert product.foreign is not None
+    assert (product.foreign.device, product.foreign.shape) == (meta, (15, 12))
 
 
 def test_many_adapters_of_one_bucket(paths: list[Path]) -> None:
