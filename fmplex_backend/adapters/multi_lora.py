@@ -361,6 +361,12 @@ class AdapterBank:
             self._free[adapter.bucket].append(adapter.slot)
             adapter.slot = 0
 
+    def drop_unused(self) -> None:
+        """Drop the stacks of buckets none of whose slots is taken: they may have grown large."""
+        for bucket in [each for each, slots in self._slots.items() if len(self._free[each]) == slots - 1]:
+            self._drop_empty(bucket)
+            del self._free[bucket], self._slots[bucket]
+
     def _drop_empty(self, bucket: int) -> None:
         """Drop stacks of a bucket that hold nothing: whoever needs them next makes them again."""
         for linear in self._wrapped.values():

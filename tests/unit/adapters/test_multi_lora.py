@@ -361,6 +361,26 @@ def test_an_adapter_that_cannot_be_attached_keeps_no_memory(paths: list[Path], m
     assert bench.bank.generation > generation
 
 
+def test_stacks_that_nobody_uses_are_dropped_on_demand(paths: list[Path]) -> None:
+    """And the next ones are made for few slots again."""
+    bench = Bench()
+    adapters = [bench.attach(path) for path in paths]
+    wrapped = [module for module in bench.model.modules() if isinstance(module, AdaptedLinear)]
+    for adapter in adapters[1:]:
+        bench.bank.detach(adapter)
+        bench.bank.drop_unused()
+    assert all(module.stacks for module in wrapped)
+    generation = bench.bank.generation
+    bench.bank.detach(adapters[0])
+    bench.bank.drop_unused()
+    assert [module.stacks for module in wrapped] == [{}] * len(wrapped)
+    assert bench.bank.generation > generation
+    bench.check([(bench.attach(paths[7]), paths[7]), (None, None)])
+    for module in wrapped:
+        for stack in module.stacks.values():
+            assert isinstance(stack, multi_lora._Pairs) or len(stack.a) == 4
+
+
 def _no_memory(*_: object) -> None:
     raise MemoryError
 
