@@ -2,10 +2,11 @@
 
 Every Linear that any adapter targets is wrapped once. LoRA weights of similar rank (a bucket: the next power of two)
 lie stacked, slot 0 all zeros, so a pass gathers its rows' slots and adds x @ a[slots].T @ b[slots] with two batched
-products per module, whatever the mix (Punica and S-LoRA do the same with kernels of their own). On a CPU nothing is
-padded: a slot's rows, a run, are multiplied alone, or short runs together: with the A's of all of them one under the
-other, what a row gets of others' A's left out, and then with their B's. Rows are sorted so that each bucket, each slot
-in it, and each adapter that cannot be stacked, is one slice of the batch; rows with no adapter pay nothing.
+products per module, whatever the mix (Punica and S-LoRA do the same with kernels of their own). On a CPU, and for a
+language model on any device, nothing is padded: a slot's rows, a run, are multiplied alone, or short runs together:
+with the A's of all of them one under the other, what a row gets of others' A's left out, and then with their B's.
+Rows are sorted so that each bucket, each slot in it, and each adapter that cannot be stacked, is one slice of the
+batch; rows with no adapter pay nothing.
 
 Threads may run passes side by side, each over rows of its own; nothing is attached meanwhile.
 """
@@ -34,6 +35,8 @@ except ImportError:  # torch has no Triton on this platform: batched products do
 MIN_BUCKET = 4
 # What a run's own two products take before the first number, in multiplications of a CPU: some 10 and 40 us.
 OVERHEAD = {torch.float32: 300_000, torch.bfloat16: 4_000_000}
+# On a GPU these are launches, some 20 us at 2.5e13 multiplications a second: what others' ranks waste hardly counts.
+OVERHEAD_ON_DEVICE = 500_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +69,9 @@ class _LoraPart:
         key = (ranks, tokens, width, x.dtype)
         found = self._planned.get(key)
         if found is None:
-            worth = OVERHEAD.get(x.dtype, OVERHEAD[torch.bfloat16]) / width
-            joined = self._joined(ranks, worth)
+            on_cpu = x.device.type == "cpu"
+            overhead = OVERHEAD.get(x.dtype, OVERHEAD[torch.bfloat16]) if on_cpu else OVERHEAD_ON_DEVICE
+            joined = self._joined(ranks, overhead / width)
             found = self._planned[key] = [self._product(own, ranks, tokens, len(x)) for own in joined]
         return found
 
@@ -96,7 +100,8 @@ class _LoraPart:
         slots, first, end = tuple(self.runs[each][0] for each in runs), self.runs[runs[0]][1], self.runs[runs[-1]][2]
         foreign = None
         if len(runs) > 1:
-            of_columns = torch.repeat_interleave(torch.tensor(slots), torch.tensor([ranks[each] for each in runs]))
+            columns = [slot for each, slot in zip(runs, slots, strict=True) for _ in range(ranks[each])]
+            of_columns = torch.tensor(columns, device=self.slots.device)
             of_rows = self.slots[first - self.start : end - self.start].repeat_interleave(tokens)
             foreign = of_rows[:, None] != of_columns
         own = slice(first * tokens, end * tokens)
@@ -151,7 +156,7 @@ class _Stack:
 
 
 class _Pairs:
-    """The same for a CPU: each slot's weights as they are, and those of runs that are multiplied together joined."""
+    """The same where nothing is padded: each slot's weights as they are, and joined those of runs that go together."""
 
     def __init__(self) -> None:
         self.filled: dict[int, LoraWeights] = {}
@@ -355,6 +360,12 @@ class AdapterBank:
                     linear.stacks[adapter.bucket].clear(adapter.slot)
             self._free[adapter.bucket].append(adapter.slot)
             adapter.slot = 0
+
+    def drop_unused(self) -> None:
+        """Drop the stacks of buckets none of whose slots is taken: they may have grown large."""
+        for bucket in [each for each, slots in self._slots.items() if len(self._free[each]) == slots - 1]:
+            self._drop_empty(bucket)
+            del self._free[bucket], self._slots[bucket]
 
     def _drop_empty(self, bucket: int) -> None:
         """Drop stacks of a bucket that hold nothing: whoever needs them next makes them again."""

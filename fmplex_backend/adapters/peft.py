@@ -21,6 +21,7 @@ from fmplex_backend.adapters.layout import Layout
 from fmplex_backend.adapters.saved_modules import own_modules
 from fmplex_backend.adapters.settings import Settings, by_pattern, feedforward, read_settings
 from fmplex_backend.errors import TaskRefused
+from fmplex_backend.types import Vfm
 from fmplex_backend.weights import cast, expect_finite, read_safetensors
 
 WEIGHTS = "adapter_model.safetensors"
@@ -55,7 +56,8 @@ class KeptWeights(Protocol):
 class Adapter:
     """A checked adapter. `slot` and `bucket` are the bank's (see multi_lora), on the engine thread.
 
-    `lora` holds the weights until the bank has taken them over, and is empty then.
+    `lora` holds the weights until the bank has taken them over, and is empty then. Which are `kept` elsewhere, and
+    `asked_by` whom, is residency's.
     """
 
     kind: str
@@ -65,6 +67,7 @@ class Adapter:
     bucket: int = 0
     slot: int = 0  # 0: it is not in the bank
     kept: KeptWeights | None = None  # where it need not stay in the bank
+    asked_by: Vfm | None = None  # whose request asked for it last, a copy's only where no other has
 
     @property
     def batched(self) -> bool:

@@ -1,33 +1,34 @@
 """Which LoRA adapters are in the bank, where all of them together take more than a budget.
 
-Those that are not lie in files: what was read, checked and scaled when their version was loaded, as it was then,
-whatever has become of the version's own files. One is read as soon as a request for it is queued, on a thread of its
-own, and put into the bank between two batches, a few milliseconds at a time. Its requests wait meanwhile (`is_ready`),
-and nobody else's. The adapter that was used the longest ago makes room. One with requests that have begun stays; where
-there are no others, the one whose vFM is furthest ahead of its share, further than who waits, takes no new requests
-until the last has ended.
+Those that are not lie in a file: what was read, checked and scaled when their version was loaded, as it was then,
+whatever has become of the version's own files. One is read as soon as a request for it is queued, that of the vFM with
+the smallest tag first, on a thread of its own, and put into the bank between two batches, a few milliseconds at a time.
+Its requests wait meanwhile (`is_ready`), and nobody else's. The adapter that was used the longest ago makes room, of
+those whose vFMs have nothing queued where there are such. One with requests that have begun stays; where there are no
+others, the one whose vFM is furthest ahead of its share, further than who waits, takes no new requests until the last
+has ended.
+
+Copies (`Vfm.spare`) take what nobody else wants: they are read last, take no adapter whose vFM has requests queued, and
+lose their own between two steps.
 """
 
 from __future__ import annotations
 
 import logging
-import tempfile
+import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from time import monotonic
 from types import MappingProxyType
-from typing import IO
-
-import torch
-from safetensors.torch import load, save
 
 from fmplex_backend.adapters.multi_lora import AdapterBank
 from fmplex_backend.adapters.peft import Adapter, KeptWeights, LoraWeights
-from fmplex_backend.errors import TaskRefused
-from fmplex_backend.types import RESIDENT, Metric, Post, Reading, Request, Vfm
+from fmplex_backend.adapters.weight_file import WeightFile
+from fmplex_backend.errors import ExecutionFailed, TaskRefused
+from fmplex_backend.types import RESIDENT, Failed, Metric, Pass, Post, Reading, Request, Vfm
 
 log = logging.getLogger("fmplex")
 
@@ -37,36 +38,13 @@ RETRY_S = 5.0  # after this time one is read again that could not be
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
         RESIDENT: Metric("gauge", "1 where a vFM's LoRA is in memory, 0 where it is in its file"),
-        "fmplex_backbone_adapter_bytes": Metric("gauge", "Bytes of LoRA adapters in memory"),
+        "fmplex_backbone_adapter_bytes": Metric("gauge", "Bytes of LoRA adapters in memory, without a GPU's padding"),
         "fmplex_backbone_adapters_resident": Metric("gauge", "LoRA adapters in memory"),
         "fmplex_backbone_adapter_loads_total": Metric("counter", "LoRA adapters that came back from their files"),
         "fmplex_backbone_adapter_load_seconds_total": Metric("counter", "Seconds from asking for these to having them"),
         "fmplex_backbone_adapter_evictions_total": Metric("counter", "LoRA adapters that made room for another"),
     }
 )
-
-
-class WeightFile:
-    """An adapter's weights as they were loaded, in a file without a name: it goes with this object."""
-
-    def __init__(self, lora: Mapping[str, LoraWeights]) -> None:
-        self.bytes = sum(pair.a.nbytes + pair.b.nbytes for pair in lora.values())
-        tensors = {f"{path}.{part}": getattr(pair, part).cpu() for path, pair in lora.items() for part in ("a", "b")}
-        self._paths = list(lora)
-        self._file: IO[bytes] = tempfile.TemporaryFile(prefix="fmplex-adapter-")  # noqa: SIM115 - as long as its task
-        self._file.write(save(tensors))
-        self._file.flush()
-
-    def read(self, device: torch.device) -> dict[str, LoraWeights]:
-        """On a device. One thread at a time."""
-        self._file.seek(0)
-        tensors = load(self._file.read())
-        return {
-            path: LoraWeights(tensors[f"{path}.a"].to(device), tensors[f"{path}.b"].to(device)) for path in self._paths
-        }
-
-    def __del__(self) -> None:
-        self._file.close()
 
 
 class Residency:
@@ -88,7 +66,10 @@ class Residency:
         self._loading: dict[Adapter, float] = {}
         self._broken: dict[Adapter, float] = {}  # until then they are not read again
         self._begun: dict[Request, Adapter] = {}  # requests that have run, or are about to, and have no outcome
+        self._placed: set[Request] = set()  # of these, those in the batch that is put together, or runs
+        self._ran = False  # that batch, or it runs
         self._leaving: Adapter | None = None  # takes no new requests
+        self._file = WeightFile()
         self._reader = ThreadPoolExecutor(1, "fmplex-adapters") if budget else None
 
     # -- any thread
@@ -97,15 +78,25 @@ class Residency:
         """Write the weights of an adapter that was just read where they can be read again; raises TaskRefused."""
         if not self.budget or not adapter.batched:
             return
-        kept = WeightFile(adapter.lora)
-        if kept.bytes > self.budget:
-            problem = f"its weights take {kept.bytes} bytes, the backbone's adapter_memory is {self.budget}"
+        size = sum(pair.a.nbytes + pair.b.nbytes for pair in adapter.lora.values())
+        if size > self.budget:
+            problem = f"its weights take {size} bytes, the backbone's adapter_memory is {self.budget}"
             raise TaskRefused(file, "r", problem, "Raise adapter_memory in the backbone's config.pbtxt")
-        adapter.kept = kept
+        try:
+            adapter.kept = self._file.keep(adapter.lora)
+        except OSError as error:
+            problem = f"the backbone has adapter_memory, and its weights cannot be written to a temporary file: {error}"
+            raise TaskRefused(
+                file, "", problem, "Make room there, or start the server with TMPDIR naming a directory that has"
+            ) from error
 
-    def expect(self, adapter: Adapter | None) -> None:
-        """A request of an adapter will be queued: read it now."""
-        if adapter is not None and adapter.kept is not None and adapter not in self._resident:
+    def expect(self, request: Request) -> None:
+        """A request will be queued: read its adapter now, unless it is a copy, which has time."""
+        adapter: Adapter | None = request.extensions.adapter
+        if adapter is None or adapter.kept is None or request.vfm.spare:
+            return
+        adapter.asked_by = request.vfm
+        if adapter not in self._resident:
             self.post(partial(self._want, adapter))
 
     def readings(self, vfm: Vfm | None) -> Iterator[Reading]:
@@ -128,14 +119,17 @@ class Residency:
     def attach(self, adapter: Adapter) -> None:
         """Put an adapter into the bank, if there is room: nobody makes room for one that nobody has asked for."""
         kept = adapter.kept
-        if kept is None:
+        if kept is not None and self.used + kept.bytes > self.budget:
+            adapter.lora.clear()
+            return
+        try:
             self.bank.attach(adapter)
-        elif self.used + kept.bytes <= self.budget:
-            self.bank.attach(adapter)
+        except BaseException:
+            adapter.kept = None  # its vFM is refused: it is not to be read for it
+            raise
+        if kept is not None:
             self.used += kept.bytes
             self._resident[adapter] = None
-        else:
-            adapter.lora.clear()
 
     def detach(self, adapter: Adapter) -> None:
         """Take an adapter out for good."""
@@ -149,72 +143,122 @@ class Residency:
             self.used -= kept.bytes
         if adapter in self._resident:
             self._take_out(adapter, kept)
+            self.bank.drop_unused()
         adapter.kept = None
         self._make_room()
 
     def is_ready(self, request: Request) -> bool:
-        """Whether a request's adapter is in the bank, or needs not be; else it will be."""
-        adapter = request.extensions.adapter
+        """Whether a request's adapter is in the bank, or needs not be; else it will be.
+
+        Asked while a batch is put together.
+        """
+        if self._ran:
+            self._placed.clear()
+            self._ran = False
+        adapter: Adapter | None = request.extensions.adapter
         if adapter is None or adapter.kept is None:
             return True
         if adapter in self._resident:
             return adapter is not self._leaving or request in self._begun
-        if adapter in self._broken and self.clock() < self._broken[adapter]:
-            return True  # the pass tells that it is not there
+        if self.is_lost(request):
+            return True  # the batch tells
+        if not request.vfm.spare or adapter.asked_by is None:
+            adapter.asked_by = request.vfm
         self._want(adapter)
         if adapter in self._wanted and not request.vfm.spare:
             self._let_leave(request.vfm)
         return False
 
+    def is_lost(self, request: Request) -> bool:
+        """Whether a request's adapter could not be brought back just now."""
+        return self._is_away(request.extensions.adapter) and self._is_broken(request.extensions.adapter)
+
     def begin(self, request: Request) -> None:
-        """A request is in the next batch: until its end its adapter stays."""
+        """A request is in the next batch: until its end its adapter stays, a copy's until the batch has run."""
         adapter = request.extensions.adapter
         if adapter in self._resident:
             self._begun[request] = adapter
-            self._resident.move_to_end(adapter)
+            self._placed.add(request)
             self._fresh.pop(adapter, None)
+            if not request.vfm.spare:
+                self._resident.move_to_end(adapter)
+
+    def run(self, batch: Sequence[Request]) -> tuple[list[Request], Pass | None]:
+        """Those of a batch that runs now whose adapters are in memory, and what the others get, if there are any."""
+        self._ran = True
+        away = [request for request in batch if self._is_away(request.extensions.adapter)]
+        if not away:
+            return list(batch), None
+        kept_out = set(away)
+        return [request for request in batch if request not in kept_out], Pass(
+            None, [], [(request, Failed(_not_in_memory(request.vfm))) for request in away]
+        )
 
     def end(self, request: Request) -> None:
         """A request has its outcome."""
+        self._placed.discard(request)
         if self._begun.pop(request, None) is not None and self._wanted:
             self._make_room()
 
+    def _is_away(self, adapter: Adapter | None) -> bool:
+        return adapter is not None and adapter.kept is not None and adapter not in self._resident
+
+    def _is_broken(self, adapter: Adapter) -> bool:
+        return self._broken.get(adapter, -math.inf) > self.clock()
+
     def _want(self, adapter: Adapter) -> None:
-        if adapter.kept is not None and adapter not in self._resident and adapter not in self._loading:
+        if self._is_away(adapter) and adapter not in self._loading and not self._is_broken(adapter):
             self._wanted.setdefault(adapter, self.clock())
             self._make_room()
 
     def _make_room(self) -> None:
-        """Read those that are wanted, the first first, as far as there is room."""
+        """Read those that are wanted, by the tags of their vFMs, as far as there is room."""
+        for adapter in [each for each in self._wanted if not _is_waited_for(each)]:
+            del self._wanted[adapter]  # its requests were refused, cancelled or late; those to come will ask
         while self._wanted:
-            adapter, since = next(iter(self._wanted.items()))
+            adapter = min(self._wanted, key=_turn)
             kept = adapter.kept
             assert kept is not None
-            if self.used + kept.bytes > self.budget and not self._evict_for(kept.bytes):
+            if self.used + kept.bytes > self.budget and not self._evict_for(adapter, kept.bytes):
                 return
-            del self._wanted[adapter]
-            self._loading[adapter] = since
+            self._loading[adapter] = self._wanted.pop(adapter)
             self.used += kept.bytes
             assert self._reader is not None
             self._reader.submit(self._read, adapter, kept)
         self._leaving = None
 
-    def _evict_for(self, wanted: int) -> bool:
-        """Take out those that were used the longest ago, until so many bytes are free; False where too few may go."""
-        begun, now = set(self._begun.values()), self.clock()
-        for adapter in list(self._resident):
-            if adapter in begun or self._fresh.get(adapter, now) > now:
-                continue
+    def _evict_for(self, wanting: Adapter, size: int) -> bool:
+        """Take out those that were used the longest ago, until so many bytes are free; False where too few may go.
+
+        Those that may are out then all the same, so that room collects; but not for copies.
+        """
+        spare, now = _is_spare(wanting), self.clock()
+        stay = {
+            adapter
+            for request, adapter in self._begun.items()
+            if spare or not request.vfm.spare or request in self._placed
+        }
+        fresh = (adapter for adapter, until in self._fresh.items() if until > now)
+        stay.update(adapter for adapter in fresh if spare or not _is_spare(adapter))
+        leave = [each for each in self._resident if each not in stay and not (spare and _has_requests(each))]
+        leave.sort(key=_has_requests)
+        if spare and self.used + size - sum(each.kept.bytes for each in leave if each.kept) > self.budget:
+            return False
+        for adapter in leave:
             assert adapter.kept is not None
             self._take_out(adapter, adapter.kept)
             self.evictions += 1
-            if self.used + wanted <= self.budget:
+            if self.used + size <= self.budget:
                 return True
         return False
 
     def _let_leave(self, vfm: Vfm) -> None:
-        """Let nothing begin with the adapter of the vFM furthest ahead, if that is further ahead than who waits."""
-        ahead = max(self._begun, key=_ahead, default=None)
+        """Let nothing begin with the adapter of the vFM furthest ahead, if that is further ahead than who waits.
+
+        Copies' adapters go without that.
+        """
+        begun = (request for request in self._begun if not request.vfm.spare)
+        ahead = max(begun, key=_tag, default=None)
         if self._leaving is None and ahead is not None and ahead.vfm.start > vfm.start:
             self._leaving = self._begun[ahead]
 
@@ -223,6 +267,8 @@ class Residency:
         self.used -= kept.bytes
         del self._resident[adapter]
         self._fresh.pop(adapter, None)
+        for request in [each for each, own in self._begun.items() if own is adapter and each.vfm.spare]:
+            del self._begun[request]  # its next step begins as its first did
         if adapter is self._leaving:
             self._leaving = None
 
@@ -244,10 +290,10 @@ class Residency:
         if adapter not in self._loading:
             parts.close()  # type: ignore[attr-defined]
             return
-        until = monotonic() + CHUNK_S
+        until = self.clock() + CHUNK_S
         try:
             for _ in parts:
-                if monotonic() > until:
+                if self.clock() > until:
                     self.post(partial(self._put, adapter, kept, parts))
                     return
         except Exception as error:
@@ -255,6 +301,7 @@ class Residency:
             return
         self.load_s += self.clock() - self._loading.pop(adapter)
         self.loads += 1
+        self.bank.drop_unused()  # only now: it may be of the bucket whose last one made room
         self._resident[adapter] = None
         self._fresh[adapter] = self.clock() + FRESH_S
 
@@ -265,5 +312,32 @@ class Residency:
             self._broken[adapter] = self.clock() + RETRY_S
 
 
-def _ahead(request: Request) -> float:
+def _tag(request: Request) -> float:
     return request.vfm.start
+
+
+def _is_spare(adapter: Adapter) -> bool:
+    return adapter.asked_by is not None and adapter.asked_by.spare
+
+
+def _has_requests(adapter: Adapter) -> bool:
+    """Whether its vFM has some waiting; of copies that is not known."""
+    return adapter.asked_by is not None and adapter.asked_by.depth > 0
+
+
+def _is_waited_for(adapter: Adapter) -> bool:
+    return _is_spare(adapter) or _has_requests(adapter)
+
+
+def _turn(adapter: Adapter) -> tuple[bool, float]:
+    """The smallest is read first."""
+    vfm = adapter.asked_by
+    assert vfm is not None
+    return vfm.spare, vfm.start
+
+
+def _not_in_memory(vfm: Vfm) -> ExecutionFailed:
+    return ExecutionFailed(
+        f"the weights of the adapter of {vfm.name!r} could not be brought back into memory, and the server's log says "
+        "why; they are read again in some seconds"
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar, Generic, Protocol
@@ -202,7 +202,7 @@ class EncoderRuntime(KeepsNothing, ABC, Generic[RowT]):
         payload = request.prepared = self.payload(extensions, rows, starts, portions, keys)
         request.work, request.rows, request.items = payload.work, payload.row_work, len(rows)
         request.prepared_bytes = self.in_memory(rows, extensions.decoder.reads)
-        self.residency.expect(extensions.adapter)
+        self.residency.expect(request)
 
     def decode(self, request: Request, value: list[Any]) -> Mapping[str, Any]:
         """Rows' hidden states -> output tensors (reply threads)."""
@@ -239,6 +239,8 @@ class EncoderRuntime(KeepsNothing, ABC, Generic[RowT]):
 
     def run(self, batch: Sequence[Request]) -> Iterator[Pass]:
         """Run the rows of a batch in passes by length, the short first; equal rows once."""
+        batch, failed = self.residency.run(batch)
+        told = [failed] if failed else []
         rows = unite(asked for request in batch for asked in request.prepared.begin_step(request))
         apart: dict[Hashable, list[SharedRow[RowT]]] = {}
         for row in rows:
@@ -250,8 +252,8 @@ class EncoderRuntime(KeepsNothing, ABC, Generic[RowT]):
         ]
         if self.queues_passes:
             launched = [self._launch(group) for group in groups]
-            return map(self._collect, groups, launched)
-        return (self._collect(group, self._launch(group)) for group in groups)
+            return chain(told, map(self._collect, groups, launched))
+        return chain(told, (self._collect(group, self._launch(group)) for group in groups))
 
     def run_rows(self, count: int) -> None:
         """A pass of so many equal rows, without adapters, on this thread."""

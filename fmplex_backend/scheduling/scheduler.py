@@ -121,7 +121,7 @@ class Scheduler:
         self._place(vfm)
 
     def choose(self, now: float) -> list[Request]:
-        """Form the next batch, smallest rank first; empty only where nothing is queued."""
+        """Form the next batch, smallest rank first; empty only where nothing is queued, or none of it has room."""
         passed_over: list[Vfm] = []
         batch = self._chosen(now, passed_over)
         for vfm in passed_over:
@@ -176,6 +176,8 @@ class Scheduler:
             while vfm.queue and rows.hold(request := vfm.queue[0]) and self._has_room(rows.total, rows, request):
                 virtual_time = self.virtual_time
                 if (vfm.start - virtual_time) * vfm.weight > EARLY_S:
+                    break
+                if self.has_room is not None and not self.has_room(request):
                     break
                 self._schedule(vfm, now, rows.add(request))
                 self.virtual_time = virtual_time

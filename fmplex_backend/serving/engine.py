@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Protocol
@@ -131,6 +130,7 @@ class Engine:
         self.at_work = AtWork()  # replaced as a whole, for other threads to read
         self._in_flight: dict[Request, None] = {}  # of the batch at hand: those without an outcome
         self._running: list[Request] = []  # of the batch at hand: those that need another step
+        self._retiring: dict[Vfm, None] = {}  # once their queues are empty
         self._sequences = Sequences(lambda extensions: self.runtime.detach(extensions))
 
     # -- any thread
@@ -166,12 +166,14 @@ class Engine:
         """Step until told to stop and nothing is left."""
         while not (self.stopping and not self.scheduler.queued and self._inbox.empty() and not self._ahead):
             self.step()
+        self._retire_empty()
 
     def step(self, *, wait: bool = True) -> bool:
-        """Run one batch; False where nothing was queued.
+        """Run one batch; False where there was none: nothing is queued, or none of it has room.
 
         Args:
-            wait: where nothing is queued, wait for a message first.
+            wait: where nothing is queued, wait for a message first, and where none has room, for one at the end; but
+                not for long, where something else makes a batch possible.
         """
         batch = self._ahead or self._start_batch(wait=wait)
         self._ahead = None
@@ -195,12 +197,13 @@ class Engine:
         return bool(batch)
 
     def _start_batch(self, *, wait: bool) -> Batch | None:
+        self._retire_empty()
         self._admit(wait=wait and not self.scheduler.queued)
         now = self.clock()
         batch = self._choose_and_start(now) or self._start(self.spare.choose(now), now, spare=True)
-        if batch is None and wait and self.scheduler.queued and not self._command:
-            with suppress(Empty):  # what is queued waits for something to be brought into memory
-                self._receive(self._inbox.get(timeout=ROOM_EVERY_S))
+        without_room = self.scheduler.queued or self.spare.due_in(now) == 0.0
+        if batch is None and wait and without_room and not self._command:
+            self._wait(ROOM_EVERY_S)  # it waits for something to be brought into memory
         return batch
 
     def _start_ahead(self, running: Batch) -> Batch | None:
@@ -210,7 +213,7 @@ class Engine:
             rows.add(request)
         adapted = len({request.vfm for request in running.requests if request.vfm.adapted})
         end = max(running.started_at, self._last_pass_at) + EARLY * self.cost.batch(rows.total, adapted)
-        while not self._command:
+        while not self._command and not any(not vfm.queue for vfm in self._retiring):
             try:
                 left = end - self._lead_s - self.clock()
                 message = self._inbox.get(timeout=left) if left > 0 else self._inbox.get_nowait()
@@ -220,7 +223,7 @@ class Engine:
                 self._receive(message)
             else:
                 self._command = message
-        return None  # what was posted after the command waits for it
+        return None  # what was posted after the command waits for it, as the next batch does for who is retired
 
     def _choose_and_start(self, at: float) -> Batch | None:
         """Start a batch that will run from `at` on."""
@@ -245,19 +248,23 @@ class Engine:
             command, self._command = self._command, None
             command()
         elif wait:
-            self._waits = True
-            self.when_idle()
-            message = None
-            with suppress(Empty):  # then what runs in spare time may
-                message = self._inbox.get(timeout=self.spare.due_in(self.clock()))
-            self._waits = False
-            if message is not None:
-                self._receive(message)
+            self._wait(self.spare.due_in(self.clock()))  # until what runs in spare time may
         for _ in range(self._inbox.qsize()):  # a command that posts itself again is not called twice in one step
             try:
                 self._receive(self._inbox.get_nowait())
             except Empty:  # `abandon` has emptied it
                 break
+
+    def _wait(self, timeout: float | None) -> None:
+        """For a message, and receive it."""
+        self._waits = True
+        self.when_idle()
+        message = None
+        with suppress(Empty):
+            message = self._inbox.get(timeout=timeout)
+        self._waits = False
+        if message is not None:
+            self._receive(message)
 
     def _receive(self, message: Message) -> None:
         if not isinstance(message, tuple):
@@ -458,11 +465,17 @@ class Engine:
         for request in self.spare.take(vfm):
             self._give_up(request, _gone(vfm))
         if vfm.queue:
-            self.post(partial(self.retire, vfm))
+            self._retiring[vfm] = None
         elif vfm in self.vfms:
             self.vfms.discard(vfm)
             self.closed = with_closed(self.closed, vfm)
             self.runtime.detach(vfm.extensions)
+
+    def _retire_empty(self) -> None:
+        """Retire those whose queues have run empty since they were to be."""
+        for vfm in [each for each in self._retiring if not each.queue]:
+            del self._retiring[vfm]
+            self.retire(vfm)
 
     def set_reply_latency(self, lane: int, seconds: float) -> None:
         """Allow this long from the end of a batch to a reply thread's last reply where a deadline is to be met."""

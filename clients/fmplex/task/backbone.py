@@ -75,7 +75,7 @@ class Backbone:
     def runtime(self) -> Any:
         """The family's runtime with the model in it, as the server has it; raises TaskProblem or BackboneRefused."""
         try:
-            return self.family.make_runtime(self.config, self.file, self.device, BATCH, CostModel().predict)
+            return self._make_runtime(self.config)
         except FmplexError as error:
             if self.file.is_file():
                 raise
@@ -91,7 +91,11 @@ class Backbone:
         """
         if self._fits_as_served:
             return self.runtime
-        config = self.config.model_copy(update={"dtype": FITTED_IN})
+        return self._make_runtime(self.config.model_copy(update={"dtype": FITTED_IN}))
+
+    def _make_runtime(self, config: Any) -> Any:
+        """With all adapters in memory: there is no engine here that lets them go and come back."""
+        config = config.model_copy(update={"adapter_memory": 0})
         return self.family.make_runtime(config, self.file, self.device, BATCH, CostModel().predict)
 
     @property

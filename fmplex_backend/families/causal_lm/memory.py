@@ -10,6 +10,9 @@ its tokens again later:
   ones do not pass it by for ever. It takes them from vFMs ahead of its own only where these keep no less, by weight,
   than its own then has: such changes make the shares more even, so that no two requests take turns at it.
 
+Copies (`Vfm.spare`) have a tag of their own that says nothing beside others': they give up theirs first, to anybody
+else, and take from copies alone.
+
 A vFM may have limits of its own: `max_running` of its requests have blocks at a time, and `max_kv_share` of all blocks.
 One that has not begun waits for its own vFM then, and nobody else with it; one that grows takes a block from the newest
 of its own vFM. Blocks that can be found (`blocks.py`) are taken from nobody, and go before anybody loses his own.
@@ -133,7 +136,7 @@ class Memory:
             return False
         losers = None if self._waits else self._losers_to(request, lacking)
         if losers is None:
-            self._waits = True
+            self._waits = self._waits or not vfm.spare
             return False
         for loser in losers:
             self._preempt(loser)
@@ -155,7 +158,12 @@ class Memory:
         losers: list[Request] = []
         for loser in sorted(self._unplaced(), key=_last_to_keep, reverse=True):
             vfm, freed = loser.vfm, self._freed_by(loser)
-            if vfm is request.vfm or vfm.start <= request.vfm.start or (held[vfm] - freed) / vfm.weight < wanted:
+            if vfm.spare == request.vfm.spare:
+                evens = (held[vfm] - freed) / vfm.weight >= wanted
+                loses = vfm is not request.vfm and vfm.start > request.vfm.start and evens
+            else:
+                loses = vfm.spare
+            if not loses:
                 continue
             losers.append(loser)
             held[vfm] -= freed
@@ -180,6 +188,6 @@ class Memory:
         return -(-len(self.tokens_of(request)) // self.size)
 
 
-def _last_to_keep(request: Request) -> tuple[float, int]:
-    """The largest goes first: the newest of the vFM furthest ahead."""
-    return request.vfm.start, request.admission_number
+def _last_to_keep(request: Request) -> tuple[bool, float, int]:
+    """The largest goes first: copies, then the newest of the vFM furthest ahead."""
+    return request.vfm.spare, request.vfm.start, request.admission_number

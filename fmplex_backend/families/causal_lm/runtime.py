@@ -139,7 +139,7 @@ class CausalLmRuntime:
         answer = Answer(asked, self.chunk, ends, Detokenizer(self._decode))
         request.prepared, request.work, request.items = answer, answer.work, 1
         request.prepared_bytes = TOKEN_BYTES * (len(asked.prompt) + sampling.max_tokens)
-        self.residency.expect(extensions.adapter)
+        self.residency.expect(request)
 
     def decode(self, request: Request, value: Delta) -> Mapping[str, Any]:
         """A part of an answer -> output tensors, [1, 1] each."""
@@ -168,7 +168,10 @@ class CausalLmRuntime:
 
     def has_room(self, request: Request) -> bool:
         """Whether there are blocks for its next step; another request may lose its own for them."""
-        has = self.residency.is_ready(request) and self.memory.has_room(request)
+        ready = self.residency.is_ready(request)
+        if ready and self.residency.is_lost(request):
+            return True  # it fails, and takes nobody's blocks for that
+        has = ready and self.memory.has_room(request)
         if has:
             self.residency.begin(request)
         return has
@@ -186,6 +189,11 @@ class CausalLmRuntime:
     def run(self, batch: Sequence[Request]) -> Iterator[Pass]:
         """One step of every sequence of a batch, in one pass."""
         self.memory.begin()
+        batch, failed = self.residency.run(batch)
+        if failed:
+            yield failed
+        if not batch:
+            return
         requests = sorted(batch, key=lambda request: self.bank.order(request.extensions.adapter))
         answers: list[Answer] = [request.prepared for request in requests]
         steps = [answer.step for answer in answers]

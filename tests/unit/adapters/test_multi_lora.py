@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fmplex_backend.adapters import multi_lora
 from fmplex_backend.adapters.multi_lora import AdaptedLinear, AdapterBank
-from fmplex_backend.adapters.peft import Adapter, load_adapter
+from fmplex_backend.adapters.peft import Adapter, LoraWeights, load_adapter
 from fmplex_backend.errors import TaskRefused
 
 WAYS = [
@@ -288,6 +288,28 @@ def paths(tmp_path: Path) -> list[Path]:
     return [save_adapter(tmp_path / str(n), lora(2 + n % 3, ["query"]), seed=n) for n in range(12)]
 
 
+def test_runs_that_are_multiplied_together_lie_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, with a device that every machine has; there runs are joined though they are long."""
+    monkeypatch.setattr(multi_lora, "OVERHEAD", dict.fromkeys(multi_lora.OVERHEAD, 0))
+    meta = torch.device("meta")
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64, device=meta))
+    bank = AdapterBank(model, meta, stacked=False)
+    adapters = [
+        Adapter("lora", lora={"0": LoraWeights(torch.empty(4, 64, device=meta), torch.empty(4, 64, device=meta))})
+        for _ in range(3)
+    ]
+    for adapter in adapters:
+        bank.attach(adapter)
+    rows = [adapter for adapter in adapters for _ in range(5)]
+    with bank.applied(rows, packed=True), torch.inference_mode():
+        assert model(torch.empty(1, len(rows), 64, device=meta)).shape == (1, len(rows), 64)
+        (part,) = bank.current.parts
+    assert isinstance(part, multi_lora._LoraPart)
+    ((product,),) = part._planned.values()
+    assert product.foreign is not None
+    assert (product.foreign.device, product.foreign.shape) == (meta, (15, 12))
+
+
 def test_many_adapters_of_one_bucket(paths: list[Path]) -> None:
     """More than there are slots at first: the stacks grow under those that are there."""
     bench = Bench()
@@ -337,6 +359,26 @@ def test_an_adapter_that_cannot_be_attached_keeps_no_memory(paths: list[Path], m
     wrapped = [module for module in bench.model.modules() if isinstance(module, AdaptedLinear)]
     assert [module.stacks for module in wrapped] == [{}]
     assert bench.bank.generation > generation
+
+
+def test_stacks_that_nobody_uses_are_dropped_on_demand(paths: list[Path]) -> None:
+    """And the next ones are made for few slots again."""
+    bench = Bench()
+    adapters = [bench.attach(path) for path in paths]
+    wrapped = [module for module in bench.model.modules() if isinstance(module, AdaptedLinear)]
+    for adapter in adapters[1:]:
+        bench.bank.detach(adapter)
+        bench.bank.drop_unused()
+    assert all(module.stacks for module in wrapped)
+    generation = bench.bank.generation
+    bench.bank.detach(adapters[0])
+    bench.bank.drop_unused()
+    assert [module.stacks for module in wrapped] == [{}] * len(wrapped)
+    assert bench.bank.generation > generation
+    bench.check([(bench.attach(paths[7]), paths[7]), (None, None)])
+    for module in wrapped:
+        for stack in module.stacks.values():
+            assert isinstance(stack, multi_lora._Pairs) or len(stack.a) == 4
 
 
 def _no_memory(*_: object) -> None:

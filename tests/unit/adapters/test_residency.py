@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import wait
 from pathlib import Path
@@ -14,12 +17,12 @@ import torch
 from model_fixtures import save_adapter, tiny_model
 from peft import LoraConfig
 
-from fmplex_backend.adapters import residency
+from fmplex_backend.adapters import residency, weight_file
 from fmplex_backend.adapters.multi_lora import AdapterBank
 from fmplex_backend.adapters.peft import Adapter, load_adapter
 from fmplex_backend.adapters.residency import Residency
 from fmplex_backend.errors import TaskRefused
-from fmplex_backend.types import RESIDENT, Request, Vfm
+from fmplex_backend.types import RESIDENT, Failed, Request, Vfm
 
 TASKS = 5
 
@@ -49,8 +52,34 @@ class House:
             self.residency.attach(adapter)
 
     def request(self, task: int) -> Request:
+        """Queued."""
         vfm = self.vfms[task]
-        return Request(vfm, {}, (), 0.0, lambda *_: None, extensions=vfm.extensions)
+        request = Request(vfm, {}, (), 0.0, lambda *_: None, extensions=vfm.extensions)
+        vfm.queue.append(request)
+        return request
+
+    def copy(self, task: int) -> Request:
+        vfm = Vfm(task, "copies", spare=True)
+        return Request(vfm, {}, (), 0.0, lambda *_: None, extensions=self.vfms[task].extensions)
+
+    def expect(self, *tasks: int) -> None:
+        for task in tasks:
+            self.residency.expect(self.request(task))
+
+    def begin(self, *requests: Request) -> list[Request]:
+        """Ready ones, in a batch that is put together."""
+        for request in requests:
+            assert self.residency.is_ready(request)
+            self.residency.begin(request)
+            if not request.vfm.spare:
+                request.vfm.queue.remove(request)
+        return [*requests]
+
+    def run(self, *requests: Request) -> list[Request]:
+        """The same, in a batch that has run a step."""
+        begun = self.begin(*requests)
+        assert self.residency.run(begun) == (begun, None)
+        return begun
 
     def settle(self) -> None:
         """Read what is being read, and call what was posted."""
@@ -98,11 +127,9 @@ def test_those_that_fit_are_in_memory_at_first(house: House) -> None:
 
 def test_one_that_is_asked_for_takes_the_place_of_the_longest_unused(house: House) -> None:
     for task in (1, 0):
-        request = house.request(task)
-        assert house.residency.is_ready(request)
-        house.residency.begin(request)
-        house.residency.end(request)
-    house.residency.expect(house.adapters[3])
+        for request in house.run(house.request(task)):
+            house.residency.end(request)
+    house.expect(3)
     house.settle()
     assert house.resident() == {0, 3}
     assert (house.residency.loads, house.residency.evictions) == (1, 1)
@@ -121,9 +148,7 @@ def test_what_comes_back_is_what_was_loaded(house: House, tmp_path: Path) -> Non
 
 
 def test_one_whose_requests_have_begun_stays(house: House) -> None:
-    begun = [house.request(task) for task in (0, 1)]
-    for request in begun:
-        house.residency.begin(request)
+    begun = house.run(*map(house.request, (0, 1)))
     waiting = house.request(2)
     assert not house.residency.is_ready(waiting)
     house.settle()
@@ -137,9 +162,7 @@ def test_one_whose_requests_have_begun_stays(house: House) -> None:
 def test_the_one_furthest_ahead_gives_way(house: House) -> None:
     """It takes no new requests, goes on with those that have begun, and then makes room."""
     house.vfms[1].start = 3.0
-    begun = [house.request(task) for task in (0, 1, 1)]
-    for request in begun:
-        house.residency.begin(request)
+    begun = house.run(*map(house.request, (0, 1, 1)))
     assert not house.residency.is_ready(house.request(2))
     assert house.residency.is_ready(begun[1])
     assert not house.residency.is_ready(house.request(1))
@@ -152,9 +175,8 @@ def test_the_one_furthest_ahead_gives_way(house: House) -> None:
 
 def test_nobody_gives_way_to_one_that_is_further_ahead(house: House) -> None:
     house.vfms[2].start = 3.0
-    for task in (0, 1):
-        house.residency.begin(house.request(task))
-    house.residency.expect(house.adapters[2])
+    house.run(*map(house.request, (0, 1)))
+    house.expect(2)
     house.settle()
     assert not house.residency.is_ready(house.request(2))
     assert all(house.residency.is_ready(house.request(task)) for task in (0, 1))
@@ -163,7 +185,7 @@ def test_nobody_gives_way_to_one_that_is_further_ahead(house: House) -> None:
 def test_nobody_gives_way_to_one_that_is_gone(house: House) -> None:
     for task in (0, 1):
         house.vfms[task].start = 1.0
-        house.residency.begin(house.request(task))
+        house.run(house.request(task))
     assert not house.residency.is_ready(house.request(2))
     assert not all(house.residency.is_ready(house.request(task)) for task in (0, 1))
     house.residency.detach(house.adapters[2])
@@ -171,8 +193,7 @@ def test_nobody_gives_way_to_one_that_is_gone(house: House) -> None:
 
 
 def test_one_that_was_read_stays_until_its_requests_come(house: House) -> None:
-    for task in (2, 3):
-        house.residency.expect(house.adapters[task])
+    house.expect(2, 3)
     house.settle()
     assert house.resident() == {2, 3}
     assert not house.residency.is_ready(house.request(4))
@@ -187,7 +208,7 @@ def test_one_that_was_read_stays_until_its_requests_come(house: House) -> None:
 def test_one_that_is_detached_while_it_is_read_keeps_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(residency, "CHUNK_S", -1.0)  # a module at a time
     for task in (2, 3):
-        house.residency.expect(house.adapters[task])
+        house.expect(task)
         house.posted.pop(0)()
         reader = house.residency._reader
         assert reader is not None
@@ -204,7 +225,7 @@ def test_one_that_is_detached_while_it_is_read_keeps_nothing(house: House, monke
     assert (house.bank.attached, house.residency.used) == (0, 0)
 
 
-def test_a_file_that_cannot_be_read_is_told_by_the_pass(
+def test_a_file_that_cannot_be_read_is_told_to_its_own_requests(
     house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(self: Any, device: torch.device) -> Any:
@@ -212,19 +233,31 @@ def test_a_file_that_cannot_be_read_is_told_by_the_pass(
 
     request = house.request(2)
     with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
-        patch.setattr(residency.WeightFile, "read", broken)
+        patch.setattr(weight_file.InFile, "read", broken)
         assert not house.residency.is_ready(request)
         house.settle()
     assert "disk" in caplog.text
     assert house.residency.is_ready(request)
     house.residency.begin(request)
+    (other,) = house.begin(house.request(1))
+    kept, told = house.residency.run([request, other])
+    assert kept == [other]
+    assert told is not None
+    ((culprit, outcome),) = told.outcomes
+    assert culprit is request
+    assert isinstance(outcome, Failed)
+    assert "'task2'" in str(outcome.error)
     with pytest.raises(RuntimeError, match="not in memory"):
         house.bank.order(house.adapters[2])
     house.residency.end(request)
+    house.expect(2)
+    house.settle()
+    assert house.residency.is_ready(request), "it is not read again at once"
     house.now += residency.RETRY_S
     assert not house.residency.is_ready(request)
     house.settle()
     assert 2 in house.resident()
+    assert not house.residency.is_lost(request)
 
 
 def test_one_that_is_larger_than_the_budget_is_refused(tmp_path: Path) -> None:
@@ -239,3 +272,198 @@ def test_without_a_budget_all_are_in_memory(tmp_path: Path) -> None:
     assert house.bank.attached == TASKS
     assert not [*house.residency.readings(None), *house.residency.readings(house.vfms[0])]
     assert house.residency.is_ready(house.request(0))
+
+
+# -- who is read first
+
+
+def test_the_one_with_the_smallest_tag_is_read_first(house: House) -> None:
+    begun = house.run(*map(house.request, (0, 1)))
+    house.vfms[2].start, house.vfms[3].start = 5.0, 4.0
+    house.expect(2, 3)
+    house.settle()
+    house.residency.end(begun[0])
+    house.settle()
+    assert house.resident() == {1, 3}
+
+
+def test_one_that_nobody_waits_for_any_more_is_not_read(house: House) -> None:
+    begun = house.run(*map(house.request, (0, 1)))
+    house.expect(2, 3)
+    house.settle()
+    house.vfms[2].queue.clear()  # refused, cancelled or late
+    for request in begun:
+        house.residency.end(request)
+    house.settle()
+    assert (house.residency.loads, 3 in house.resident()) == (1, True)
+
+
+def test_one_that_others_wait_for_stays_where_another_may_go(house: House) -> None:
+    for request in house.run(*map(house.request, (0, 1))):
+        house.residency.end(request)
+    house.expect(0)
+    house.expect(2)
+    house.settle()
+    assert house.resident() == {0, 2}
+
+
+@pytest.mark.parametrize("spare", [False, True])
+def test_room_collects_for_a_large_one_but_not_for_copies(house: House, spare: bool) -> None:
+    """0 is in use, and 1 alone is not enough."""
+    house.run(house.request(0))
+    house.residency.budget -= house.size
+    request = house.copy(2) if spare else house.request(2)
+    assert not house.residency.is_ready(request)
+    house.settle()
+    assert (0 in house.resident(), 1 in house.resident(), 2 in house.resident()) == (True, spare, False)
+
+
+# -- copies
+
+
+def test_nothing_is_read_ahead_for_copies(house: House) -> None:
+    house.residency.expect(house.copy(2))
+    assert not house.posted
+
+
+def test_a_copy_between_two_steps_keeps_nothing_from_others(house: House) -> None:
+    copies = house.run(*map(house.copy, (0, 1)))
+    waiting = house.request(2)
+    assert not house.residency.is_ready(waiting)
+    house.settle()
+    assert house.residency.is_ready(waiting)
+    house.run(waiting)
+    assert not all(map(house.residency.is_ready, copies))
+    house.settle()
+    assert house.residency.loads == 1, "those who wait may come back to it"
+
+
+def test_a_copy_goes_on_when_there_is_room_again(house: House) -> None:
+    copies = house.run(*map(house.copy, (0, 1)))
+    waiting = house.request(2)
+    assert not house.residency.is_ready(waiting)
+    house.settle()
+    assert house.resident() == {1, 2}
+    for request in house.run(waiting):
+        house.residency.end(request)
+    assert not house.residency.is_ready(copies[0])
+    house.settle()
+    house.run(*copies)
+
+
+def test_a_copy_keeps_its_adapter_while_its_batch_is_put_together_and_runs(house: House) -> None:
+    copies = house.begin(*map(house.copy, (0, 1)))
+    assert not house.residency.is_ready(house.request(2))
+    house.settle()
+    assert house.residency.run(copies) == (copies, None)
+    house.residency.end(copies[0])  # between two passes
+    house.settle()
+    assert house.resident() == {1, 2}
+
+
+def test_a_copy_takes_nothing_from_a_copy_that_has_begun(house: House) -> None:
+    house.run(*map(house.copy, (0, 1)))
+    assert not house.residency.is_ready(house.copy(2))
+    house.settle()
+    assert house.resident() == {0, 1}
+
+
+def test_a_copy_takes_no_adapter_that_others_wait_for(house: House) -> None:
+    for request in house.run(*map(house.request, (0, 1))):
+        house.residency.end(request)
+    house.expect(0, 1)
+    copy = house.copy(2)
+    assert not house.residency.is_ready(copy)
+    house.settle()
+    assert house.resident() == {0, 1}
+    house.begin(house.vfms[0].queue[0])
+    house.vfms[1].queue.clear()
+    assert not house.residency.is_ready(copy)
+    house.settle()
+    assert house.resident() == {0, 2}
+
+
+def test_what_was_read_for_a_copy_does_not_wait_for_it(house: House) -> None:
+    assert not any(map(house.residency.is_ready, map(house.copy, (2, 3))))
+    house.settle()
+    assert house.resident() == {2, 3}
+    assert not house.residency.is_ready(house.request(4))
+    house.settle()
+    assert house.resident() == {3, 4}
+
+
+def test_copies_wait_for_those_who_wait(house: House) -> None:
+    begun = house.run(*map(house.request, (0, 1)))
+    assert not house.residency.is_ready(house.copy(2))
+    assert not house.residency.is_ready(house.request(3))
+    house.settle()
+    house.residency.end(begun[0])
+    house.settle()
+    assert house.resident() == {1, 3}
+
+
+# -- where they are kept
+
+
+def test_one_that_could_not_be_attached_is_not_read(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    house.residency.detach(house.adapters[0])
+    adapter = house.load(house.file.parent)
+    house.residency.keep(adapter, house.file)
+    with monkeypatch.context() as patch:
+        patch.setattr(AdapterBank, "attach", no_memory)
+        with pytest.raises(MemoryError):
+            house.residency.attach(adapter)
+    house.vfms[0].extensions = SimpleNamespace(adapter=adapter)
+    house.expect(0)
+    house.settle()
+    assert (house.residency.loads, house.residency.used) == (0, house.size)
+
+
+def test_one_descriptor_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    make = tempfile.TemporaryFile
+
+    def counted(**options: Any) -> Any:
+        made.append(make(**options))
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", counted)
+    house = House(tmp_path, 2.5)
+    house.attach()
+    (file,) = made
+    whole = os.fstat(file.fileno()).st_size
+    for task in (1, 2):
+        house.residency.detach(house.adapters[task])
+        adapter = house.load(house.file.parent.parent / str(task))
+        house.residency.keep(adapter, house.file)
+        assert os.fstat(file.fileno()).st_size == whole
+        del adapter
+    for task in (0, 3, 4):
+        house.residency.detach(house.adapters[task])
+    house.residency.keep(house.load(house.file.parent), house.file)
+    assert os.fstat(file.fileno()).st_size == whole // TASKS
+
+
+def test_what_cannot_be_written_is_refused_and_says_where(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    adapter = house.load(house.file.parent)
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(TaskRefused, match=r"No space left on device.*TMPDIR"):
+        house.residency.keep(adapter, house.file)
+    monkeypatch.undo()
+    house.residency.keep(adapter, house.file)
+
+
+def test_no_directory_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(**_: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    house = House(tmp_path, 2.5)
+    monkeypatch.setattr(tempfile, "TemporaryFile", none)
+    with pytest.raises(TaskRefused, match=r"No usable temporary directory.*TMPDIR"):
+        house.attach()

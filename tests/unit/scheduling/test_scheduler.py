@@ -258,6 +258,19 @@ def test_a_row_that_runs_anyway_is_had_before_its_turn(make_rig: MakeRig) -> Non
     assert {request.vfm for request in rig.step()} == {sent[2].vfm, sent[3].vfm, early.vfm}
 
 
+def test_who_has_no_room_does_not_run_before_its_turn_either(make_rig: MakeRig) -> None:
+    """Whoever is in a batch was asked about."""
+    rig = make_rig(max_items=2)
+    early = ahead(rig, 100, "a", "b")
+    rig.scheduler.has_room = lambda request: request.vfm is not early.vfm
+    sent = [rig.send(rig.vfm(), keys=[key]) for key in "abc"]
+    batch = rig.choose()
+    assert batch == sent[:2]
+    rig.scheduler.has_room = None
+    rig.run(batch)
+    assert {request.vfm for request in rig.step()} == {sent[2].vfm, early.vfm}
+
+
 def test_who_is_far_ahead_waits_all_the_same(make_rig: MakeRig) -> None:
     rig = make_rig(max_items=1)
     early = ahead(rig, 251, "a")

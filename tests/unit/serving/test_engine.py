@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 import pytest
 from backend_fixtures import EngineRig, TextExtensions, TextStandIn, write_version
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 
 from fmplex_backend.errors import ExecutionFailed, ShuttingDown
 from fmplex_backend.scheduling import POLICIES
+from fmplex_backend.serving.engine import ROOM_EVERY_S
 from fmplex_backend.types import Failed, Finished, Outcome, Pass, PassShape, Request, Running, Sharing, Vfm, Work
 
 
@@ -552,6 +555,55 @@ def test_a_vfm_is_retired_after_its_queue_ran_empty(version: Path) -> None:
     assert rig.runtime.attached == []
     assert [rig.reason(request) for request in rig.sent] == [""] * 3
     check(rig)
+
+
+def test_a_vfm_that_is_about_to_be_retired_keeps_nobody_busy(version: Path) -> None:
+    """Its queue waits for room, and the engine with it."""
+    rig = EngineRig()
+    inbox = rig.engine._inbox = Recorded()
+    vfm = rig.vfm(version)
+    rig.send(vfm, "a")
+    rig.engine.scheduler.has_room = lambda request: False
+    rig.engine.post(lambda: rig.engine.retire(vfm))
+    rig.step()
+    seen: list[bool] = []
+    rig.engine.when_idle = lambda: seen.append(rig.engine.is_idle)
+    assert rig.engine.step() is False
+    assert inbox.waited == [ROOM_EVERY_S]
+    assert seen == [True], "nobody else need wait meanwhile"
+    rig.engine.scheduler.has_room = None
+    rig.drain()
+    assert rig.engine.vfms == set()
+    check(rig)
+
+
+def test_a_vfm_is_retired_beside_others_that_keep_the_device_busy(version: Path) -> None:
+    rig = EngineRig(max_items=2, queues_passes=True)
+    vfm, other = rig.vfm(version), rig.vfm(version)
+    for _ in range(4):
+        rig.send(vfm, "a")
+    for _ in range(20):
+        rig.send(other, "b")
+    rig.engine.post(lambda: rig.engine.retire(vfm))
+    left, ahead = [], []
+    while rig.engine.step(wait=False):
+        ahead.append(rig.engine._ahead is not None)
+        left.append((vfm in rig.engine.vfms, len(other.queue)))
+    gone = next(queued for here, queued in left if not here)
+    assert gone > 10
+    assert ahead.count(False) <= 3, "the next batch is queued behind the one at hand all the same"
+    check(rig)
+
+
+class Recorded(SimpleQueue[Any]):
+    """An inbox that says how long was waited for a message."""
+
+    def __init__(self) -> None:
+        self.waited: list[float | None] = []
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        self.waited.append(timeout)
+        return super().get(block, timeout)
 
 
 def test_a_running_sequence_holds_its_vfm(rig: EngineRig, version: Path) -> None:

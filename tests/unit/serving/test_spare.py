@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from backend_fixtures import EngineRig, write_task
 
 from fmplex_backend.errors import ShuttingDown
+from fmplex_backend.serving.engine import ROOM_EVERY_S
 from fmplex_backend.types import Failed, Finished, Request, Vfm
 
 
@@ -141,6 +143,22 @@ def test_a_closed_account_has_the_seconds_and_no_requests(rig: SpareRig) -> None
     (closed,) = rig.engine.closed
     assert (closed.account, closed.task, closed.requests, closed.items) == (rig.shadow.account, "task0", 0, 0)
     assert closed.service_s == rig.shadow.service > 0
+
+
+def test_the_engine_waits_where_a_copy_has_no_room(rig: SpareRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rig.engine.spare, "has_room", lambda request: False)
+    copy = rig.send(rig.shadow, "a")
+    rig.idle()
+    rig.step()
+    assert rig.engine.spare.waiting
+    idle: list[bool] = []
+    rig.engine.when_idle = lambda: idle.append(rig.engine.is_idle)
+    start = monotonic()
+    assert rig.engine.step() is False
+    assert monotonic() - start >= 0.9 * ROOM_EVERY_S
+    assert idle == [True, True]
+    monkeypatch.undo()
+    assert rig.step() == [copy]
 
 
 def test_copies_that_wait_are_given_up_at_the_end(rig: SpareRig) -> None:

@@ -124,3 +124,14 @@ def test_running_tasks_loads_no_second_copy(root: Path, in_bfloat16: Backbone) -
     served = tiny_backbone(root)
     Task.load(saved, served).predict("w1 w2")
     assert "fitting_runtime" not in vars(served)
+
+
+def test_adapter_memory_is_the_servers(in_bfloat16: Backbone) -> None:
+    """There is no engine here that brings adapters back."""
+    file = in_bfloat16.repository / "base" / "config.pbtxt"
+    file.write_text(file.read_text() + 'parameters { key: "adapter_memory" value { string_value: "1" } }\n')
+    limited = tiny_backbone(in_bfloat16.repository)
+    assert limited.config.adapter_memory == 1
+    tasks = [fitted(spam(limited, adapter=LoRA(r=2, targets=["query"])), labelled(40, seed)) for seed in range(2)]
+    for task in (*tasks, *tasks):
+        assert len(task.predict(["w1", "w2"])) == 2

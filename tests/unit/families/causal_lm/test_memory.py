@@ -125,6 +125,45 @@ def test_two_requests_do_not_take_turns_at_the_memory() -> None:
     assert not rig.restarted
 
 
+# -- copies, whose tags say nothing beside others'
+
+
+def copy(rig: Rig, vfm: str, tokens: int) -> Request:
+    request = rig.request(vfm, tokens)
+    request.vfm.spare = True
+    return request
+
+
+def test_who_begins_takes_from_copies_first() -> None:
+    """Whatever the tags and shares."""
+    rig = Rig(4)
+    copies, other = [copy(rig, "copies", 4), copy(rig, "copies", 4)], rig.request("a", 4, ahead=9.0)
+    assert rig.step(*copies, other) == [True] * 3
+    assert rig.step(rig.request("b", 12, ahead=5.0)) == [True]
+    assert rig.restarted == copies[::-1]
+
+
+def test_who_grows_takes_from_copies_first() -> None:
+    rig = Rig(3)
+    copied, growing, other = copy(rig, "copies", 4), rig.request("a", 4), rig.request("b", 4, ahead=9.0)
+    assert rig.step(copied, growing, other) == [True] * 3
+    growing.prepared = 5
+    assert rig.step(growing, other, copied) == [True, True, False]
+    assert rig.restarted == [copied]
+
+
+def test_copies_take_from_copies_alone() -> None:
+    rig = Rig(4)
+    others = [rig.request("a", 4, ahead=9.0) for _ in range(3)]
+    copied = copy(rig, "copies", 4)
+    assert rig.step(*others, copied) == [True] * 4
+    copied.prepared = 5
+    assert rig.step(copied) == [False]
+    assert rig.restarted == [copied]
+    assert rig.step(copy(rig, "more", 8)) == [False]
+    assert rig.memory.has_room(rig.request("b", 4)), "a copy that waits lets others pass by"
+
+
 def test_the_scheduler_passes_over_a_vfm_without_room_and_keeps_its_tag() -> None:
     refused: set[str] = {"b"}
     scheduler = Bfq(CostModel(), max_items=8, has_room=lambda request: request.vfm.name not in refused)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig, Qwen3Config
 
+from fmplex_backend.adapters.weight_file import InFile
 from fmplex_backend.errors import BackboneRefused, FmplexError, InvalidRequest, NotFinite, TaskRefused, TimeLimit
 from fmplex_backend.families.causal_lm.parameters import CausalLmConfig
 from fmplex_backend.families.causal_lm.runtime import CausalLmRuntime
@@ -629,3 +630,37 @@ def test_adapters_come_and_go_and_answers_stay_the_same(model: Path, tmp_path: P
     for vfm in tight.vfms:
         tight.engine.retire(vfm)
     assert tight.runtime.residency.used == tight.runtime.bank.attached == 0
+
+
+def test_an_adapter_that_cannot_be_brought_back_breaks_nobody_elses_batch(
+    model: Path, versions: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    free = backbone(model)
+    size = max(
+        sum(pair.a.nbytes + pair.b.nbytes for pair in free.load(version).adapter.lora.values())  # type: ignore[union-attr]
+        for version in versions[2:]
+    )
+    rig = Rig(backbone(model, adapter_memory=size), versions)
+
+    read, gone = InFile.read, rig.vfms[3].extensions.adapter.kept
+
+    def broken(self: InFile, device: torch.device) -> Any:
+        if self is gone:
+            raise OSError("the disk is gone")
+        return read(self, device)
+
+    monkeypatch.setattr(InFile, "read", broken)
+    lost, *others = [rig.ask(task, "text", temperature=0, max_tokens=8, ignore_eos=True) for task in (3, 0, 2, 0)]
+    while len(rig.failed) + sum(_ended(rig, each) for each in others) < 4:
+        rig.engine.step(wait=bool(rig.engine.scheduler.queued))
+    late = rig.ask(3, "again", temperature=0, max_tokens=8)
+    rig.run()
+    assert [*rig.failed] == [lost, late]
+    assert all("'task3' could not be brought back" in str(error) for error in rig.failed.values())
+    assert rig.engine.counts.broken_passes == 0
+    assert rig.runtime.memory.blocks.free == rig.runtime.memory.blocks.count
+    assert "the disk is gone" in caplog.text
+
+
+def _ended(rig: Rig, request: Request) -> bool:
+    return bool(rig.parts[request]) and isinstance(rig.parts[request][-1], Finished)
