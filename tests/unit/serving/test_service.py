@@ -219,6 +219,7 @@ def test_the_look_up_thread_dies(dying: ServiceRig, gate: Gate, monkeypatch: pyt
     dying.submit(5)
     assert asked.wait(20)
     dying.submit(6)
+    gate.wait()  # the first is in its pass, not in preparation any more
     go_on.set()
     gate.free()
     check_dead(dying, "look-up")
