@@ -153,9 +153,13 @@ class Memory:
         held = Counter(self.held)
         wanted = (held[request.vfm] + lacking) / request.vfm.weight
         losers: list[Request] = []
+        spared = {request.vfm}
         for loser in sorted(self._unplaced(), key=_last_to_keep, reverse=True):
             vfm, freed = loser.vfm, self._freed_by(loser)
-            if vfm is request.vfm or vfm.start <= request.vfm.start or (held[vfm] - freed) / vfm.weight < wanted:
+            if vfm in spared or vfm.start <= request.vfm.start:
+                continue
+            if (held[vfm] - freed) / vfm.weight < wanted:
+                spared.add(vfm)  # its older ones, too: else one without blocks would stand before one that has some
                 continue
             losers.append(loser)
             held[vfm] -= freed

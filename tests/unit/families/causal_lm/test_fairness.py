@@ -175,6 +175,8 @@ class World:
         behind = self.behind()
         for vfm in self.vfms:
             assert vfm.start <= now + self.largest[vfm.id] + self.under[vfm.id] + slack, "too far ahead"
+            begun = [request in self.memory.of for request in vfm.queue]
+            assert begun == sorted(begun, reverse=True), "one that has begun stands behind one that has not"
             if vfm.queue:
                 assert vfm.start >= now - self.over[vfm.id] - behind - slack, "too far behind"
         for pair, (low, high) in self.range.items():

@@ -103,6 +103,16 @@ def test_who_waits_is_not_passed_by() -> None:
     assert rig.step(large, small) == [True, True]
 
 
+def test_an_older_one_does_not_give_way_where_a_newer_one_of_its_vfm_may_stay() -> None:
+    """Else it would stand before the newer one in their queue, and wait for the blocks of that."""
+    rig = Rig(4)
+    old, new = rig.request("a", 4, ahead=5.0), rig.request("a", 8)
+    assert rig.step(old, new) == [True, True]
+    waiting = rig.request("b", 8)
+    assert rig.step(waiting, old, new) == [False, True, True]
+    assert rig.restarted == []
+
+
 @pytest.mark.parametrize(("weight", "taken"), [(1.0, True), (4.0, False)])
 def test_who_begins_takes_only_what_makes_shares_more_even(weight: float, taken: bool) -> None:
     """From a vFM ahead with all blocks; not where these are its due by weight."""
