@@ -42,6 +42,7 @@ EXPERIMENTS = (
     "overhead",
     "ceiling",
     "prefixes",
+    "locality",
     "generation",
     "streaming",
     "shares",

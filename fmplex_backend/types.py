@@ -58,6 +58,14 @@ class Usage(NamedTuple):
 NO_USAGE = Usage(0, 0, 0)  # of an answer that no batch made
 
 
+class Kept(NamedTuple):
+    """What is in memory for a request that has not begun."""
+
+    found: int  # tokens that it need not compute if it begins now
+    fits: bool  # whether it can begin now, and nobody who has begun gives anything up
+    displaces: bool  # whether it cannot, or takes what others would find
+
+
 @dataclass(frozen=True, slots=True)
 class Finished:
     """The request is answered; `Runtime.decode` turns `value` into output tensors."""
@@ -134,6 +142,7 @@ class Request:
     charge: float = 0.0  # virtual seconds (estimate / weight) that its vFM's tag moved on when it was scheduled
     service_s: float = 0.0  # measured, of the step at hand; 0 once the tags are settled
     scheduled_at: float = 0.0
+    passed_at: float | None = None  # its vFM's tag when a later one of its vFM first began before it
     queue_s: float = 0.0
     compute_s: float = 0.0
     batch_items: int = 0
@@ -399,6 +408,9 @@ class Runtime(Protocol):
     # Whether preparing takes time by a request's bytes, so that small ones may be prepared where they come in; False
     # where few bytes may unfold into much, as those of compressed files do.
     quick_when_small: bool
+    # Seconds of service by which a vFM may be ahead of its turn when a request of it begins that finds more in memory
+    # than the one whose turn it is; 0: each waits for its turn.
+    locality_s: float
     metrics: Mapping[str, Metric]  # those of its own, by name
     post: Post  # the engine sets it
 
@@ -425,6 +437,12 @@ class Runtime(Protocol):
         kept for them between two steps: their next step begins anew, and their `work` says so. Of the requests at the
         heads of their vFMs' queues, one has room at least, or a function is posted to the engine soon: then it asks
         again. True where nothing is kept between steps.
+        """
+
+    def kept(self, request: Request) -> Kept | None:
+        """What is in memory for a queued request; None for one that has begun and keeps what it has computed.
+
+        Of a vFM's queue, those that have begun stand before the others. Asked only where `locality_s` is not 0.
         """
 
     def forget(self, request: Request) -> None:
@@ -456,12 +474,17 @@ class KeepsNothing:
     """What a runtime says that keeps nothing between two steps, and has no metrics of its own."""
 
     quick_when_small: bool = True
+    locality_s: float = 0.0
     metrics: Mapping[str, Metric] = MappingProxyType({})
     post: Post
 
     def has_room(self, request: Request) -> bool:
         """Always."""
         return True
+
+    def kept(self, request: Request) -> Kept | None:
+        """Nothing."""
+        return None
 
     def forget(self, request: Request) -> None:
         """There is nothing to free."""

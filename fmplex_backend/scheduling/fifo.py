@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fmplex_backend.scheduling.scheduler import Scheduler
-from fmplex_backend.types import Vfm, Work
+from fmplex_backend.types import Request, Vfm, Work
 
 
 class Fifo(Scheduler):
@@ -20,3 +20,7 @@ class Fifo(Scheduler):
     def suffices(self, total: Work, adapter_groups: int) -> bool:
         """False, for the same reason."""
         return False
+
+    def first_of(self, turn: Vfm) -> Request:
+        """The one that came first."""
+        return turn.queue[0]

@@ -21,6 +21,7 @@ from operator import attrgetter
 
 from fmplex_backend.scheduling.cost import CostModel
 from fmplex_backend.scheduling.efficiency import Efficiency
+from fmplex_backend.scheduling.locality import Locality
 from fmplex_backend.scheduling.rows import BatchRows, Heads
 from fmplex_backend.types import Request, Vfm, Work
 
@@ -42,6 +43,7 @@ class Scheduler:
         efficiency: the part of a full batch's throughput at which a batch ends; 1: at none.
         has_room: see `types.Runtime`; a vFM whose head has none is passed over in this batch and keeps its tag, unless
             it is held back by a limit of its own.
+        locality: lets requests begin before their turn; None: nothing is in memory for any.
     """
 
     def __init__(
@@ -52,8 +54,9 @@ class Scheduler:
         max_tokens: int | None = None,
         efficiency: float = 1.0,
         has_room: Callable[[Request], bool] | None = None,
+        locality: Locality | None = None,
     ) -> None:
-        self.cost, self.has_room = cost, has_room
+        self.cost, self.has_room, self.locality = cost, has_room, locality
         self.efficiency = Efficiency(cost, max_items, efficiency)
         self.max_items = max_items
         self.max_tokens = max_tokens or math.inf
@@ -87,6 +90,10 @@ class Scheduler:
         """Whether a batch that is not empty pays enough to end here."""
         return self.efficiency.reached(total, adapter_groups)
 
+    def first_of(self, turn: Vfm) -> Request:
+        """The request that goes next, where it is the turn of a vFM: its head, or one before its turn."""
+        return turn.queue[0] if self.locality is None else self.locality.choose(turn, self._heap)
+
     # -- the queues
 
     def admit(self, request: Request) -> None:
@@ -103,6 +110,8 @@ class Scheduler:
         """Put a settled sequence back for its next step, ahead of every request that was admitted after it."""
         queue = request.vfm.queue
         queue.insert(bisect_left(queue, request.admission_number, key=_ADMISSION_NUMBER), request)
+        if self.locality is not None:
+            self.locality.put_back(request)
         self._enqueued(request)
 
     def discard(self, vfm: Vfm, requests: Collection[Request]) -> None:
@@ -136,8 +145,9 @@ class Scheduler:
         limit = math.inf
         ends = now + self.reply_latency  # when the replies of the batch so far would be sent
         adapters: set[Vfm] = set()  # a canary has the id of its task
-        while vfm := self._first():
-            request = vfm.queue[0]
+        while turn := self._first():
+            request = self.first_of(turn)
+            vfm = request.vfm
             wanted = rows.total_with(request)
             groups = len(adapters) + (vfm.adapted and vfm not in adapters)
             finish = now + SAFETY_FACTOR * self.cost.batch(wanted, groups) + self.reply_latency
@@ -154,7 +164,7 @@ class Scheduler:
                 continue
             if request.work is not asked:  # a part of it is in memory already
                 wanted = rows.total_with(request)
-            self._schedule(vfm, now, rows.add(request, wanted))
+            self._schedule(request, now, rows.add(request, wanted), turn.start)
             batch.append(request)
             ends = finish
             if vfm.adapted:
@@ -174,13 +184,11 @@ class Scheduler:
         """
         for vfm in self._heads.asking(rows):
             while vfm.queue and rows.hold(request := vfm.queue[0]) and self._has_room(rows.total, rows, request):
-                virtual_time = self.virtual_time
-                if (vfm.start - virtual_time) * vfm.weight > EARLY_S:
+                if (vfm.start - self.virtual_time) * vfm.weight > EARLY_S:
                     break
                 if self.has_room is not None and not self.has_room(request):
                     break
-                self._schedule(vfm, now, rows.add(request))
-                self.virtual_time = virtual_time
+                self._schedule(request, now, rows.add(request), self.virtual_time)
                 yield request
 
     # -- the account
@@ -279,12 +287,17 @@ class Scheduler:
         if vfm.queue[0] is request:
             self._place(vfm)
 
-    def _schedule(self, vfm: Vfm, now: float, work: Work) -> None:
-        request = vfm.queue.popleft()
+    def _schedule(self, request: Request, now: float, work: Work, turn: float) -> None:
+        """Take a request out of its queue; `turn` is the tag of whose turn it was."""
+        vfm = request.vfm
+        if self.locality is None or vfm.queue[0] is request:
+            vfm.queue.popleft()
+        else:
+            self.locality.take(request)
         self._dequeued([request])
         request.scheduled_at = now
         request.charge = self.cost.portion(work) / vfm.weight  # settled as it was: the weight may change
-        self.virtual_time = max(self.virtual_time, vfm.start)
+        self.virtual_time = max(self.virtual_time, turn)
         vfm.start += request.charge
         self._charge_preparation(request)
         self._place(vfm)

@@ -26,7 +26,7 @@ from fmplex_backend.hardware import hardware
 from fmplex_backend.profiles import find_profile
 from fmplex_backend.repository.parameters import BackboneConfig
 from fmplex_backend.repository.tasks import Repository
-from fmplex_backend.scheduling import POLICIES, CostModel
+from fmplex_backend.scheduling import POLICIES, CostModel, Locality
 from fmplex_backend.serving.answer_cache import AnswerCache
 from fmplex_backend.serving.cancellation import Cancellation
 from fmplex_backend.serving.collecting import Collecting
@@ -80,6 +80,7 @@ class Service:
             max_tokens=self.runtime.max_batch_tokens,
             efficiency=config.batch_efficiency,
             has_room=self.runtime.has_room,
+            locality=Locality(self.runtime.locality_s, self.runtime.kept) if self.runtime.locality_s else None,
         )
         self.answers = AnswerCache(config.cache_bytes)
         self.replies = Replies(self.runtime, self.answers)

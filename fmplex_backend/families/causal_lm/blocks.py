@@ -53,6 +53,11 @@ class Blocks:
         """Of these, how many can be found."""
         return len(self._unheld)
 
+    @property
+    def empty(self) -> int:
+        """How many hold nothing that can be found."""
+        return len(self._empty)
+
     def take(self, count: int) -> list[int]:
         """So many of them, to be written; what was kept in them is lost."""
         return [self._empty.pop() if self._empty else self._evict() for _ in range(count)]

@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from fmplex_backend.families.causal_lm.blocks import Blocks, FullBlock
-from fmplex_backend.types import Request, Vfm
+from fmplex_backend.types import Kept, Request, Vfm
 
 
 class Memory:
@@ -39,6 +39,8 @@ class Memory:
         moved: gets a request whose next step begins elsewhere, and where: at 0 where it has lost its blocks, behind
             those of its tokens that were found in memory where it begins.
         keeps: whether full blocks are kept to be found.
+        locality_s: seconds by which a vFM may be ahead of its turn when one of its requests begins: one that begins
+            takes blocks only from vFMs further ahead of its own.
     """
 
     def __init__(
@@ -49,8 +51,10 @@ class Memory:
         moved: Callable[[Request, int], None],
         *,
         keeps: bool = True,
+        locality_s: float = 0.0,
     ) -> None:
         self.blocks, self.size = Blocks(count), size
+        self.locality_s = locality_s
         self.tokens_of, self.moved, self.keeps = tokens_of, moved, keeps
         self.of: dict[Request, list[int]] = {}  # in the order in which they began
         self.running: Counter[Vfm] = Counter()  # how many requests of each vFM have blocks
@@ -77,6 +81,19 @@ class Memory:
         if has:
             self._placed.add(request)
         return has
+
+    def kept(self, request: Request) -> Kept | None:
+        """What a request that has no blocks would find; None where it has some."""
+        if request in self.of:
+            return None
+        vfm, found = request.vfm, self._find(request)
+        new = self._blocks_for(request) - len(found)
+        lacking = new + sum(not block.holders for block in found)
+        is_full = vfm.max_running is not None and self.running[vfm] >= vfm.max_running
+        waits = self._waits or is_full or self._is_over_share(request, lacking)
+        # Those that have begun may need a block more each before anybody ends.
+        fits = not waits and lacking + len(self.of) <= self.blocks.free
+        return Kept(len(found) * self.size, fits, displaces=new > self.blocks.empty)
 
     def keep(self, request: Request, computed: int) -> None:
         """Let others find those of a request's blocks that are full, when it has computed so many tokens."""
@@ -125,9 +142,7 @@ class Memory:
         return self.held[vfm] + lacking > vfm.max_kv_share * self.blocks.count
 
     def _begins(self, request: Request) -> bool:
-        tokens, vfm = self.tokens_of(request), request.vfm
-        # The last token is computed in any case: the next one follows from it.
-        found = self.blocks.find(request.extensions, tokens, self.size, (len(tokens) - 1) // self.size)
+        vfm, found = request.vfm, self._find(request)
         new = self._blocks_for(request) - len(found)
         lacking = new + sum(not block.holders for block in found)
         is_full = vfm.max_running is not None and self.running[vfm] >= vfm.max_running
@@ -148,6 +163,11 @@ class Memory:
             self.moved(request, len(found) * self.size)
         return True
 
+    def _find(self, request: Request) -> list[FullBlock]:
+        """Blocks with its first tokens; not the last one's, which is computed in any case: the next follows from it."""
+        tokens = self.tokens_of(request)
+        return self.blocks.find(request.extensions, tokens, self.size, (len(tokens) - 1) // self.size)
+
     def _losers_to(self, request: Request, lacking: int) -> list[Request] | None:
         """Who gives way to one that begins; None where it has to wait."""
         free = self.blocks.free
@@ -156,14 +176,18 @@ class Memory:
         held = Counter(self.held)
         wanted = (held[request.vfm] + lacking) / request.vfm.weight
         losers: list[Request] = []
+        spared = {request.vfm}
         for loser in sorted(self._unplaced(), key=_last_to_keep, reverse=True):
             vfm, freed = loser.vfm, self._freed_by(loser)
-            if vfm.spare == request.vfm.spare:
-                evens = (held[vfm] - freed) / vfm.weight >= wanted
-                loses = vfm is not request.vfm and vfm.start > request.vfm.start and evens
-            else:
-                loses = vfm.spare
-            if not loses:
+            if vfm in spared:
+                continue
+            if vfm.spare != request.vfm.spare:
+                if not vfm.spare:
+                    continue
+            elif not self._is_ahead(vfm, request.vfm):
+                continue
+            elif (held[vfm] - freed) / vfm.weight < wanted:
+                spared.add(vfm)  # its older ones, too: else one without blocks would stand before one that has some
                 continue
             losers.append(loser)
             held[vfm] -= freed
@@ -171,6 +195,10 @@ class Memory:
             if free >= lacking:
                 return losers
         return None
+
+    def _is_ahead(self, vfm: Vfm, of: Vfm) -> bool:
+        ahead = vfm.start - of.start
+        return ahead > 0 and ahead * vfm.weight > self.locality_s
 
     def _unplaced(self) -> list[Request]:
         return [request for request in self.of if request not in self._placed]

@@ -16,4 +16,6 @@ class CausalLmConfig(BackboneConfig):
     max_length: int = Field(default=0, ge=0)  # tokens of prompt and answer together; 0: what the model can
     prefill_chunk: int = Field(default=0, ge=0)  # tokens of a prompt that one step takes; 0: chosen for the device
     prefix_cache: bool = True  # whether sequences of a task's version share the blocks of what they have in common
+    # seconds of service by which a vFM may be ahead of its turn when a sequence begins for what it finds in memory
+    locality_s: float = Field(default=0, ge=0, allow_inf_nan=False)
     kv_cache_bytes: int = Field(default=0, ge=0)  # 0: 1 GiB on a CPU, half of what is free on a GPU

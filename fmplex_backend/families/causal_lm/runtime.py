@@ -38,6 +38,7 @@ from fmplex_backend.repository.config import load_task_config
 from fmplex_backend.types import (
     Failed,
     Finished,
+    Kept,
     Metric,
     Outcome,
     Pass,
@@ -101,7 +102,10 @@ class CausalLmRuntime:
         self.max_batch_tokens = config.max_batch_tokens or 2 * self.chunk + config.max_sequences
         self.chunk = min(self.chunk, self.max_batch_tokens)
         blocks = (config.kv_cache_bytes or self._cache_bytes()) // (BLOCK * loaded.token_bytes)
-        self.memory = Memory(blocks, BLOCK, _tokens_of, self._move, keeps=config.prefix_cache)
+        self.memory = Memory(
+            blocks, BLOCK, _tokens_of, self._move, keeps=config.prefix_cache, locality_s=config.locality_s
+        )
+        self.locality_s = config.locality_s
         self.cache = PagedCache((1 + blocks) * BLOCK)
         if config.max_length > loaded.max_positions:
             problem = f"{config.max_length} is more than the model's {loaded.max_positions}"
@@ -175,6 +179,13 @@ class CausalLmRuntime:
         if has:
             self.residency.begin(request)
         return has
+
+    def kept(self, request: Request) -> Kept | None:
+        """What a request that has no blocks would find; it does not fit while its adapter is in its file."""
+        kept = self.memory.kept(request)
+        if kept is not None and kept.fits and not self.residency.is_ready(request):
+            return kept._replace(fits=False)
+        return kept
 
     def forget(self, request: Request) -> None:
         """Free its blocks."""

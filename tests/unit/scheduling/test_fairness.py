@@ -5,7 +5,8 @@ In virtual seconds (seconds over weight), for vFM i and up to now:
     largest   l_i   the largest estimate of one request, with the seconds of preparing it
     under     u_i   the most that its requests of one batch together took longer than estimated
     over      o_i   the most that its requests of one batch together took less than estimated
-    early     e_i   the most by which its tag was ahead of V when it was given rows before its turn that ran anyway
+    early     e_i   the most by which its tag was ahead of V, or of the tag whose turn it was, when a request of it
+                    was taken before its turn: since all its rows ran anyway, or for what it found in memory
     dropped   d_i   the most seconds of preparing requests that were refused or dropped since it was last scheduled
 
 W_i is the service of i, and the seconds of preparing its requests that it was charged for.
@@ -19,7 +20,7 @@ from __future__ import annotations
 import heapq
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -28,9 +29,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmplex_backend.scheduling import Bfq, CostModel, Scheduler, scheduler
-from fmplex_backend.scheduling.rows import BatchRows
-from fmplex_backend.types import PassShape, Request, Vfm, Work
+from fmplex_backend.scheduling import Bfq, CostModel, Locality, Scheduler, scheduler
+from fmplex_backend.types import Kept, PassShape, Request, Vfm, Work
 
 if TYPE_CHECKING:
     from conftest import MakeRig, Rig
@@ -53,6 +53,7 @@ class Scenario:
     preparation: float  # mean seconds of preparing a request
     texts: int = 0  # rows are one of so many, and those that are equal are shared; 0: nothing is
     efficiency: float = 1.0  # the part of a full batch's throughput at which a batch ends
+    quantum: float = 0.0  # seconds by which requests that find something in memory may go before their turn
 
 
 SCENARIOS = st.builds(
@@ -70,6 +71,7 @@ SCENARIOS = st.builds(
     preparation=st.sampled_from([0.0, 1e-3, 0.1]),
     texts=st.sampled_from([0, 0, 1, 5, 40]),
     efficiency=st.sampled_from([1.0, 0.95, 0.6]),
+    quantum=st.sampled_from([0.0, 0.0, 0.05, 2.0]),
 )
 ROUNDS = 60
 
@@ -91,8 +93,8 @@ class Watch:
         self._range: dict[tuple[Vfm, Vfm], tuple[float, float]] = {}
         self._since: dict[Vfm, float] = {}
         rig.watches.append(self._settling)
-        self._take_early = rig.scheduler._early
-        setattr(rig.scheduler, "_early", self._early)  # noqa: B010  mypy takes it for a method that is overwritten
+        self._schedule = rig.scheduler._schedule
+        setattr(rig.scheduler, "_schedule", self._scheduled)  # noqa: B010  mypy takes it for a method that is overwritten
 
     def before(self) -> None:
         """Arrivals are in; the batch is not formed yet."""
@@ -142,14 +144,13 @@ class Watch:
     def _ahead(self, vfm: Vfm) -> float:
         return self.largest[vfm.id] + self.under[vfm.id] + self.early[vfm.id] + self.dropped[vfm.id]
 
-    def _early(self, rows: BatchRows, now: float) -> Iterator[Request]:
-        for request in self._take_early(rows, now):
-            vfm = request.vfm
-            cost = request.charge + self.rig.preparation.get(request, 0.0) / vfm.weight
-            lead = vfm.start - cost - self.rig.scheduler.virtual_time
-            assert lead <= scheduler.EARLY_S / vfm.weight + self._slack()
-            self.early[vfm.id] = max(self.early[vfm.id], lead)
-            yield request
+    def _scheduled(self, request: Request, now: float, work: Work, turn: float) -> None:
+        vfm, locality = request.vfm, self.rig.scheduler.locality
+        lead = vfm.start - turn
+        quantum = max(locality.quantum if locality else 0.0, scheduler.EARLY_S)
+        assert lead <= quantum / vfm.weight + self._slack()
+        self.early[vfm.id] = max(self.early[vfm.id], lead)
+        self._schedule(request, now, work, turn)
 
     def _check_tags(self) -> None:
         now = self.rig.scheduler.virtual_time
@@ -194,6 +195,16 @@ class World:
             rig.vfm(weight, scenario.slo)
         self.bias = [self.random.lognormvariate(0, scenario.error) for _ in rig.vfms]  # of a task's estimates
         self.watch = Watch(rig, tags=tags)
+        self.found: dict[Request, int] = {}  # in memory for it, when it was first asked about
+        if scenario.quantum:
+            rig.scheduler.locality = Locality(scenario.quantum, self.kept)
+
+    def kept(self, request: Request) -> Kept | None:
+        """What is in memory for a request, and whether it fits: at random."""
+        if request.batch_items:  # it was in a batch
+            return None
+        found = self.found.setdefault(request, self.random.choice((0, 0, self.random.randint(1, 99))))
+        return Kept(found, fits=self.random.random() < 0.7, displaces=self.random.random() < 0.7)
 
     def play(self) -> None:
         """All rounds; what is still queued then is the rig's to finish."""

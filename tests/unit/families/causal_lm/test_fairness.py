@@ -2,11 +2,12 @@
 
 Beside the constants of tests/unit/scheduling/test_fairness.py, in virtual seconds (seconds over weight):
 
-    rest   r_i   the most that its sequences which had begun at one time still needed to their ends
+    rest    r_i   the most that its sequences which had begun at one time still needed to their ends
+    early   e_i   the most by which its tag was ahead of the one whose turn it was, when a sequence of it began before
 
-Between two batches, where i has something queued:   start_i >= V - o_i - max over j of (l_j + u_j + r_j)
+Between two batches, where i has something queued:   start_i >= V - o_i - max over j of (l_j + u_j + e_j + r_j)
 Hence, while i and j both always have something queued:
-    |W_i/w_i - W_j/w_j| <= l_i + u_i + o_i + l_j + u_j + o_j + 2 max over k of (l_k + u_k + r_k)
+    |W_i/w_i - W_j/w_j| <= l_i + u_i + e_i + o_i + l_j + u_j + e_j + o_j + 2 max over k of (l_k + u_k + e_k + r_k)
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmplex_backend.families.causal_lm.memory import Memory
-from fmplex_backend.scheduling import Bfq, CostModel, Scheduler
+from fmplex_backend.scheduling import Bfq, CostModel, Locality, Scheduler
 from fmplex_backend.types import Request, Vfm, Work
 
 SIZE, CHUNK, ROUNDS = 4, 8, 120
@@ -40,6 +41,7 @@ class Scenario:
     words: int  # so many different tokens: the fewer, the more is found in memory
     noise: float  # a batch takes up to so many times longer or shorter than estimated
     limited: bool  # the last vFM has limits of its own
+    quantum: float = 0.0  # `locality_s`
 
 
 SCENARIOS = st.builds(
@@ -53,6 +55,7 @@ SCENARIOS = st.builds(
     words=st.sampled_from([1, 2, 1000]),
     noise=st.sampled_from([1.0, 1.5]),
     limited=st.booleans(),
+    quantum=st.sampled_from([0.0, 0.01, 0.1, 2.0]),
 )
 
 
@@ -79,19 +82,29 @@ class World:
     def __init__(self, scenario: Scenario, policy: type[Scheduler] = Bfq) -> None:
         self.scenario, self.random = scenario, random.Random(scenario.seed)
         self.cost = CostModel(fixed=1e-3, per_token=1e-3, per_area=1e-5)
-        self.memory = Memory(scenario.blocks, SIZE, lambda request: self.state[request].tokens, self.moved)
-        self.scheduler = policy(self.cost, max_items=scenario.max_items, has_room=self.memory.has_room)
+        self.memory = Memory(scenario.blocks, SIZE, self.tokens, self.moved, locality_s=scenario.quantum)
+        locality = Locality(scenario.quantum, self.memory.kept) if scenario.quantum else None
+        self.scheduler = policy(
+            self.cost, max_items=scenario.max_items, has_room=self.memory.has_room, locality=locality
+        )
+        self._schedule = self.scheduler._schedule
+        setattr(self.scheduler, "_schedule", self.scheduled)  # noqa: B010  mypy takes it for a method that is overwritten
         self.vfms = [Vfm(number, f"task{number}", weight=weight) for number, weight in enumerate(scenario.weights)]
         if scenario.limited:
             self.vfms[-1].max_running, self.vfms[-1].max_kv_share = 2, 0.3
         self.state: dict[Request, State] = {}
         self.measured = 0.0
         self.recomputed = 0
-        self.largest, self.under, self.over, self.rest = ([0.0] * len(self.vfms) for _ in range(4))
+        self.computed = self.found = self.began_early = 0  # tokens, tokens, sequences
+        self.largest, self.under, self.over, self.rest, self.early = ([0.0] * len(self.vfms) for _ in range(5))
         self.range: dict[tuple[Vfm, Vfm], tuple[float, float]] = {}
+
+    def tokens(self, request: Request) -> list[int]:
+        return self.state[request].tokens
 
     def moved(self, request: Request, computed: int) -> None:
         state = self.state[request]
+        self.found += computed
         self.recomputed += max(0, state.computed - computed)
         state.computed = computed
         request.work = state.works[0]
@@ -139,6 +152,7 @@ class World:
     def advance(self, request: Request) -> None:
         state = self.state[request]
         state.computed += int(request.work.tokens)
+        self.computed += int(request.work.tokens)
         self.memory.keep(request, state.computed)
         if state.computed == len(state.tokens) < state.length:
             state.tokens.append(self.random.randrange(self.scenario.words))
@@ -146,6 +160,16 @@ class World:
             request.work = works[0]
 
     # -- what is checked
+
+    def scheduled(self, request: Request, now: float, work: Work, turn: float) -> None:
+        vfm = request.vfm
+        lead = vfm.start - turn
+        assert lead * vfm.weight <= self.scenario.quantum + 1e-9
+        if lead > 0:
+            assert not self.state[request].computed or self.state[request].computed % SIZE == 0, "it has begun"
+            self.began_early += 1
+        self.early[vfm.id] = max(self.early[vfm.id], lead)
+        self._schedule(request, now, work, turn)
 
     def taken(self, batch: Sequence[Request]) -> None:
         """The constants so far, and which pairs go on being backlogged."""
@@ -174,7 +198,12 @@ class World:
         assert sum(vfm.service for vfm in self.vfms) == pytest.approx(self.measured)
         behind = self.behind()
         for vfm in self.vfms:
-            assert vfm.start <= now + self.largest[vfm.id] + self.under[vfm.id] + slack, "too far ahead"
+            ahead = self.largest[vfm.id] + self.under[vfm.id] + self.early[vfm.id]
+            assert vfm.start <= now + ahead + slack, "too far ahead"
+            begun = [request in self.memory.of for request in vfm.queue]
+            assert begun == sorted(begun, reverse=True), "one that has begun stands behind one that has not"
+            numbers = [request.admission_number for request in vfm.queue]
+            assert numbers == sorted(numbers)
             if vfm.queue:
                 assert vfm.start >= now - self.over[vfm.id] - behind - slack, "too far behind"
         for pair, (low, high) in self.range.items():
@@ -184,10 +213,11 @@ class World:
 
     def behind(self) -> float:
         """What others may get while one waits for room."""
-        return max(sum(each) for each in zip(self.largest, self.under, self.rest, strict=True))
+        return max(sum(each) for each in zip(self.largest, self.under, self.early, self.rest, strict=True))
 
     def bound(self, *pair: Vfm) -> float:
-        own = sum(self.largest[vfm.id] + self.under[vfm.id] + self.over[vfm.id] for vfm in pair)
+        parts = self.largest, self.under, self.early, self.over
+        own = sum(part[vfm.id] for vfm in pair for part in parts)
         return own + 2 * self.behind()
 
     def difference(self, pair: tuple[Vfm, Vfm]) -> float:
@@ -214,6 +244,34 @@ def test_sequences_are_served_within_the_bound(scenario: Scenario) -> None:
         if world.scheduler.queued:
             assert world.step(), "it stands still"
     world.finish()
+
+
+class Beginnings(World):
+    """Every prompt begins with one of a few texts of its vFM, which do not fit into memory together."""
+
+    def send(self, vfm: Vfm) -> None:
+        before = set(self.state)
+        super().send(vfm)
+        (request,) = set(self.state) - before
+        state, text = self.state[request], self.random.randrange(4)
+        beginning = [10_000 * (4 * vfm.id + text + 1) + place for place in range(8 * SIZE)]
+        state.tokens, state.length = beginning + state.tokens, state.length + len(beginning)
+        request.work = state.works[0]
+
+
+def test_what_finds_more_in_memory_begins_before_its_turn_and_shares_stay() -> None:
+    computed = {}
+    for quantum in (0.0, 0.5):
+        world = Beginnings(Scenario(4, (3.0, 1.0), 2, 8, 40, 8, 1000, 1.0, False, quantum))
+        ended = 0
+        for round_ in range(1500):
+            world.arrive(round_)
+            ended += sum(request not in world.state for request in world.step())
+        one, two = world.vfms
+        assert one.service / two.service == pytest.approx(3, rel=0.1)
+        computed[quantum] = world.computed / ended
+        assert (world.began_early > 0) == (quantum > 0)
+    assert computed[0.5] < 0.7 * computed[0.0]
 
 
 def test_with_room_for_all_the_bound_is_that_of_steps() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fmplex_backend.families.causal_lm.memory import Memory
 from fmplex_backend.scheduling import Bfq, CostModel
-from fmplex_backend.types import Request, Vfm, Work
+from fmplex_backend.types import Kept, Request, Vfm, Work
 
 SIZE = 4  # tokens of a block
 
@@ -101,6 +101,16 @@ def test_who_waits_is_not_passed_by() -> None:
     assert rig.step(running, large, small) == [True, False, False]
     rig.memory.release(running)
     assert rig.step(large, small) == [True, True]
+
+
+def test_an_older_one_does_not_give_way_where_a_newer_one_of_its_vfm_may_stay() -> None:
+    """Else it would stand before the newer one in their queue, and wait for the blocks of that."""
+    rig = Rig(4)
+    old, new = rig.request("a", 4, ahead=5.0), rig.request("a", 8)
+    assert rig.step(old, new) == [True, True]
+    waiting = rig.request("b", 8)
+    assert rig.step(waiting, old, new) == [False, True, True]
+    assert rig.restarted == []
 
 
 @pytest.mark.parametrize(("weight", "taken"), [(1.0, True), (4.0, False)])
@@ -353,6 +363,36 @@ class Written:
         for place in range(computed // SIZE):
             expected = (request.extensions, tuple(tokens[: (place + 1) * SIZE]))
             assert self.blocks[self.memory.of[request][place]] == expected
+
+
+def test_what_is_kept_for_one_that_waits() -> None:
+    """What it would find, whether it can begin, and whether that takes what others would find."""
+    rig = Rig(6)
+    first, same, other = rig.request("a", 9), rig.request("a", 9), rig.request("a", 9)
+    rig.texts[first] = rig.texts[same] = 7
+    assert rig.memory.kept(same) == Kept(0, fits=True, displaces=False)
+    rig.compute(first)
+    assert rig.memory.kept(first) is None
+    assert rig.memory.kept(same) == Kept(8, fits=True, displaces=False)
+    rig.memory.release(first)
+    assert rig.memory.kept(other) == Kept(0, fits=True, displaces=False)
+    filling = rig.request("b", 12)
+    assert rig.step(filling) == [True]  # an empty block is left, and the two full ones of `first`
+    assert rig.memory.kept(same) == Kept(8, fits=False, displaces=False)  # `filling` may need one more
+    assert rig.memory.kept(other) == Kept(0, fits=False, displaces=True)
+    same.vfm.max_running = 0
+    assert rig.memory.kept(same) == Kept(8, fits=False, displaces=False)
+
+
+def test_who_begins_takes_from_nobody_within_the_quantum() -> None:
+    rig = Rig(4)
+    rig.memory.locality_s = 2.0
+    begun = [rig.request("a", 4, ahead=1.5) for _ in range(4)]
+    waiting = rig.request("b", 8)
+    assert rig.step(*begun) == [True] * 4
+    assert rig.step(waiting, *begun) == [False, True, True, True, True]
+    begun[0].vfm.start = 2.5
+    assert rig.step(waiting, *begun) == [True, True, True, False, False]
 
 
 def findable(memory: Memory) -> set[int]:

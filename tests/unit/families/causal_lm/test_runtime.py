@@ -20,7 +20,7 @@ from fmplex_backend.adapters.weight_file import InFile
 from fmplex_backend.errors import BackboneRefused, FmplexError, InvalidRequest, NotFinite, TaskRefused, TimeLimit
 from fmplex_backend.families.causal_lm.parameters import CausalLmConfig
 from fmplex_backend.families.causal_lm.runtime import CausalLmRuntime
-from fmplex_backend.scheduling import Bfq, CostModel
+from fmplex_backend.scheduling import Bfq, CostModel, Locality
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.types import Failed, Finished, Outcome, Request, Running, Vfm
 from testing.adapters import lora, save_adapter
@@ -80,6 +80,7 @@ class Rig:
             max_items=self.sequences,
             max_tokens=self.runtime.max_batch_tokens,
             has_room=self.runtime.has_room,
+            locality=Locality(self.runtime.locality_s, self.runtime.kept) if self.runtime.locality_s else None,
         )
         self.engine = Engine(self.runtime, scheduler, CostModel(), self._hand_over, lambda: self.now)
         self.engine.preparer = self  # type: ignore[assignment]
@@ -328,6 +329,23 @@ def test_what_a_tasks_prompts_begin_with_is_computed_once(model: Path, versions:
         assert rig.runtime.memory.blocks.free == rig.runtime.memory.blocks.count
     assert computed[False] == sum(len(request.prepared.asked.prompt) for _, request in asked)
     assert computed[True] < 0.3 * computed[False]
+
+
+def test_what_finds_its_beginning_goes_first_with_the_same_answer(
+    model: Path, versions: list[Path], generate: Any
+) -> None:
+    """Four texts in turn, of which memory keeps one or two."""
+    found = {}
+    for seconds in (0.0, 60.0):
+        rig = Rig(backbone(model, kv_cache_bytes=1 << 17, locality_s=seconds), versions[:1], sequences=1)
+        texts = [f"{number} {PREFIX}" for number in range(4)]
+        asked = [rig.ask(0, text + end, temperature=0, max_tokens=4) for end in ENDS for text in texts]
+        rig.run()
+        for request in asked:
+            assert same(rig.answer(request), *generate(0, request.prepared.asked.prompt, 4))
+        found[seconds] = sum(prefix_tokens(rig))
+        assert rig.runtime.memory.blocks.free == rig.runtime.memory.blocks.count
+    assert found[60.0] > 2 * found[0.0]
 
 
 def test_tasks_find_nothing_of_each_other_and_a_version_nothing_of_a_former(
