@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,6 +113,20 @@ def test_what_an_entry_lacks_is_written_once(rig: Rig) -> None:
     write_version(rig.root, "c", 1, EMBEDDING)
     assert sorted(rig.run(8)) == ["load a", "load b", "load base", "load c"]
     assert {read_config(rig.root / name / "config.pbtxt").name for name in "abc"} == {"a", "b", "c"}
+
+
+def test_a_directory_of_an_earlier_date_takes_no_tag_from_a_task_that_is_served(rig: Rig) -> None:
+    rig.write("a")
+    rig.run(5)
+    entry = (rig.root / "a" / "config.pbtxt").read_bytes()
+    rig.write("b", document={"family": "nothing"})  # with the same tag, and wrong besides
+    rig.write("c")
+    for name in "bc":
+        for file in (rig.root / name).rglob("*"):
+            os.utime(file, (0, 0))
+    assert rig.run(8) == ["load c"]
+    assert (rig.root / "a" / "config.pbtxt").read_bytes() == entry
+    assert ("completed", "c") in rig.events
 
 
 def test_a_repository_that_cannot_be_written_to(
