@@ -35,6 +35,7 @@ EXPERIMENTS = (
     "isolation",
     "efficiency",
     "hostile",
+    "malformed",
     "sharing",
     "adapters",
     "deadlines",

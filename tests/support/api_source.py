@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from fmplex.client.overview import TaskRow
+from fmplex.client.overview import BackboneRow, TaskRow
 from fmplex.client.versions import VersionRow
 from fmplex_controller.records.events import Event
 from fmplex_controller.records.usage import BackboneUsage, TaskUsage, Usage
 from fmplex_controller.sidecar.board import Overview
 
 NAME = "<img src=x onerror=alert(1)>"
+GIVEN_UP = BackboneRow(backbone="base", state="given up", error="given up after 6 ends within 10 minutes: it is dead")
 EVENT = Event(time=datetime(2026, 1, 31, tzinfo=timezone.utc), kind="loaded", model=NAME)
 
 
 class FakeSource:
-    """One task, and one event."""
+    """One task, on a backbone that is given up, and one event."""
 
     def __init__(self, key: str = "") -> None:
         self.control_key = key
@@ -27,7 +28,8 @@ class FakeSource:
     def overview(self) -> Overview:
         tasks = [TaskRow(task=NAME, backbone="base", state="serving")]
         versions = [VersionRow(task=NAME, version=2, role="shadow", agreement=0.5)]
-        return Overview(problem="", last_round=1.0, backbones=[], tasks=tasks, versions=versions, quarantined=0)
+        backbones = [GIVEN_UP]
+        return Overview(problem="", last_round=1.0, backbones=backbones, tasks=tasks, versions=versions, quarantined=0)
 
     def events(self, since: datetime | None, model: str, most: int) -> Sequence[Event]:
         self.calls.append((since, model, most))

@@ -11,7 +11,6 @@ from math import ceil
 from pathlib import Path
 from typing import Any, ClassVar
 
-import breaking
 import numpy.typing as npt
 import soundfile
 import torch
@@ -24,7 +23,7 @@ from torch import Tensor
 from transformers import WhisperFeatureExtractor, WhisperModel
 
 from fmplex import AudioFile, AudioSamples, Backbone, Classifier, Embedder, LoRA, MultiLabel, Nearest, Task
-from testing import repositories
+from testing import breaking, repositories
 from testing.adapters import lora, save_adapter
 from testing.clients import Outputs
 from testing.repositories import Task as Recipe

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import breaking
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -23,7 +22,7 @@ from peft import LoHaConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fmplex import Backbone, Generator, LoRA, Task
-from testing import repositories
+from testing import breaking, repositories
 from testing.adapters import lora, save_adapter
 from testing.clients import Outputs, Question
 from testing.language_models import save_tiny

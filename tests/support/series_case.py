@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-import breaking
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor
 from transformers import AutoModel, PatchTSTConfig, PatchTSTForPrediction
 
 from fmplex import AnomalyDetector, Backbone, Classifier, Embedder, Forecaster, LoRA, Regressor, Task, Window
-from testing import repositories
+from testing import breaking, repositories
 from testing.adapters import lora
 from testing.clients import Outputs
 from testing.repositories import Task as Recipe

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import breaking
 import numpy.typing as npt
 from family_cases import BACKBONE, Broken, FamilyCase, Fit
 from peft import IA3Config
@@ -27,7 +26,7 @@ from fmplex import (
     Text,
     TokenClassifier,
 )
-from testing import repositories
+from testing import breaking, repositories
 from testing.adapters import lora
 from testing.models import minilm
 from testing.repositories import Task as Recipe

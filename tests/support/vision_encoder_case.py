@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-import breaking
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -37,7 +36,7 @@ from fmplex import (
     Nearest,
     Task,
 )
-from testing import repositories
+from testing import breaking, repositories
 from testing.adapters import lora
 from testing.clients import Outputs
 from testing.repositories import Task as Recipe

@@ -1,7 +1,7 @@
 """No file and no request takes the backbone down, holds the others up, or gets a wrong answer out of it.
 
-Directories and requests are those of tests/support/fuzz, by their seeds. A seed that ever found something is kept in
-`FOUND`. `make test` takes a sample, `make test-all` all of them.
+Directories are those of testing/hostile_directories.py, requests those of tests/support/fuzz, by their seeds. A seed
+that ever found something is kept in `FOUND`. `make test` takes a sample, `make test-all` all of them.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from asking import Hammer
 from changing import Others, remove
-from fuzz.directories import Directories, Hostile
 from fuzz.requests import grpc_request, http_request, send_grpc, send_http
 from sentences import sentence
 from tritonclient.utils import InferenceServerException
 
 from testing.adapters import lora
 from testing.clients import GrpcClient
+from testing.hostile_directories import Directories, Hostile
 from testing.repositories import Task, write_backbone, write_task
 from testing.servers import Serving, eventually, serving
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from breaking import ADAPTER, edit_entry
 from changing import Others
 from reference import Reference, difference
 from sentences import sentence
@@ -21,6 +20,7 @@ from fmplex import Client, ServerProblem
 from fmplex.cli import app as commands
 from fmplex_backend.status import BackboneStatus
 from testing.adapters import lora
+from testing.breaking import ADAPTER, edit_entry
 from testing.clients import GrpcClient
 from testing.models import minilm
 from testing.repositories import Task, write_backbone, write_entry, write_task, write_version

@@ -10,13 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
-from fuzz.directories import Directories, Hostile
 from reference import Reference, difference
 
 from fmplex_backend.repository.writer import LOCK
@@ -24,6 +22,7 @@ from fmplex_controller.server.process import free_ports
 from testing.adapters import lora
 from testing.clients import GrpcClient, Outputs
 from testing.controllers import controller
+from testing.hostile_directories import Directories, Hostile, has_its_reason, same_bits
 from testing.models import minilm
 from testing.repositories import Task, build, write_backbone, write_task
 from testing.servers import LIVE, READY_S, Serving, eventually, serving
@@ -112,35 +111,20 @@ def test_killed_among_changes_the_repository_is_what_is_served_in_the_end(server
 # -- hostile directories
 
 
-def has_its_reason(server: Serving, each: Hostile) -> bool:
-    """It is served, or its ERROR.txt says why not; one that is hidden is no model's directory."""
-    if each.name.startswith("."):
-        return True
-    file = os.path.join(each.path, b"ERROR.txt")
-    if os.path.isfile(file):
-        return True
-    with contextlib.suppress(UnicodeEncodeError, ValueError):
-        return server.has(each.name)
-    return False
-
-
 def answers(server: Serving) -> list[Outputs]:
     with server.client() as client:
         return [client.ask_one(good.name, TEXT).good() for good in GOOD]
 
 
-def same(one: Sequence[Outputs], other: Sequence[Outputs]) -> bool:
-    return all(
-        mine.keys() == theirs.keys()
-        and all(np.array_equal(mine[name], theirs[name]) for name in mine if name != "usage")
-        for mine, theirs in zip(one, other, strict=True)
-    )
+def entries(server: Serving) -> list[bytes]:
+    """Of the good tasks: who is given another tag is not answered until Triton has loaded it again."""
+    return [(server.repository / good.name / "config.pbtxt").read_bytes() for good in GOOD]
 
 
 def test_hostile_directories_are_quarantined_with_a_reason(server: Serving, tmp_path: Path) -> None:
     """And the good tasks' answers stay the same, bit for bit."""
     make = Directories(tmp_path, taken=[task.vfm for task in GOOD])
-    before, stub = answers(server), server.stub().pid
+    before, own, stub = answers(server), entries(server), server.stub().pid
     with controller(server):
         for start in range(0, DIRECTORIES, WAVE):
             put: list[Hostile] = []
@@ -149,7 +133,8 @@ def test_hostile_directories_are_quarantined_with_a_reason(server: Serving, tmp_
                     put.append(make.put(server.repository, seed, FIRST_TAG + place))
             for each in put:
                 eventually(lambda: has_its_reason(server, each), f"{each.path!r} ({each.what})", SETTLED_S)  # noqa: B023
-            assert same(before, answers(server))
+            assert all(map(same_bits, before, answers(server)))
+            assert entries(server) == own
             for each in put:
                 each.remove()
     assert server.stub().pid == stub

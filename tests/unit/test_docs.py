@@ -26,6 +26,7 @@ from task_fixtures import labelled
 from tritonclient.grpc import model_config_pb2
 
 from fmplex import Backbone, Classifier, Embedder, Task, TaskProblem, Values
+from fmplex.client.versions import VersionRow
 from fmplex_backend import families
 from fmplex_backend.families.text_encoder.spec import TextEncoders
 from fmplex_backend.interface import tag_name
@@ -100,6 +101,13 @@ def test_extras_that_are_installed_exist() -> None:
         for name in each.split(",")
     }
     assert {"server", "demo"} <= named <= extras.keys()
+
+
+def test_the_table_of_versions_that_are_tried_has_every_column() -> None:
+    text = (ROOT / "docs" / "watch.md").read_text(encoding="utf-8")
+    (rows,) = re.findall(r"^\| column \|.*\n\|[- |]+\n((?:\|.*\n)+)", text, re.MULTILINE)
+    columns = re.findall(r"`(\w+)`", "".join(row.split("|")[1] for row in rows.splitlines()))
+    assert columns == list(VersionRow.model_fields)
 
 
 def test_every_file_of_a_page_is_tried_here() -> None:

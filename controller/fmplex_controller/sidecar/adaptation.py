@@ -168,10 +168,11 @@ class Adaptation:
         return replace(known, statuses={name: statuses[name] for name in known.statuses})
 
     def _signal(self, known: Known, backbone: str, busy: float) -> Signal:
-        own = (name for name, (place, _) in known.specs.items() if place == backbone)
+        own = [name for name, (place, _) in known.specs.items() if place == backbone]
         late, task = max(((self.demands.of(name, backbone).misses, name) for name in own), default=(0.0, ""))
         slower = self._slowness.get(known.model_of[backbone], 1.0)
-        return Signal(busy, late, task, planning.wait_s(known, self.demands, backbone, slower))
+        requests = sum(self.demands.requests(name, backbone) for name in own)
+        return Signal(busy, late, task, planning.wait_s(known, self.demands, backbone, slower), requests)
 
     def _grown(self, seen: Situation, known: Known, signals: Mapping[str, Signal]) -> Situation:
         """Where a queue has grown long, more is asked for than the average of the last half second says."""

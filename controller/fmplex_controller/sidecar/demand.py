@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 
 from fmplex_backend.status import BackboneStatus, TaskStatus
 
@@ -28,6 +29,9 @@ class Demand:
     misses: float = 0.0  # the part of its requests that finished after their deadline
     service: float = 0.0  # seconds of the backbone's time per second
     served: float = 0.0  # rows per second that were served, of those that were asked for
+
+
+_VALUES = attrgetter(*(each.name for each in fields(Demand)))
 
 
 @dataclass(slots=True)
@@ -77,6 +81,11 @@ class Demands:
         track = self._tracks.get((task, backbone))
         return 0.0 if track is None else _unserved(track.last.with_canary) * _per_request(track.last.with_canary)
 
+    def requests(self, task: str, backbone: str) -> float:
+        """Requests of a task per second on a backbone."""
+        track = self._tracks.get((task, backbone))
+        return 0.0 if track is None else self.of(task, backbone).rows / _per_request(track.last.with_canary)
+
     @property
     def all(self) -> Mapping[tuple[str, str], Demand]:
         """Of all that were followed."""
@@ -93,8 +102,8 @@ class Demands:
             return fresh
         seen = track.seen_s + seconds
         part = math.expm1(-seconds / self.memory_s) / math.expm1(-seen / self.memory_s)
-        old = asdict(track.demand)
-        return Demand(**{name: old[name] + part * (value - old[name]) for name, value in asdict(fresh).items()})
+        pairs = zip(_VALUES(track.demand), _VALUES(fresh), strict=True)
+        return Demand(*(old + part * (new - old) for old, new in pairs))
 
 
 def _between(before: TaskStatus, after: TaskStatus, seconds: float, known: Demand) -> Demand:

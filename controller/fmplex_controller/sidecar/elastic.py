@@ -1,14 +1,15 @@
 """When tasks change their backbones by themselves, and when backbones start and stop. Pure: time is passed in.
 
 A backbone is overloaded while it is busy and more is asked of it than HIGH of its capacity, or while it is beyond the
-planner's cap and requests are late. Once that has lasted, not long where it is far beyond, and not at all where a queue
-has grown of that, the planner moves tasks off it to backbones that are there; where these have no room and it goes on,
-one more is started, to which tasks go like to any other. A backbone that was started so is given up once its tasks have
-had room elsewhere, at no more than BACK of the others' capacity, for long.
+planner's cap and requests are late. Once that has lasted, longer where few requests come, not long where it is far
+beyond, and not at all where a queue has grown of that, the planner moves tasks off it to backbones that are there;
+where these have no room and it goes on, one more is started, to which tasks go like to any other. A backbone that was
+started so is given up once its tasks have had room elsewhere, at no more than BACK of the others' capacity, for long.
 
-What keeps this from flapping: a task that was moved stays for `hold_s`; so many moves a minute are made and no more;
-between what starts a move and what takes one back lie HIGH and BACK, and `idle_s`. What is remembered for that is lost
-with the process, and a new one begins with nothing held.
+What keeps this from flapping: a task that was moved stays for `hold_s`, or, where its new backbone is overloaded, for
+AGAIN_S, and does not go back within `hold_s`; so many moves a minute are made and no more; between what starts a move
+and what takes one back lie HIGH and BACK, and `idle_s`. What is remembered for that is lost with the process, and a new
+one begins with nothing held.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ from fmplex_controller.sidecar.seen import Since
 
 BACK = 0.6  # of the others' capacity up to which they take the tasks of one that is to stop
 OVER_S, SURGE_S = 2.0, 0.4  # an overload has lasted so long before tasks move; a surge, two readings
+# And for so many requests: with CAP asked for, three standard deviations of a Poisson process do not reach HIGH in
+# that time, nor SURGE.
+OVER_REQUESTS, SURGE_REQUESTS = 256, 64
+AGAIN_S = 10.0  # of an overloaded backbone, after which a task that was moved there may move on
 START_OVER_S = 5.0  # and before a backbone is started, which takes memory and time from those that are there
 DRAIN_S = 10.0  # a backbone runs on after its last task has left: it answers what it holds
 LOAD_S = 900.0  # a backbone that has not started after this long has failed
@@ -110,6 +115,7 @@ class Elastic:
         self.settings = settings
         self._over, self._surge, self._calm, self._waits = Since(), Since(), Since(), Since()
         self._moved_at: dict[str, float] = {}  # by task
+        self._was_on: dict[tuple[str, str], float] = {}  # by task and backbone: when it was moved off it
         self._recent: deque[float] = deque()  # times of moves within the last minute
         self._left_at: dict[str, float] = {}  # by backbone: when its last task was moved off it
         self._stopped_at: dict[str, float] = {}
@@ -121,7 +127,11 @@ class Elastic:
         self._forget(observed, now)
         fleet = Fleet(observed.situation)
         over = self._overloaded(observed, fleet, now)
-        lasting = {name: each.why for name, each in over.items() if self._is_lasting(name, each, now)}
+        lasting = {
+            name: each.why
+            for name, each in over.items()
+            if self._is_lasting(name, each, observed.signals[name].requests, now)
+        }
         actions: list[Action] = []
         if lasting:
             actions += self._relieve(observed, fleet, lasting, now)
@@ -144,15 +154,17 @@ class Elastic:
         self._told_at |= {name: now for name in found if name in self._told_at}
         return found
 
-    def _is_lasting(self, name: str, overload: Overload, now: float) -> bool:
+    def _is_lasting(self, name: str, overload: Overload, requests: float, now: float) -> bool:
         over_s = self._over.seconds(name, True, now)
         surge_s = self._surge.seconds(name, True, now) if overload.is_surge else 0.0
-        return over_s >= OVER_S or surge_s >= SURGE_S or overload.is_queued
+        over = over_s >= OVER_S and over_s * requests >= OVER_REQUESTS
+        surge = surge_s >= SURGE_S and surge_s * requests >= SURGE_REQUESTS
+        return over or surge or overload.is_queued
 
     def _relieve(self, observed: Observed, fleet: Fleet, lasting: Mapping[str, str], now: float) -> Iterator[Action]:
-        pinned = self._pinned(observed, fleet, now)
+        pinned = self._pinned(observed, fleet, now) - self._may_move_on(observed, lasting, now)
         plan = relief(observed.situation, {name: observed.signals[name].behind for name in lasting}, pinned)
-        moves = self._within_budget(fleet, [each for each in plan.moves if is_off(each, lasting)])
+        moves = self._within_budget(fleet, self._moves(plan, lasting, now))
         after = asked_after(plan, observed.situation)
         left = [name for name in lasting if after[name] > HIGH]
         starts = self._starts(observed, left, pinned, now) if left else []
@@ -235,13 +247,23 @@ class Elastic:
     def _held(self, now: float) -> set[str]:
         return {task for task, at in self._moved_at.items() if now - at < self.settings.hold_s}
 
+    def _may_move_on(self, observed: Observed, lasting: Collection[str], now: float) -> set[str]:
+        """Tasks that were moved to what is overloaded now: the estimate by which they were moved was wrong."""
+        there = {each.task for each in observed.situation.bindings if each.backbone in lasting} - observed.pinned
+        return {task for task in there & self._held(now) if now - self._moved_at[task] >= AGAIN_S}
+
+    def _moves(self, plan: Plan, lasting: Collection[str], now: float) -> list[Move]:
+        """Those of a plan that take a task off what is overloaded, to where it was not a short while ago."""
+        off = (each for each in plan.moves if is_off(each, lasting))
+        return [each for each in off if (each.task, each.after[0]) not in self._was_on]
+
     def _within_budget(self, fleet: Fleet, moves: list[Move]) -> list[Move]:
         """The largest first: they help most."""
         largest = sorted(moves, key=lambda each: (-fleet.demands[each.task].size, each.task))
         return largest[: max(0, self.settings.moves_per_minute - len(self._recent))]
 
     def _rebind(self, move: Move, now: float) -> Rebind:
-        self._moved_at[move.task] = now
+        self._moved_at[move.task] = self._was_on[move.task, move.before[0]] = now
         self._recent.append(now)
         return Rebind(move.task, move.before[0], move.after[0], move.reason)
 
@@ -249,6 +271,7 @@ class Elastic:
         while self._recent and now - self._recent[0] >= MINUTE_S:
             self._recent.popleft()
         longest = max(self.settings.hold_s, MINUTE_S)
+        self._was_on = {key: at for key, at in self._was_on.items() if now - at < self.settings.hold_s}
         self._moved_at = {task: at for task, at in self._moved_at.items() if now - at < longest}
         self._stopped_at = {name: at for name, at in self._stopped_at.items() if now - at < MINUTE_S}
         self._left_at = {name: at for name, at in self._left_at.items() if name in observed.started}

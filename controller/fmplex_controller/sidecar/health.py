@@ -47,6 +47,8 @@ class Health:
         if patient.reason:
             if status.up_s < now - patient.since:  # another process than the one that was sick
                 patient.reason, patient.waiting_since, patient.pid = "", None, status.pid
+                if patient.is_given_up:  # somebody has loaded it by hand
+                    patient.ends.forget()
                 patient.is_given_up, patient.given_up_as = False, None
                 patient.loaded_at = now if patient.loaded_at is None else patient.loaded_at
                 return "back"

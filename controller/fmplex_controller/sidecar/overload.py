@@ -30,6 +30,7 @@ class Signal:
     late: float = 0.0  # the part of the requests after their SLO, of the task that has the most of them
     late_task: str = ""
     wait_s: float = 0.0  # that what waits and runs takes it now
+    requests: float = math.inf  # that come per second: of few, chance alone makes many now and then
 
     def is_queue_long(self, slo: float) -> bool:
         """Whether requests will be later than an SLO, in seconds, if it goes on so."""

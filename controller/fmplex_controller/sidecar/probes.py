@@ -33,12 +33,16 @@ class Probes:
         """Until stopped."""
         with ThreadPoolExecutor(32, "fmplex-probe") as pool:
             while not stop.wait(self.period_s):
-                for backbone in self.targets:
-                    with self._lock:
-                        if self._under_way.get(backbone, 0) >= OVERLAP:
-                            continue
-                        self._under_way[backbone] = self._under_way.get(backbone, 0) + 1
-                    pool.submit(self._probe, backbone)
+                self.send(pool)
+
+    def send(self, pool: ThreadPoolExecutor) -> None:
+        """Probe each of the targets once, but for those of which too many probes are under way."""
+        for backbone in self.targets:
+            with self._lock:
+                if self._under_way.get(backbone, 0) >= OVERLAP:
+                    continue
+                self._under_way[backbone] = self._under_way.get(backbone, 0) + 1
+            pool.submit(self._probe, backbone)
 
     def _probe(self, backbone: str) -> None:
         sent = self._clock()

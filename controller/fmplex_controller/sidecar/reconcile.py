@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from fmplex_backend.errors import TaskRefused
@@ -198,10 +198,16 @@ class _Round:
 
 
 def _keepers(seen: Seen) -> dict[tuple[str, int | None], str]:
-    """By backbone and tag, the task that has it: of several the oldest, which is the one that backbones answer for."""
-    found: dict[tuple[str, int | None], str] = {}
-    every = [each for each in seen.directories.values() if each.inspected.kind == "task" and not each.inspected.lack]
-    for each in sorted(every, key=lambda each: each.inspected.age, reverse=True):
-        if each.inspected.tag is not None:
-            found[each.inspected.backbone, each.inspected.tag] = each.name
-    return found
+    """By backbone and tag, the task that has it, as backbones see it: of several the only one that is loaded, else the
+    oldest. What is copied into the repository may be of an earlier date than what is served.
+    """
+    found: dict[tuple[str, int | None], list[Directory]] = {}
+    for each in seen.directories.values():
+        if each.inspected.kind == "task" and not each.inspected.lack and each.inspected.tag is not None:
+            found.setdefault((each.inspected.backbone, each.inspected.tag), []).append(each)
+    return {claim: _keeper(seen, claimants).name for claim, claimants in found.items()}
+
+
+def _keeper(seen: Seen, claimants: Sequence[Directory]) -> Directory:
+    loaded = [each for each in claimants if seen.models.get(each.name, ABSENT).ready]
+    return loaded[0] if len(loaded) == 1 else min(claimants, key=lambda each: each.inspected.age)

@@ -1,1 +1,1 @@
-"""What a careless or hostile hand puts into a repository or sends to a server, each from a seed."""
+"""What a careless or hostile hand sends to a server, each from a seed."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from api_source import NAME, FakeSource
+from api_source import GIVEN_UP, NAME, FakeSource
 from browser import framed, run_in_browser
 
 from fmplex_controller.api.app import make_app
@@ -37,10 +37,11 @@ at("token").value = "t0ken";
 at("enter").click();
 await until("it shows the tasks", () => !page.querySelector("main").hidden);
 const shown = at("tasks").rows[1].cells[0].innerText;
+const backbone = [...at("backbones").rows[1].cells].map((cell) => cell.innerText);
 const tried = [...at("versions").rows[1].cells].map((cell) => cell.innerText);
 view.fetch = () => Promise.reject(new Error("gone"));
 await until("it says that nobody answers", () => !at("problem").hidden);
-return { before, wrong, shown, tried, problem: at("problem").innerText, door: at("door").hidden };
+return { before, wrong, shown, backbone, tried, problem: at("problem").innerText, door: at("door").hidden };
 """
 
 
@@ -65,6 +66,8 @@ def test_it_asks_for_a_token_and_says_when_nobody_answers(url: str, tmp_path: Pa
     assert found["before"] == ["This controller wants its token.", True]
     assert found["wrong"]
     assert found["shown"] == NAME
+    assert found["backbone"][:2] == ["base", "given up"]
+    assert found["backbone"][-1] == GIVEN_UP.error
     assert found["tried"] == [NAME, "2", "shadow", "-", "-", "-", "-", "-", "50.0%", ""]
     assert found["problem"] == "The controller cannot be reached: gone"
     assert found["door"]

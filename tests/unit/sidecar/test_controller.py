@@ -2,103 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from backend_fixtures import text_task, write_config, write_version
-from live_server import status, task
+from backend_fixtures import write_version
+from controller_rig import EMBEDDING, Rig
+from live_server import status
 from task_fixtures import BASE, tiny_repository
 
 from fmplex_backend.errors import ServerProblem, Unreachable
 from fmplex_backend.repository.configs import read_config
-from fmplex_backend.status import BackboneStatus
-from fmplex_controller.records.journal import Journal
 from fmplex_controller.sidecar.adaptation import ElasticOptions
-from fmplex_controller.sidecar.controller import POLL_S, SOON_S, Controller
+from fmplex_controller.sidecar.controller import POLL_S, SOON_S
 from fmplex_controller.sidecar.seen import Miss
 from fmplex_controller.sidecar.triton import SILENT
 
 DEAD = Miss("it is dead", enough=2)
-EMBEDDING = text_task({"kind": "embedding"})
-
-
-class FakeTriton:
-    """Loads whatever it is told to, but for what `refuses` says."""
-
-    def __init__(self) -> None:
-        self.models: set[str] = set()
-        self.calls: list[str] = []
-        self.refuses: dict[str, ServerProblem] = {}
-        self.errors: dict[str, str] = {}  # by task: why its backbone refuses it
-        self.problem: ServerProblem | None = None
-
-    def loaded(self) -> set[str]:
-        if self.problem is not None:
-            raise self.problem
-        return set(self.models)
-
-    def load(self, name: str) -> None:
-        if name in self.refuses:
-            raise self.refuses[name]
-        self.calls.append(f"load {name}")
-        self.models.add(name)
-
-    def unload(self, name: str) -> None:
-        self.calls.append(f"unload {name}")
-        self.models.discard(name)
-
-    def status(self, backbone: str, name: str = "") -> BackboneStatus:
-        names = [name] if name else sorted(self.models - {backbone})
-        return status(
-            *(
-                task(each, state="refused" if each in self.errors else "serving", error=self.errors.get(each, ""))
-                for each in names
-                if each != "unknown"
-            )
-        )
-
-
-class Rig:
-    """A controller whose rounds and time the test decides."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.now = root, 100.0
-        self.triton = FakeTriton()
-        self.begin_anew()
-        self.pool = ThreadPoolExecutor(2)
-
-    def begin_anew(self, elastic: ElasticOptions | None = None) -> None:
-        """Another controller, which knows nothing."""
-        fake: Any = self.triton
-        self.journal = Journal()
-        self.events: list[tuple[str, str]] = []  # kinds and models
-        self.journal.listeners.append(lambda event: self.events.append((event.kind, event.model)))
-        self.controller = Controller(self.root, fake, lambda: self.now, self.journal, elastic)
-
-    def run(self, seconds: float) -> list[str]:
-        """Rounds every half second; what the server was told in them."""
-        before = len(self.triton.calls)
-        for _ in range(int(seconds * 2)):
-            self.controller.observer.changed(None)
-            self.controller.round(self.pool)
-            for work in self.controller._working.values():
-                work.exception(20)
-            self.now += 0.5
-        return self.triton.calls[before:]
-
-    def write(self, name: str, tag: int = 1, document: Any = EMBEDDING, **terms: Any) -> Path:
-        """A task."""
-        write_config(self.root, name, tag, **terms)
-        return write_version(self.root, name, 1, document)
-
-    def error(self, name: str) -> str:
-        """What its ERROR.txt says."""
-        file = self.root / name / "ERROR.txt"
-        return file.read_text() if file.exists() else ""
 
 
 @pytest.fixture
@@ -190,6 +113,20 @@ def test_what_an_entry_lacks_is_written_once(rig: Rig) -> None:
     write_version(rig.root, "c", 1, EMBEDDING)
     assert sorted(rig.run(8)) == ["load a", "load b", "load base", "load c"]
     assert {read_config(rig.root / name / "config.pbtxt").name for name in "abc"} == {"a", "b", "c"}
+
+
+def test_a_directory_of_an_earlier_date_takes_no_tag_from_a_task_that_is_served(rig: Rig) -> None:
+    rig.write("a")
+    rig.run(5)
+    entry = (rig.root / "a" / "config.pbtxt").read_bytes()
+    rig.write("b", document={"family": "nothing"})  # with the same tag, and wrong besides
+    rig.write("c")
+    for name in "bc":
+        for file in (rig.root / name).rglob("*"):
+            os.utime(file, (0, 0))
+    assert rig.run(8) == ["load c"]
+    assert (rig.root / "a" / "config.pbtxt").read_bytes() == entry
+    assert ("completed", "c") in rig.events
 
 
 def test_a_repository_that_cannot_be_written_to(

@@ -13,11 +13,14 @@ from planner_cases import affine
 from fmplex_controller.planner.loads import CAP, Fleet
 from fmplex_controller.planner.situation import Backbone, Binding, Model, Server, Situation, Task
 from fmplex_controller.sidecar.elastic import (
+    AGAIN_S,
     DRAIN_S,
     LOAD_S,
+    OVER_REQUESTS,
     OVER_S,
     RETRY_S,
     START_OVER_S,
+    SURGE_REQUESTS,
     SURGE_S,
     Action,
     Elastic,
@@ -138,6 +141,30 @@ def test_what_is_not_far_beyond_has_to_last_longer() -> None:
     moves = [each for each in one.run(1.0) if isinstance(each, Rebind)]
     assert len(moves) == 2
     assert one.used() == pytest.approx({"b0": 0.8, "b1": 0.2})
+
+
+@pytest.mark.parametrize(("load", "requests"), [(0.2, SURGE_REQUESTS), (0.13, OVER_REQUESTS)])
+def test_of_few_requests_more_time_tells(load: float, requests: int) -> None:
+    one = world(*[load] * 8)
+    seen = one.observed()
+    rare = replace(seen, signals={name: replace(each, requests=20.0) for name, each in seen.signals.items()})
+    assert not any(one.elastic.decide(rare, 0.1 * tenth) for tenth in range(requests // 2))
+    assert one.elastic.decide(rare, requests / 20)
+
+
+def test_a_task_that_was_moved_by_a_wrong_estimate_moves_on_and_not_back() -> None:
+    one = world(*[0.2] * 8, backbones=3)
+    one.run(2.0)
+    moved = {task for task, place in one.places.items() if place != "b0"}
+    (second,) = {one.places[task] for task in moved}
+    one.loads = {task: 0.35 if task in moved else 0.05 for task in one.loads}
+    last = max(one.times(Rebind))
+    again = [each for each in one.run(60.0) if isinstance(each, Rebind)]
+    assert again
+    assert {each.former for each in again} == {second}
+    assert "b0" not in {each.backbone for each in again}, "although that one has most room for them"
+    assert min(at for at in one.times(Rebind) if at > last) - last >= AGAIN_S
+    assert one.run(300.0) == []
 
 
 def queued(one: World, wait_s: float) -> Observed:
@@ -297,10 +324,12 @@ def check_bounded(one: World) -> None:
     for at in moves:
         assert sum(at <= other < at + 60.0 for other in moves) <= one.own.moves_per_minute
     last: dict[str, float] = {}
+    left: dict[tuple[str, str], float] = {}
     for at, action in one.done:
         if isinstance(action, Rebind):
-            assert at - last.get(action.task, float("-inf")) >= one.own.hold_s
-            last[action.task] = at
+            assert at - last.get(action.task, float("-inf")) >= AGAIN_S
+            assert at - left.get((action.task, action.backbone), float("-inf")) >= one.own.hold_s, "back again"
+            last[action.task] = left[action.task, action.former] = at
 
 
 @settings(max_examples=8)

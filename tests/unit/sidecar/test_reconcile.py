@@ -122,6 +122,12 @@ class TestComplete:
         moving = replace(now.directories["a"], still_s=0.5)
         assert reconcile(replace(now, directories={**now.directories, "a": moving})) == []
 
+    def test_of_two_with_one_tag_the_one_that_is_served_keeps_it_whatever_its_date(self) -> None:
+        served, copied = task("a", 1, age=(2, 2, "a")), task("z", 1, age=(1, 1, "z"))
+        assert names(reconcile(seen(backbone(), served, copied, ready="base a")), Complete) == ["z"]
+        both = seen(backbone(), served, copied, ready="base a z")
+        assert names(reconcile(both), Complete) == ["a"], "the older"
+
     def test_of_two_with_one_tag_the_older_keeps_it(self) -> None:
         old, new = task("z", 1, age=(1, 1, "z")), task("a", 1, age=(2, 2, "a"))
         assert reconcile(seen(backbone(), old, new, ready="base z")) == [Complete("a", "a-files", "base-files")]

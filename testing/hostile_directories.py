@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -10,14 +11,17 @@ import socket
 import struct
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from breaking import CASES
+import numpy as np
 
 from testing.adapters import lora
+from testing.breaking import CASES
+from testing.clients import Outputs
 from testing.repositories import Task, write_task
+from testing.servers import Serving
 
 Spoil = Callable[[random.Random, Path], None]  # of a sound task's directory
 TEMPLATES = (
@@ -87,6 +91,17 @@ class Hostile:
         """Its own, as a client writes it."""
         return os.fsdecode(os.path.basename(self.path))
 
+    @property
+    def is_quarantined(self) -> bool:
+        """Whether a controller has written why it is not loaded."""
+        return os.path.isfile(os.path.join(self.path, b"ERROR.txt"))
+
+    def moved_to(self, folder: Path) -> Hostile:
+        """The same one elsewhere on this file system; raises OSError where there is one of its name."""
+        path = os.path.join(os.fsencode(folder), os.path.basename(self.path))
+        os.rename(self.path, path)
+        return replace(self, path=path)
+
     def remove(self) -> None:
         """Whatever it has become."""
         if os.path.isdir(self.path) and not os.path.islink(self.path):
@@ -134,6 +149,22 @@ class Directories:
         shown = shown.replace('"', '\\"').replace("\n", "\\n")
         text = config.read_text().replace(f'name: "{former}"', f'name: "{shown}"', 1)
         config.write_text(text.replace('"VFM_0"', f'"VFM_{tag}"'), encoding="utf-8")
+
+
+def has_its_reason(server: Serving, each: Hostile) -> bool:
+    """It is served, or its ERROR.txt says why not; one that is hidden is no model's directory."""
+    if each.name.startswith("."):
+        return True
+    if each.is_quarantined:
+        return True
+    with contextlib.suppress(UnicodeEncodeError, ValueError):
+        return server.has(each.name)
+    return False
+
+
+def same_bits(one: Outputs, other: Outputs) -> bool:
+    """Whether two answers are the same, receipts left out."""
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one if name != "usage")
 
 
 def _files(directory: Path) -> list[Path]:
