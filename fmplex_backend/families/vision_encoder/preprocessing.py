@@ -167,7 +167,7 @@ class Preprocessor:
 class ImageReader:
     """The backbone's preprocessor with a task's section."""
 
-    def __init__(self, takes: str, preprocessor: Preprocessor, side: int | None, *, whole: bool) -> None:
+    def __init__(self, takes: str, preprocessor: Preprocessor, side: int | None, *, whole: bool = False) -> None:
         self.takes, self.preprocessor, self.side, self.whole = takes, preprocessor, side, whole
 
     def encode(self, value: Any) -> list[Pixels]:
