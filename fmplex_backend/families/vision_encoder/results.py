@@ -14,6 +14,7 @@ from fmplex_backend.families.vision_encoder.masks import resized
 from fmplex_backend.families.vision_encoder.pictures import Array, picture_of
 
 SHOWN = 4  # labels in a line
+COLOURS = 20  # of matplotlib's tab20
 NO_LIMIT = 1 << 30  # pixels of a picture that is drawn
 
 
@@ -51,16 +52,17 @@ class LabelMap(Result):
         return ", ".join(f"{label} {share:.1%}" for label, share in shares[:SHOWN]) + more
 
     def draw(self, axes: Any, item: Any, after: Any = None) -> bool:
-        """The picture, with the map over it and a legend."""
+        """The picture with the map over it, and a colour for each label that occurs."""
         from matplotlib import colormaps
-        from matplotlib.patches import Patch
 
         pixels = _pixels(item)
         colours = colormaps["tab20"]
         axes.imshow(pixels)
-        axes.imshow(self.resized(*pixels.shape[:2]), alpha=0.5, cmap=colours, vmin=0, vmax=19, interpolation="nearest")
+        shown = self.resized(*pixels.shape[:2]) % COLOURS
+        axes.imshow(shown, alpha=0.5, cmap=colours, vmin=0, vmax=COLOURS - 1, interpolation="nearest")
         names = list(self.scores)
-        axes.legend(handles=[Patch(color=colours(names.index(label) % 20), label=label) for label in self.shares])
+        for label in self.shares:
+            axes.plot([], [], "s", color=colours(names.index(label) % COLOURS), label=label)
         axes.set_axis_off()
         return True
 

@@ -201,6 +201,16 @@ def test_results_read_as_people_want_them() -> None:
     assert ValueMap(np.array([[1.0, 3.0]], np.float32)).shown() == "2 x 1 values: 1 to 3, mean 2"
 
 
+def test_maps_are_drawn_over_their_pictures(tmp_path: Path) -> None:
+    from fmplex.cli.plotting import draw
+
+    labels = LabelMap(np.array([[0, 0], [21, 0]], np.uint8), {f"label {number}": 0.0 for number in range(22)})
+    values = ValueMap(np.array([[1.0, 3.0]], np.float32))
+    draw(tmp_path / "maps.png", [picture(0), picture(1)], [labels, values], [None, None])
+    with Image.open(tmp_path / "maps.png") as image:
+        assert len(image.convert("RGB").getcolors(1 << 20) or []) > 100
+
+
 def test_sizes_and_labels_have_limits() -> None:
     assert SegmentationMap(size=16).size == (16, 16)
     assert DepthMap(size=(3, 4)).size == (3, 4)
