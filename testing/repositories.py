@@ -40,12 +40,14 @@ OUTPUTS: dict[str, dict[str, tuple[str, str, tuple[int, ...]]]] = {
     "nearest": {"SCORES": ("SCORES", "TYPE_FP32", (-1,)), "LABEL": ("LABEL", "TYPE_STRING", (1,))},
     "forecast": {"FORECAST": ("FORECAST", "TYPE_FP32", (-2, -2))},
     "own-forecast": {"FORECAST": ("FORECAST", "TYPE_FP32", (-2, -2))},
+    "segmentation": {"LABEL_MAP": ("MAP", "TYPE_UINT8", (-2, -2)), "SCORES": ("SCORES", "TYPE_FP32", (-1,))},
+    "depth": {"MAP": ("MAP", "TYPE_FP32", (-2, -2))},
     "anomaly": {"ANOMALY": ("ANOMALY", "TYPE_FP32", (-2, -2))},
     "similarity": {"SCORES": ("SCORES", "TYPE_FP32", (-1,)), "LABEL": ("LABEL", "TYPE_STRING", (1,))},
 }
 
 
-UNLABELLED = ("embedding", "regression", "forecast", "own-forecast", "anomaly")
+UNLABELLED = ("embedding", "regression", "forecast", "own-forecast", "anomaly", "depth")
 HEADLESS = ("embedding", "own-forecast")
 
 

@@ -56,7 +56,10 @@ if TYPE_CHECKING:
     from fmplex_backend.families.time_series.results import Anomalies, Filled, Forecast
     from fmplex_backend.families.time_series.sections import Window
     from fmplex_backend.families.time_series.series import TimeSeries
+    from fmplex_backend.families.vision_encoder.depth import DepthMap
+    from fmplex_backend.families.vision_encoder.results import LabelMap, ValueMap
     from fmplex_backend.families.vision_encoder.sections import ImageArray, ImageFile
+    from fmplex_backend.families.vision_encoder.segmentation import SegmentationMap
 
 _PLACES = {
     "fmplex.client.aio": ("AsyncClient",),
@@ -99,7 +102,10 @@ _PLACES = {
     "fmplex_backend.families.time_series.results": ("Anomalies", "Filled", "Forecast"),
     "fmplex_backend.families.time_series.sections": ("Window",),
     "fmplex_backend.families.time_series.series": ("TimeSeries",),
+    "fmplex_backend.families.vision_encoder.depth": ("DepthMap",),
+    "fmplex_backend.families.vision_encoder.results": ("LabelMap", "ValueMap"),
     "fmplex_backend.families.vision_encoder.sections": ("ImageArray", "ImageFile"),
+    "fmplex_backend.families.vision_encoder.segmentation": ("SegmentationMap",),
 }
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 
@@ -119,6 +125,7 @@ __all__ = [
     "CustomDecoder",
     "CustomEncoder",
     "DeadlineExceeded",
+    "DepthMap",
     "DoRA",
     "Embedder",
     "Filled",
@@ -131,6 +138,7 @@ __all__ = [
     "ImageFile",
     "Imputer",
     "Label",
+    "LabelMap",
     "Labels",
     "LoRA",
     "MultiLabel",
@@ -144,6 +152,7 @@ __all__ = [
     "Raw",
     "Refused",
     "Regressor",
+    "SegmentationMap",
     "ServerProblem",
     "Similarity",
     "Span",
@@ -155,6 +164,7 @@ __all__ = [
     "TimeSeries",
     "TokenClassifier",
     "Unreachable",
+    "ValueMap",
     "Values",
     "Vector",
     "Window",

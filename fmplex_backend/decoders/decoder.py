@@ -80,8 +80,12 @@ class Decoder:
     # tensors, and the adapter is trained by the loss of whole sequences; nothing: it takes no labels
     learns: ClassVar[Literal["gradient", "vectors", "sequences", "nothing"]] = "gradient"
     label_column: ClassVar[str] = "label"  # the table's column of labels, where none is named
+    # How the names of files end that are a label each, and the folder of such that lies beside the folder of items of
+    # the same names; empty where labels are no files.
+    label_files: ClassVar[Sequence[str]] = ()
+    label_folder: ClassVar[str] = ""
     whole_column: ClassVar[str] = ""  # one whose cells hold items and labels both, see `parted`; "": there is none
-    by_token: ClassVar[bool] = False  # whether it reads every token's state; else one pooled vector an item
+    by_token: ClassVar[bool] = False  # whether it reads the state of every token, and has a target for each word
     stratified: ClassVar[bool] = False  # whether validation rows are held out label by label
     needs_weights: ClassVar[bool] = True  # whether it must be fitted before it can be served
     has_figures: ClassVar[bool] = True

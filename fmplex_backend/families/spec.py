@@ -142,8 +142,12 @@ class FittingInputs(Protocol):
     def module(self) -> nn.Module | None:
         """Its weights, where it has some."""
 
-    def examples(self, rows: Rows, *, by_word: bool) -> list[Any]:
-        """Rows ready for `Features`; raises TaskProblem."""
+    def examples(self, rows: Rows, *, reads: str) -> list[Any]:
+        """Rows ready for `Features`; raises TaskProblem.
+
+        Args:
+            reads: what the decoder reads of them, see `Decoder.reads`.
+        """
 
     def observe(self, examples: Sequence[Any]) -> None:
         """All training rows, once, before the first fitting."""

@@ -34,6 +34,7 @@ from fmplex import (
     LoRA,
     MultiLabel,
     Nearest,
+    SegmentationMap,
     Task,
 )
 from testing import breaking, repositories
@@ -45,6 +46,7 @@ HIDDEN, LAYERS, REGISTERS = 128, 6, 4  # a pass takes many times as long as prep
 MEDIUM = 48  # side of pictures, where a task has one of its own
 PROPORTIONAL: dict[str, Any] = {"size": {"shortest_edge": SIDE}, "do_center_crop": False}
 MODULES = ("q_proj", "v_proj")
+MAP_SIZE = (9, 14)
 
 
 def recipe(name: str, tag: int, *arguments: Any, side: int | None = None, **options: Any) -> Recipe:
@@ -66,6 +68,7 @@ SERVED = (
     recipe("lora8", 7, "embedding", adapter=lora(8, *MODULES), seed=7, options={"normalize": False}),
     recipe("dora", 8, adapter=lora(8, *MODULES, use_dora=True)),
     recipe("ia3", 9, adapter=ia3("k_proj", "v_proj", feedforward=["fc2"])),
+    recipe("lora-depth", 10, "depth", adapter=lora(8, *MODULES), seed=10, labels=1, options={"size": MAP_SIZE}),
 )
 VERSIONS = (
     recipe("version-lora", 0, seed=50, adapter=lora(8, *MODULES)),
@@ -105,6 +108,7 @@ BREAKABLE = {name: recipe(f"to-break-{name}", 0, adapter=lora(8, *MODULES)) for 
 
 BRIGHT = [encoded(np.clip(picture(seed) // 3 + 150, 0, 255)) for seed in range(16)]
 DARK = [encoded(picture(seed + 100) // 3) for seed in range(16)]
+HALVES = np.repeat([[0] * 24 + [1] * 24], 40, axis=0).astype(np.uint8)  # of every picture
 PICTURES, LABELS = [*BRIGHT, *DARK], ["bright"] * 16 + ["dark"] * 16
 
 
@@ -139,18 +143,34 @@ class VisionReference(HeadReference):
     def __call__(self, item: bytes) -> Outputs:
         """All outputs of a picture."""
         if item not in self._known:
-            self._known[item] = self._pooled(self._normalised(self.pooled(item)))
+            self._known[item] = self._answer(item)
         return self._known[item]
 
-    def pooled(self, item: bytes) -> Tensor:
-        """[h]; patches come after the class token and the registers."""
+    def _answer(self, item: bytes) -> Outputs:
+        return self._map(item) if self.decoder["kind"] == "depth" else self._pooled(self._normalised(self.pooled(item)))
+
+    def _map(self, item: bytes) -> Outputs:
+        """Of the whole picture, resized to a square by the processor."""
+        side = self.size["shortest_edge"]
+        patches = self._states(item, {"height": side, "width": side})[1 + REGISTERS :]
+        grid = self._linear(patches).reshape(1, side // 8, side // 8, 1).permute(0, 3, 1, 2)
+        size = tuple(self.decoder["size"])
+        return {"MAP": torch.nn.functional.interpolate(grid, size=size, mode="bilinear")[0, 0].numpy()}
+
+    def _states(self, item: bytes, size: dict[str, int]) -> Tensor:
+        """[t, h]; patches come after the class token and the registers."""
         from transformers.image_utils import load_image
 
         found = self.processor(
-            images=load_image(_image(item)), input_data_format="channels_last", return_tensors="pt", size=self.size
+            images=load_image(_image(item)), input_data_format="channels_last", return_tensors="pt", size=size
         )
         with torch.no_grad():
-            states = self.model(pixel_values=found["pixel_values"]).last_hidden_state[0]
+            states: Tensor = self.model(pixel_values=found["pixel_values"]).last_hidden_state[0]
+        return states
+
+    def pooled(self, item: bytes) -> Tensor:
+        """[h]."""
+        states = self._states(item, self.size)
         patches = states[1 + REGISTERS :]
         pooling = self.decoder.get("pooling", "mean")
         return {"mean": patches.mean(dim=0), "max": patches.amax(dim=0), "cls": states[0]}[pooling]
@@ -188,6 +208,7 @@ class VisionEncoderCase(FamilyCase):
             MultiLabel(), PICTURES, [[label, "any"] for label in LABELS], encoder=ImageFile(side=MEDIUM)
         ),
         "nearest": fitting(Nearest(k=3), PICTURES, LABELS),
+        "map": fitting(SegmentationMap(["left", "right"], size=16), PICTURES, [HALVES] * len(PICTURES)),
         "pixels": unfitted,
     }
 

@@ -30,7 +30,8 @@ def draw(file: Path, items: Sequence[Any], found: Sequence[Result], after: Seque
     for axes, item, each, behind in zip(every, items, found, after, strict=True):
         if not each.draw(axes, item, behind):
             raise TaskProblem(f"a result of this kind ({type(each).__name__}) has no picture. Leave --plot out")
-        axes.legend(loc="upper left", fontsize="small")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="upper left", fontsize="small")
     try:
         figure.savefig(file)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from fmplex_backend.errors import TaskProblem
@@ -19,6 +20,29 @@ def labelled_files(folder: Path, reads: Input) -> tuple[list[Path], list[str]]:
             f"{folder}/cat/1{reads.files[0]}; files of these kinds are read: {', '.join(reads.files)}"
         )
     return [file for file, _ in found], [label for _, label in found]
+
+
+def paired_files(folder: Path, reads: Input, labels: str, suffixes: Sequence[str]) -> tuple[list[Path], list[Path]]:
+    """Files and the files that are their labels, in order: `images/a/1.jpg` and `masks/a/1.png`; raises TaskProblem.
+
+    Args:
+        labels: the name of the folder that has the labels. suffixes: how the names of those end.
+    """
+    _check_reads_files(folder, reads)
+    items = folder / f"{reads.default_column}s"
+    if not items.is_dir() or not (folder / labels).is_dir():
+        raise TaskProblem(
+            f"{folder} has no folders {items.name} and {labels}. Put files of the same names into both: "
+            f"{items.name}/1{reads.files[0]} and {labels}/1{suffixes[0]}"
+        )
+    found, partners = files_in(items, reads), []
+    for file in found:
+        plain = folder / labels / file.relative_to(items)
+        own = [plain.with_suffix(suffix) for suffix in suffixes if plain.with_suffix(suffix).is_file()]
+        if not own:
+            raise TaskProblem(f"{file} has no {plain.with_suffix(suffixes[0])}. Add it, or take the file out")
+        partners.append(own[0])
+    return found, partners
 
 
 def files_in(folder: Path, reads: Input) -> list[Path]:

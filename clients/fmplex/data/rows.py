@@ -1,8 +1,9 @@
 """Labelled examples from lists, tables, files and folders, as items of a task's input.
 
 Lists, pairs, dicts, a pandas DataFrame, a Hugging Face Dataset, a CSV, TSV or JSONL file, which may name files from its
-own folder; of items that are files a folder, where those of a label lie in one of its name. For token tasks a text may
-be a list of words, its label a list of tags; a text is then its words with a space between.
+own folder; of items that are files a folder, where those of a label lie in one of its name, or where those of labels
+that are files lie in a folder beside the items'. For token tasks a text may be a list of words, its label a list of
+tags; a text is then its words with a space between.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fmplex.data.folders import files_in, labelled_files
+import numpy as np
+
+from fmplex.data.folders import files_in, labelled_files, paired_files
 from fmplex.data.items import located
 from fmplex.data.tables import check_columns, column, columns_in, is_table, read_file
 from fmplex_backend.decoders import Decoder
@@ -56,7 +59,9 @@ def rows_of(
     source, folder = "the data", None
     if labels is None and isinstance(data, (str, Path)):
         source, place = str(data), Path(data)
-        if place.is_dir():
+        if place.is_dir() and decoder.label_files:
+            data, labels = paired_files(place, reads, decoder.label_folder, decoder.label_files)
+        elif place.is_dir():
             data, labels = labelled_files(place, reads)
         else:
             folder, data = place.parent, read_file(place)
@@ -67,6 +72,8 @@ def rows_of(
     else:
         cells, values = _labelled(data, reads, columns, label or decoder.label_column, source)
     values = check_labels(cells, values, source)
+    if decoder.label_files:
+        values = [_label_file(value, decoder, folder, source, place) for place, value in enumerate(values)]
     items, words = _items([decoder.asked(located(cell, reads, folder)) for cell in cells], reads, source)
     return Rows(items, values, words, source)
 
@@ -98,7 +105,21 @@ def check_labels(rows: Sequence[Any], labels: Sequence[Any], source: str) -> lis
     for place, value in enumerate(labels):
         if value is None or (isinstance(value, float) and math.isnan(value)):
             raise TaskProblem(f"{source}, row {place}: there is no label. Fill it in, or leave the row out")
-    return [value.tolist() if hasattr(value, "tolist") else value for value in labels]  # numpy's and pandas' scalars
+    # numpy's and pandas' scalars, and rows of numbers; a label that is a picture stays an array
+    return [value.tolist() if hasattr(value, "tolist") and np.ndim(value) < 2 else value for value in labels]
+
+
+def _label_file(value: Any, decoder: Decoder | type[Decoder], folder: Path | None, source: str, place: int) -> Any:
+    """A label that may be a file, which a table may name from its own folder; raises TaskProblem."""
+    if not isinstance(value, (str, Path)):
+        return value
+    file = folder / value if folder is not None and (folder / value).is_file() else Path(value)
+    if not file.is_file() or file.suffix.lower() not in decoder.label_files:
+        raise TaskProblem(
+            f"{source}, row {place}: the label {str(value)!r} is no {' or '.join(decoder.label_files)} file. "
+            "Correct the path"
+        )
+    return file
 
 
 def _whole(

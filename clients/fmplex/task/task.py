@@ -54,8 +54,9 @@ class Task:
         name: that of its directory in the model repository, which clients call.
         backbone: the model that it shares with other tasks.
         adapter: LoRA, DoRA, IA3, Pretrained, or none.
-        decoder: Classifier, MultiLabel, Regressor, TokenClassifier, Embedder, Similarity or Plugin; of series also
-            Forecaster, OwnForecaster, AnomalyDetector or Imputer; of language models Generator.
+        decoder: Classifier, MultiLabel, Regressor, TokenClassifier, Embedder, Similarity or Plugin; of pictures also
+            SegmentationMap or DepthMap; of series Forecaster, OwnForecaster, AnomalyDetector or Imputer; of language
+            models Generator.
         encoder: of texts Text (how they become tokens), Projection (of rows of numbers) or PluginEncoder; of pictures
             ImageFile or ImageArray; of series Window.
         weight: of its fair share of the backbone. slo_ms: its latency objective. max_queue: requests that may wait.

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -186,7 +187,7 @@ def _sequence_rate(parts: TaskParts, inputs: SequenceInputs, options: FitOptions
 
 def _examples(decoder: Decoder, inputs: FittingInputs, rows: Rows) -> Examples:
     targets = decoder.targets(rows)
-    examples = inputs.examples(rows, by_word=decoder.by_token)
+    examples = inputs.examples(rows, reads=decoder.reads)
     if not decoder.by_token:
         return Examples(examples, targets)
     cut = [
@@ -320,5 +321,6 @@ def _digest(parts: TaskParts, decoder: Decoder, rows: Rows, options: FitOptions)
     }
     sha = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for item, label in zip(rows.items, rows.labels, strict=True):
-        sha.update(f"{item}\0{label}\0".encode())
+        content = label.tobytes() if isinstance(label, np.ndarray) else f"{label}\0".encode()
+        sha.update(f"{item}\0".encode() + content)
     return sha.hexdigest()

@@ -47,7 +47,7 @@ class AudioFittingInputs:
     def __init__(self, encoder: AudioFile | AudioSamples, runtime: AudioEncoderRuntime) -> None:
         self.encoder, self.runtime = encoder, runtime
 
-    def examples(self, rows: Rows, *, by_word: bool) -> list[ClipExample]:
+    def examples(self, rows: Rows, *, reads: str) -> list[ClipExample]:
         """Rows ready for `AudioFeatures`, several at a time; raises TaskProblem for the first that is no clip."""
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             return list(pool.map(self._example, range(len(rows)), rows.items, [rows.source] * len(rows)))

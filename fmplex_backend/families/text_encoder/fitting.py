@@ -63,10 +63,10 @@ class TextFittingInputs:
                 self.module.load_state_dict(dict(tensors))
             self.module.to(runtime.device).requires_grad_(False)
 
-    def examples(self, rows: Rows, *, by_word: bool) -> list[TextExample]:
+    def examples(self, rows: Rows, *, reads: str) -> list[TextExample]:
         """Rows ready for `TextFeatures`; raises TaskProblem."""
         if isinstance(self.encoder, Text):
-            return self._tokens(rows, self.encoder, by_word)
+            return self._tokens(rows, self.encoder, by_word=reads == TOKENS)
         assert self.module is not None
         try:
             values = self.module.read(rows.items)
@@ -90,7 +90,7 @@ class TextFittingInputs:
         """A pooling over the bare backbone and over the model that is being fitted."""
         return TextFeatures(bare, model, reads, self.runtime.pad, self.runtime.device, self.module)
 
-    def _tokens(self, rows: Rows, encoder: Text, by_word: bool) -> list[TextExample]:
+    def _tokens(self, rows: Rows, encoder: Text, *, by_word: bool) -> list[TextExample]:
         found = []
         for place, text in enumerate(rows.items):
             windows = self.runtime.tokenizer.encode(text, encoder, spans=by_word)

@@ -41,7 +41,7 @@ class SeriesFittingInputs:
     def __init__(self, encoder: Window, runtime: TimeSeriesRuntime) -> None:
         self.encoder, self.runtime = encoder, runtime
 
-    def examples(self, rows: Rows, *, by_word: bool) -> list[SeriesExample]:
+    def examples(self, rows: Rows, *, reads: str) -> list[SeriesExample]:
         """Rows ready for `SeriesFeatures`; raises TaskProblem for the first that cannot be read."""
         return [
             self._example(place, item, label, rows.source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from math import isqrt
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +32,7 @@ class Anatomy:
         interpolates: whether its positions must be asked to fit another size than `native`.
         native: side in pixels of the pictures it was trained on, where its config says it.
         patch: side in pixels of a patch.
+        stride: pixels from one of its last states to the next, where those are a square grid; else None.
     """
 
     extra: int
@@ -38,6 +40,7 @@ class Anatomy:
     interpolates: bool
     native: int | None
     patch: int
+    stride: int | None = None
 
     @classmethod
     def of(cls, model: Any, side: int) -> Anatomy:
@@ -53,7 +56,9 @@ class Anatomy:
         tokens = states.shape[1] if states.dim() == 3 else 0
         extra = tokens - patches if patches <= tokens <= patches + MOST_EXTRA else 0
         pools = pooled is not None and not _has_pretraining_pooler(model)
-        return cls(extra, pools, interpolates, native, anatomy.patch)
+        count = states.shape[1] - extra if states.dim() == 3 else states.shape[2] * states.shape[3]
+        stride = side // isqrt(count) if 0 < count == isqrt(count) ** 2 else None
+        return cls(extra, pools, interpolates, native, anatomy.patch, stride)
 
     def takes(self, model: Any, side: int) -> bool:
         """Whether the model takes pictures of another side."""
@@ -86,7 +91,10 @@ class Anatomy:
 
 
 def read(kind: str, states: States) -> Tensor:
-    """What a pooling makes of a pass, float32 [n, h]: `cls` is the summary, the others are of the patches alone."""
+    """What a pooling makes of a pass, float32 [n, h]: `cls` is the summary, the others are of the patches alone.
+
+    Of TOKENS it is the states of patches themselves, [n, t, h].
+    """
     if kind == "cls":
         assert states.summary is not None  # refused when the task was loaded
         return states.summary.float()

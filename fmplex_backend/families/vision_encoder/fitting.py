@@ -7,19 +7,21 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fmplex_backend.decoders.decoder import TOKENS
 from fmplex_backend.decoders.rows import Rows
 from fmplex_backend.errors import TaskProblem
 from fmplex_backend.families.fitting import PooledFeatures
 from fmplex_backend.families.vision_encoder.anatomy import read
 from fmplex_backend.families.vision_encoder.pictures import Picture
 from fmplex_backend.families.vision_encoder.preprocessing import Pixels
-from fmplex_backend.families.vision_encoder.runtime import VisionEncoderRuntime
+from fmplex_backend.families.vision_encoder.runtime import OTHER_KIND, VisionEncoderRuntime
 from fmplex_backend.families.vision_encoder.sections import ImageArray, ImageFile
 
 
@@ -48,10 +50,11 @@ class VisionFittingInputs:
         if problem := runtime.preprocessor.problem(encoder.side):
             raise TaskProblem(f"encoder.side: {problem[0]}. {problem[1]}")
 
-    def examples(self, rows: Rows, *, by_word: bool) -> list[PictureExample]:
+    def examples(self, rows: Rows, *, reads: str) -> list[PictureExample]:
         """Rows ready for `VisionFeatures`, several at a time; raises TaskProblem for the first that is no picture."""
+        read = partial(self._example, source=rows.source, whole=reads == TOKENS)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            return list(pool.map(self._example, range(len(rows)), rows.items, [rows.source] * len(rows)))
+            return list(pool.map(read, range(len(rows)), rows.items))
 
     def observe(self, examples: Sequence[PictureExample]) -> None:
         """There is nothing to learn from them."""
@@ -67,18 +70,21 @@ class VisionFittingInputs:
                 "decoder.pooling: it is cls, but the backbone has neither a class token nor a pooled vector. Say mean "
                 "or max"
             )
+        if reads == TOKENS and self.runtime.anatomy.stride is None:
+            raise TaskProblem(f"{self.runtime.no_grid}, which a map is made of. {OTHER_KIND}")
         return VisionFeatures(bare, model, reads, self.runtime)
 
-    def _example(self, place: int, picture: Picture, source: str) -> PictureExample:
+    def _example(self, place: int, picture: Picture, *, source: str, whole: bool) -> PictureExample:
         preprocessor = self.runtime.preprocessor
         try:
-            return PictureExample(preprocessor.read(picture.pixels(preprocessor.most), self.encoder.side))
+            pixels = picture.pixels(preprocessor.most)
+            return PictureExample(preprocessor.read(pixels, self.encoder.side, whole=whole))
         except ValueError as error:
             raise TaskProblem(f"{source}, row {place} ({picture.name}): {error}") from None
 
 
 class VisionFeatures(PooledFeatures[PictureExample]):
-    """See `PooledFeatures`."""
+    """See `PooledFeatures`; of TOKENS [n, t, h], all of one size."""
 
     def __init__(self, bare: Any, model: Any, reads: str, runtime: VisionEncoderRuntime) -> None:
         super().__init__(bare, model, reads, runtime.device)
@@ -93,7 +99,7 @@ class VisionFeatures(PooledFeatures[PictureExample]):
         return torch.cat(parts)[order.argsort().to(self.device)]
 
     def _alike(self, model: Any, rows: Sequence[Pixels]) -> Tensor:
-        """[n, h] of pictures of one size."""
+        """[n, h] of pictures of one size, or [n, t, h]."""
         values = torch.from_numpy(np.stack([row.values for row in rows])).to(self.device)
         dtype = next(model.parameters()).dtype
         states = self.runtime.anatomy.states(model, self.runtime.preprocessor.normalised(values, dtype))

@@ -80,6 +80,21 @@ class Picture:
         Image.fromarray(self.source).save(stream, "PNG", compress_level=1)
         return stream.getvalue()
 
+    def size(self) -> tuple[int, int]:
+        """Height and width, upright; of a file, its header is read. Raises ValueError, or TaskProblem as `content`."""
+        if isinstance(self.source, np.ndarray):
+            return self.source.shape[0], self.source.shape[1]
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(BytesIO(self.content()), formats=FORMATS) as image:
+                width, height = image.size
+                return (width, height) if _swaps_sides(image) else (height, width)
+        except UnidentifiedImageError:
+            raise ValueError(f"{self.name} is no JPEG, PNG or WebP file, or a damaged one") from None
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise ValueError(f"{self.name} is too large: {error}") from None
+
     def pixels(self, most: int) -> Array:
         """[h, w, 3]; raises ValueError, or TaskProblem where there is no such file."""
         if isinstance(self.source, np.ndarray):
@@ -166,6 +181,14 @@ def _rgb(image: Any) -> Array:
         image = image.convert("RGBA")
     rgb: Image.Image = image if image.mode == "RGB" else image.convert("RGB")
     return np.array(rgb)
+
+
+def _swaps_sides(image: Any) -> bool:
+    """Whether turning it upright makes its width its height."""
+    from PIL import Image
+
+    method = Image.Transpose
+    return _turns(image) in (method.TRANSPOSE, method.ROTATE_270, method.TRANSVERSE, method.ROTATE_90)
 
 
 def _turns(image: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from fmplex_backend.errors import InvalidRequest
 from fmplex_backend.families.vision_encoder.pictures import Array, check_size, decoded
 
 CLOSE = 1e-5  # between the processor's own values and those that a pass computes: float32's last digits
+UNCHANGED: Mapping[str, Any] = {"do_resize": False, "do_center_crop": False}  # options for a picture of the right size
 PROBE = (40, 52)  # height and width of a picture of noise
 
 
@@ -30,6 +31,7 @@ class Pixels:
     shape: tuple[int, int, int]
     dtype: str  # uint8, or float32 where the processor's steps cannot be told apart
     length: int  # tokens
+    plain: ClassVar[slice] = slice(None)  # of the states of patches, those that decoders read
 
     @property
     def values(self) -> npt.NDArray[Any]:
@@ -65,12 +67,20 @@ class Preprocessor:
         self.deviation = _channels(processor.image_std if normal else 1.0)
         self.splits = self._splits()
 
-    def read(self, picture: Array, side: int | None = None) -> Pixels:
-        """[h, w, 3] -> pixels; raises ValueError where it cannot be resized in so much memory."""
+    def read(self, picture: Array, side: int | None = None, *, whole: bool = False) -> Pixels:
+        """[h, w, 3] -> pixels; raises ValueError where it cannot be resized in so much memory.
+
+        Args:
+            whole: whether all of the picture is resized to the square, its sides out of proportion; else as the
+                processor does.
+        """
         height, width, _ = picture.shape
         check_size(height, width, self.most)
-        sizes = self._sizes(side)
-        self._check_resized(height, width, sizes.get("size", self.processor.size))
+        if whole:
+            picture, sizes = self._squared(picture, side or self.own_side), UNCHANGED
+        else:
+            sizes = self._sizes(side)
+            self._check_resized(height, width, sizes.get("size", self.processor.size))
         later = {"do_rescale": False, "do_normalize": False} if self.splits else {}
         values = self._processed(picture, {**sizes, **later})
         dtype = np.uint8 if self.splits else np.float32
@@ -101,6 +111,14 @@ class Preprocessor:
         size = dict(self.processor.size)
         crop = dict(self.processor.crop_size or {}) if self._does("center_crop") else {}
         return int(crop.get("height") or size.get("height") or size.get("shortest_edge") or max(_numbers(size)))
+
+    def _squared(self, picture: Array, side: int) -> Array:
+        """[side, side, 3], by the filter of the processor."""
+        from PIL import Image
+
+        resample = getattr(self.processor, "resample", None)
+        method = Image.Resampling.BICUBIC if resample is None else Image.Resampling(int(resample))
+        return np.asarray(Image.fromarray(picture).resize((side, side), method))
 
     def _does(self, step: str) -> bool:
         """Whether the processor takes a step; not every one has it."""
@@ -149,8 +167,8 @@ class Preprocessor:
 class ImageReader:
     """The backbone's preprocessor with a task's section."""
 
-    def __init__(self, takes: str, preprocessor: Preprocessor, side: int | None) -> None:
-        self.takes, self.preprocessor, self.side = takes, preprocessor, side
+    def __init__(self, takes: str, preprocessor: Preprocessor, side: int | None, *, whole: bool = False) -> None:
+        self.takes, self.preprocessor, self.side, self.whole = takes, preprocessor, side, whole
 
     def encode(self, value: Any) -> list[Pixels]:
         """IMAGE_BYTES [n, 1] or IMAGE [n, h, w, 3] -> a row a picture; raises InvalidRequest."""
@@ -164,7 +182,7 @@ class ImageReader:
             if self.takes != "IMAGE":
                 data = picture if isinstance(picture, bytes) else str(picture).encode("utf-8", "surrogateescape")
                 picture = decoded(data, self.preprocessor.most)
-            return self.preprocessor.read(picture, self.side)
+            return self.preprocessor.read(picture, self.side, whole=self.whole)
         except ValueError as error:
             raise InvalidRequest(f"{self.takes}[{position}]: {error}") from None
 

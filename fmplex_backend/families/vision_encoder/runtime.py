@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ import torch
 
 from fmplex_backend.adapters.peft import Adapter
 from fmplex_backend.adapters.saved_modules import modules_by_row
+from fmplex_backend.decoders.decoder import TOKENS, Encoded
 from fmplex_backend.errors import TaskRefused
 from fmplex_backend.families.adaptable import check_adaptable, not_adaptable
 from fmplex_backend.families.encoder_runtime import EncoderRuntime, Extensions
+from fmplex_backend.families.payload import Payload
 from fmplex_backend.families.vision_encoder.forward import Forward
 from fmplex_backend.families.vision_encoder.huggingface import load_backbone
 from fmplex_backend.families.vision_encoder.parameters import VisionEncoderConfig
@@ -24,6 +26,7 @@ from fmplex_backend.types import Predict
 
 UNREAD = ("pooler.dense",)  # what it makes of the states is never read
 PROFILE = (1, 2, 4, 8)  # rows
+OTHER_KIND = "Choose another kind of decoder, or another backbone"
 LARGER = 4  # times the tokens of the pictures that the processor makes: a batch of those of twice the side is not cut
 
 
@@ -68,14 +71,36 @@ class VisionEncoderRuntime(EncoderRuntime[Pixels]):
                 f"it is cls, but a {self.model.config.model_type} has neither a class token nor a pooled vector",
                 "Say mean or max, and fit the decoder again",
             )
-        reader: ImageReader = task.encoder.load(version, self.preprocessor)
+        dense = task.decoder.reads == TOKENS
+        if dense and self.anatomy.stride is None:
+            raise TaskRefused(
+                version / "task.json", "decoder.kind", f"it is {task.decoder.kind}, and {self.no_grid}", OTHER_KIND
+            )
+        reader: ImageReader = task.encoder.load(version, self.preprocessor, whole=dense)
         return reader
+
+    @property
+    def no_grid(self) -> str:
+        """Of a backbone without a `stride`, why no decoder reads its patches."""
+        return f"the states of a {self.model.config.model_type} are no square grid of patches"
 
     def check_adapter(self, adapter: Adapter, file: Path) -> None:
         check_adaptable(adapter, file, self.not_adaptable, "pictures")
 
     def encode(self, extensions: Extensions, value: Any) -> list[list[Pixels]]:
         return [[row] for row in extensions.encoder.encode(value)]
+
+    def encoded(self, payload: Payload[Pixels], results: list[Any], reads: str) -> Encoded:
+        if reads != TOKENS:
+            return super().encoded(payload, results, reads)
+        lengths = [row.length for row in payload.rows]
+        return Encoded(None, results, [], np.zeros((len(results), 1), dtype=np.bool_), lengths=lengths)
+
+    def in_memory(self, rows: Sequence[Pixels], reads: str) -> int:
+        if reads != TOKENS or self.anatomy.stride is None:
+            return super().in_memory(rows, reads)
+        patches = sum((row.shape[1] // self.anatomy.stride) * (row.shape[2] // self.anatomy.stride) for row in rows)
+        return sum(row.bytes for row in rows) + 4 * self.hidden * patches
 
     def alike(self, row: Pixels) -> Hashable:
         return row.shape, row.dtype

@@ -26,13 +26,17 @@ class _Square:
 
     learns: ClassVar[Literal["nothing", "optionally", "always"]] = "nothing"
 
-    def load(self, directory: Path, preprocessor: Preprocessor) -> ImageReader:
-        """As the runtime calls it; raises TaskRefused where the backbone takes no pictures of that size."""
+    def load(self, directory: Path, preprocessor: Preprocessor, *, whole: bool = False) -> ImageReader:
+        """As the runtime calls it; raises TaskRefused where the backbone takes no pictures of that size.
+
+        Args:
+            whole: whether pictures are resized to the square whatever their proportions, see `Preprocessor.read`.
+        """
         from fmplex_backend.families.vision_encoder.preprocessing import ImageReader
 
         if problem := preprocessor.problem(self.side):
             raise TaskRefused(directory / "task.json", "encoder.side", *problem)
-        return ImageReader(self.reads().tensor.name, preprocessor, self.side)
+        return ImageReader(self.reads().tensor.name, preprocessor, self.side, whole=whole)
 
     def reads(self) -> Input:
         """The input."""

@@ -12,10 +12,12 @@ from fmplex_backend.errors import BackboneRefused, TaskProblem
 from fmplex_backend.families.heads import CarriedOver
 from fmplex_backend.families.model_files import find_model, fingerprint_of, model_config, width_in
 from fmplex_backend.families.spec import Family, FittingInputs
+from fmplex_backend.families.vision_encoder.depth import DepthMap
 from fmplex_backend.families.vision_encoder.heads import carried_over
 from fmplex_backend.families.vision_encoder.inputs import IMAGE, IMAGE_BYTES
 from fmplex_backend.families.vision_encoder.parameters import VisionEncoderConfig
 from fmplex_backend.families.vision_encoder.sections import ImageArray, ImageFile
+from fmplex_backend.families.vision_encoder.segmentation import SegmentationMap
 from fmplex_backend.repository.parameters import BackboneConfig
 from fmplex_backend.types import Predict, Runtime
 
@@ -32,7 +34,11 @@ class VisionEncoders(Family):
     inputs = (IMAGE_BYTES, IMAGE)
     encoders = (ImageFile, ImageArray)
     adapters = (PeftAdapter,)
-    decoders = tuple(each for kind, each in KINDS.items() if kind != "token-classification")
+    decoders = (
+        *(each for kind, each in KINDS.items() if kind != "token-classification"),
+        SegmentationMap,
+        DepthMap,
+    )
     parameters = VisionEncoderConfig
 
     def encoder_for(self, columns: Sequence[str], options: Mapping[str, Any]) -> ImageFile:

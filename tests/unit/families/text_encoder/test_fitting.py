@@ -46,7 +46,7 @@ def test_vectors_are_those_that_are_served(backbone: Backbone, reads: Any) -> No
         inputs = backbone.fitting_inputs(encoder, {}, 0)
         bare = backbone.for_training()
         features = inputs.features(bare, bare, reads)
-        examples = inputs.examples(rows_of(texts, ["a"] * 4, encoder.reads()), by_word=False)
+        examples = inputs.examples(rows_of(texts, ["a"] * 4, encoder.reads()), reads="mean")
         task = Task("e", backbone, decoder=Embedder(pooling=reads, normalize=False), encoder=encoder)
         served = np.stack([each["EMBEDDING"] for each in task.outputs(texts)])
         assert np.allclose(features.fixed(examples).numpy(), served, atol=1e-5)
@@ -60,7 +60,7 @@ def test_a_word_is_read_by_its_first_token(backbone: Backbone) -> None:
     encoder = Text(max_length=5)  # three words between the special tokens
     rows = rows_of([["w1", "w2"], ["w3", "w4", "w5", "w6"]], [["O", "O"], ["O", "O", "O", "O"]], encoder.reads())
     inputs = backbone.fitting_inputs(encoder, {}, 0)
-    one, other = inputs.examples(rows, by_word=True)
+    one, other = inputs.examples(rows, reads=TOKENS)
     assert (one.words, other.words) == ([1, 2], [1, 2, 3, -1])
     bare = backbone.for_training()
     features = inputs.features(bare, bare, TOKENS)

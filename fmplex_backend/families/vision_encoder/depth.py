@@ -1,0 +1,109 @@
+"""MAP [h, w]: a real number for every pixel, such as a depth or a height."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic.dataclasses import dataclass
+
+from fmplex_backend.decoders.decoder import Array, Outputs
+from fmplex_backend.decoders.results import Result
+from fmplex_backend.decoders.rows import Rows, places
+from fmplex_backend.errors import TaskProblem
+from fmplex_backend.families.vision_encoder.maps import MapDecoder, enlarged
+from fmplex_backend.families.vision_encoder.masks import Values, check_proportions, problem_of, resized, values_of
+from fmplex_backend.families.vision_encoder.results import ValueMap
+from fmplex_backend.interface import TensorSpec
+from fmplex_backend.section import CHECKED, TrainingOnly
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fmplex_backend.decoders.figures import Evaluation
+
+MAP = TensorSpec("MAP", "TYPE_FP32", (-1, -1))
+
+
+@dataclass(config=CHECKED, frozen=True)
+class DepthMap(MapDecoder):
+    """A number for every pixel, by a head on the vector of each patch that is fitted by mean squared error.
+
+    Args:
+        size: height and width of every map, whatever the picture's own, or one number for both.
+        scale: what whole numbers in the rows' depths are multiplied by, e.g. 0.001 for millimetres; 0 is unknown there.
+    """
+
+    scale: TrainingOnly[float] = field(default=1.0, kw_only=True)
+
+    kind: Literal["depth"] = field(default="depth", kw_only=True, repr=False)
+    gives = (MAP,)
+    output = MAP.name
+    label_column = "depth"
+    label_folder = "depths"
+
+    @property
+    def width(self) -> int:
+        return 1
+
+    def answer(self, patches: Array) -> dict[str, npt.NDArray[Any]]:
+        return {MAP.name: np.concatenate([block[..., 0] for block in enlarged(patches, self.size)])}
+
+    @classmethod
+    def result(cls, labels: Sequence[str], item: Any, outputs: Outputs, truncated: bool) -> Result:
+        return ValueMap(outputs["MAP"], truncated)
+
+    # -- fitting
+
+    def remarks(self, rows: Rows) -> list[str]:
+        unknown = [place for place, depth in enumerate(self._depths(rows)) if np.isnan(depth).all()]
+        if len(unknown) == len(rows):
+            raise TaskProblem(f"{rows.source}: no pixel has a known value. Give rows where some have")
+        if not unknown:
+            return []
+        return [f"{rows.source}, {places(unknown)}: no pixel has a known value. Leave out what says nothing"]
+
+    def targets(self, rows: Rows) -> list[Values]:
+        """[h, w] of the map's size."""
+        return [resized(depth, self.size) for depth in self._depths(rows)]
+
+    def _depths(self, rows: Rows) -> list[Values]:
+        """Of the size they have; raises TaskProblem."""
+        found = []
+        for place, label in enumerate(rows.labels):
+            try:
+                found.append(values_of(label, self.scale))
+                check_proportions(rows.items[place], found[-1].shape)
+            except ValueError as error:
+                raise problem_of(place, rows, error) from None
+        return found
+
+    def loss(self, values: Tensor, targets: Tensor, class_weights: Tensor | None) -> Tensor:
+        from fmplex_backend.families.vision_encoder import dense
+
+        if values.dim() == 3:
+            values, targets = self.apart(values, targets)
+        return dense.squared_error(values, targets)
+
+    def apart(self, vectors: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        from fmplex_backend.families.vision_encoder import dense
+
+        return vectors.flatten(0, 1), dense.means(targets, vectors.shape[1]).flatten(0, 1)
+
+    def figures(self, rows: Rows, outputs: Sequence[Outputs]) -> Evaluation:
+        """Over all pixels whose value is known, in its own unit; `mean_rmse` is of saying the rows' mean everywhere."""
+        from fmplex_backend.decoders.figures import DIGITS, Evaluation
+
+        errors, wanted = [], []
+        for depth, each in zip(self._depths(rows), outputs, strict=True):
+            known = ~np.isnan(depth)
+            errors.append((resized(each["MAP"], depth.shape) - depth)[known])
+            wanted.append(depth[known])
+        error, value = np.concatenate(errors).astype(np.float64), np.concatenate(wanted).astype(np.float64)
+        if not error.size:
+            raise TaskProblem(f"{rows.source}: no pixel has a known value to compare with. Give rows where some have")
+        figures = {"rmse": np.sqrt(np.square(error).mean()), "mae": np.abs(error).mean(), "mean_rmse": value.std()}
+        return Evaluation({name: round(float(each), DIGITS) for name, each in figures.items()}, len(rows))
