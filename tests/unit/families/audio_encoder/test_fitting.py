@@ -23,7 +23,7 @@ def test_long_clips_go_through_in_several_passes(reads: str, tmp_path: Path, mon
     runtime = audio_runtime(save_whisper(tmp_path / "model"))
     inputs = AudioFittingInputs(AudioSamples(), runtime)
     clips = [clip_of(clip(seed, seconds)) for seed, seconds in enumerate((20, 0.3, 9, 2, 17))]
-    examples = inputs.examples(Rows(clips, [], []), reads="mean")
+    examples = inputs.examples(Rows(clips, [], []), reads=reads)
     assert [len(each.parts) for each in examples] == [3, 1, 2, 1, 3]
     assert examples[0].length == sum(part.length for part in examples[0].parts) > WINDOW
     features = inputs.features(runtime.model, runtime.model, reads)
