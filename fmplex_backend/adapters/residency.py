@@ -197,7 +197,8 @@ class Residency:
     def end(self, request: Request) -> None:
         """A request has its outcome."""
         self._placed.discard(request)
-        if self._begun.pop(request, None) is not None and self._wanted:
+        self._begun.pop(request, None)
+        if self._wanted:  # also where one that waited was dropped: nobody need leave for it
             self._make_room()
 
     def _is_away(self, adapter: Adapter | None) -> bool:

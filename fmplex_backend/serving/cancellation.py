@@ -33,7 +33,7 @@ class Cancellation:
     def run_forever(self) -> None:
         """Ask until stopped."""
         while not self._stopped.wait(PERIOD_S):
-            if not self.engine.is_idle or self.preparation.is_waiting:
+            if not self.engine.is_idle or self.engine.scheduler.queued or self.preparation.is_waiting:
                 asked = threading.Event()
                 self.engine.post(partial(self._find_waiting, asked))
                 while not asked.wait(PERIOD_S):  # the engine may be in a long pass: one round at a time

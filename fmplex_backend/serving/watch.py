@@ -86,7 +86,10 @@ class Watch:
 
         A client may have given the name: where no directory of the repository has it, all of them are read.
         """
-        is_one = "/" not in name and (self.loader.repository.root / name).is_dir()
+        try:
+            is_one = self.loader.repository.has(name)
+        except (OSError, ValueError):  # a file system that is away, or a name that no directory can have
+            is_one = False
         self._look_ups.put(_Asked(then, name if is_one else ""))
 
     def look_up_forever(self) -> None:

@@ -233,7 +233,8 @@ class Task:
             alone = Task(self.name, self.backbone, decoder=self.decoder.plain, encoder=self.encoder)
             alone.fitted = TrainedWeights(head=training.alone)
             wanted = self.decoder.targets(tested)
-            known = tested.pick([place for place, target in enumerate(wanted) if target != IGNORED])
+            are_known = (not (isinstance(target, int) and target == IGNORED) for target in wanted)  # some are arrays
+            known = tested.pick([place for place, is_known in enumerate(are_known) if is_known])
             found = alone._evaluate(known, progress)
             progress.skip(len(tested) - len(known))
             alone._changed()

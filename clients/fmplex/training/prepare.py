@@ -321,6 +321,7 @@ def _digest(parts: TaskParts, decoder: Decoder, rows: Rows, options: FitOptions)
     }
     sha = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for item, label in zip(rows.items, rows.labels, strict=True):
-        content = label.tobytes() if isinstance(label, np.ndarray) else f"{label}\0".encode()
+        is_array = isinstance(label, np.ndarray) or hasattr(label, "getbands")  # PIL's, whose text is an address
+        content = np.asarray(label).tobytes() if is_array else f"{label}\0".encode()
         sha.update(f"{item}\0".encode() + content)
     return sha.hexdigest()

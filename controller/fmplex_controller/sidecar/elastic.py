@@ -163,8 +163,12 @@ class Elastic:
 
     def _relieve(self, observed: Observed, fleet: Fleet, lasting: Mapping[str, str], now: float) -> Iterator[Action]:
         pinned = self._pinned(observed, fleet, now) - self._may_move_on(observed, lasting, now)
-        plan = relief(observed.situation, {name: observed.signals[name].behind for name in lasting}, pinned)
-        moves = self._within_budget(fleet, self._moves(plan, lasting, now))
+        behind = {name: observed.signals[name].behind for name in lasting}
+        plan = relief(observed.situation, behind, pinned)
+        while not (moves := self._moves(plan, lasting)) and (back := self._going_back(plan)):
+            pinned |= back  # so this ends: of a pinned task no plan has a move
+            plan = relief(observed.situation, behind, pinned)
+        moves = self._within_budget(fleet, moves)
         after = asked_after(plan, observed.situation)
         left = [name for name in lasting if after[name] > HIGH]
         starts = self._starts(observed, left, pinned, now) if left else []
@@ -252,10 +256,14 @@ class Elastic:
         there = {each.task for each in observed.situation.bindings if each.backbone in lasting} - observed.pinned
         return {task for task in there & self._held(now) if now - self._moved_at[task] >= AGAIN_S}
 
-    def _moves(self, plan: Plan, lasting: Collection[str], now: float) -> list[Move]:
+    def _moves(self, plan: Plan, lasting: Collection[str]) -> list[Move]:
         """Those of a plan that take a task off what is overloaded, to where it was not a short while ago."""
-        off = (each for each in plan.moves if is_off(each, lasting))
-        return [each for each in off if (each.task, each.after[0]) not in self._was_on]
+        back = self._going_back(plan)
+        return [each for each in plan.moves if is_off(each, lasting) and each.task not in back]
+
+    def _going_back(self, plan: Plan) -> set[str]:
+        """Tasks that a plan takes to where they were a short while ago."""
+        return {each.task for each in plan.moves if any((each.task, name) in self._was_on for name in each.after)}
 
     def _within_budget(self, fleet: Fleet, moves: list[Move]) -> list[Move]:
         """The largest first: they help most."""

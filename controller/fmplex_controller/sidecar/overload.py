@@ -33,8 +33,8 @@ class Signal:
     requests: float = math.inf  # that come per second: of few, chance alone makes many now and then
 
     def is_queue_long(self, slo: float) -> bool:
-        """Whether requests will be later than an SLO, in seconds, if it goes on so."""
-        return self.wait_s > LONG * slo
+        """Whether requests will be later than an SLO, in seconds, if it goes on so; without one, if they wait long."""
+        return self.wait_s > (CATCH_UP_S if math.isinf(slo) else LONG * slo)
 
     @property
     def behind(self) -> float:

@@ -32,24 +32,13 @@ class PassKind(NamedTuple):
 
 
 class Forward(EncoderForward[Tokens, PassKind]):
-    """Runs passes on one device. The engine thread.
+    """Runs passes on one device. The engine thread."""
 
-    Args:
-        traced: runs passes in which no row has an adapter.
-    """
+    traced: TracedForward | None = None  # runs passes in which no row has an adapter
 
-    def __init__(
-        self,
-        model: nn.Module,
-        bank: AdapterBank,
-        pad: int,
-        max_items: int,
-        *,
-        traced: TracedForward | None = None,
-        graphs: bool = True,
-    ) -> None:
+    def __init__(self, model: nn.Module, bank: AdapterBank, pad: int, max_items: int, *, graphs: bool = True) -> None:
         super().__init__(model, bank, graphs=graphs)
-        self.pad, self.max_items, self.traced = pad, max_items, traced
+        self.pad, self.max_items = pad, max_items
         self.takes_unpadded = self.model.config._attn_implementation == attention.NAME
 
     def pass_of(self, tokens: Tensor, vectors: Tensor | None, mask: Tensor | None) -> Tensor:

@@ -60,9 +60,10 @@ class TextEncoderRuntime(EncoderRuntime[Tokens]):
         self.width: int = self.model.get_input_embeddings().embedding_dim
         # RoBERTa and MPNet derive positions from token ids, so that ids and vectors cannot share a pass.
         self.mixes = getattr(getattr(self.model, "embeddings", None), "padding_idx", None) is None
-        traced = TracedForward(self.model, self.tokenizer.max_length) if self.device.type == "cpu" else None
-        self.forward = Forward(self.model, self.bank, self.pad, max_items, traced=traced)
+        self.forward = Forward(self.model, self.bank, self.pad, max_items)
         self.by_row = modules_by_row(self.model, self.run_rows)
+        if self.device.type == "cpu":  # only now: a recording calls no modules, at whose outputs `modules_by_row` looks
+            self.forward.traced = TracedForward(self.model, self.tokenizer.max_length)
 
     def load_encoder(self, task: TaskConfig, version: Path) -> LoadedEncoder:
         encoder: LoadedEncoder = task.encoder.load(version, self.tokenizer, self.width, self.placeholder)

@@ -23,6 +23,36 @@ LONGEST = 512  # tokens: longer passes have work enough to go through Python
 logger = logging.getLogger(__name__)
 
 
+class _Unpadded(nn.Module):
+    """A model to the tracer: its tensors alone, as a recording of each of its modules takes three times as long.
+
+    Tensors that no module has would be constants of the recording, and torch keeps these for as long as the process.
+    """
+
+    __jit_ignored_attributes__ = ("model",)
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        object.__setattr__(self, "model", model)
+        for number, parameter in enumerate(model.parameters()):
+            self.register_parameter(f"parameter{number}", parameter)  # type: ignore[arg-type]
+        for number, buffer in enumerate(model.buffers()):
+            self.register_buffer(f"buffer{number}", buffer)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids: [n, t] -> states [n, t, h]."""
+        states: Tensor = self.model(input_ids=ids).last_hidden_state
+        return states
+
+
+class _Padded(_Unpadded):
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        """ids: [n, t], mask: [n, t] of what is no padding -> states [n, t, h]."""
+        pairs = mask[:, None, None].expand(-1, 1, ids.shape[1], -1)  # of [n, heads, t, t], as the model would make it
+        states: Tensor = self.model(input_ids=ids, attention_mask=pairs).last_hidden_state
+        return states
+
+
 class TracedForward:
     """A frozen model's forward without adapters.
 
@@ -33,8 +63,8 @@ class TracedForward:
     def __init__(self, model: nn.Module, max_length: int) -> None:
         self._model: Any = model
         self.longest = min(max_length, LONGEST)
-        self._unpadded = self._recorded("without padding", self._run_unpadded, padded=False)
-        self._padded = self._recorded("with padding", self._run_padded, padded=True)
+        self._unpadded = self._recorded("without padding", _Unpadded(model), padded=False)
+        self._padded = self._recorded("with padding", _Padded(model), padded=True)
 
     def run(self, ids: Tensor, mask: Tensor | None) -> Tensor | None:
         """[n, t] ids, and a mask [n, t] of what is no padding -> states [n, t, h]; None where the model has to run."""
@@ -44,21 +74,12 @@ class TracedForward:
             return None if self._unpadded is None else self._unpadded(ids)
         return None if self._padded is None else self._padded(ids, mask)
 
-    def _run_unpadded(self, ids: Tensor) -> Tensor:
-        states: Tensor = self._model(input_ids=ids).last_hidden_state
-        return states
-
-    def _run_padded(self, ids: Tensor, mask: Tensor) -> Tensor:
-        pairs = mask[:, None, None].expand(-1, 1, ids.shape[1], -1)  # of [n, heads, t, t], as the model would make it
-        states: Tensor = self._model(input_ids=ids, attention_mask=pairs).last_hidden_state
-        return states
-
-    def _recorded(self, which: str, run: Callable[..., Tensor], *, padded: bool) -> Callable[..., Tensor] | None:
+    def _recorded(self, which: str, module: nn.Module, *, padded: bool) -> Callable[..., Tensor] | None:
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the tracer, about each decision: what they change shows below
                 traced: Callable[..., Tensor] = torch.jit.trace(
-                    run, self._inputs(3, min(17, self.longest), padded=padded), check_trace=False
+                    module, self._inputs(3, min(17, self.longest), padded=padded), check_trace=False
                 )
                 for rows, length in ((1, 1), (2, 5), (4, 33), (1, self.longest), (3, 17)):
                     self._check(traced, rows, min(length, self.longest), padded=padded)

@@ -19,7 +19,8 @@ def label_shares(targets: Tensor, tokens: int, labels: int) -> Tensor:
     cells = _cells(targets, tokens)
     sizes = torch.bincount(cells.flatten(), minlength=tokens).clamp_min(1)
     found = []
-    for part in torch.split(targets.long(), PICTURES):
+    for narrow in torch.split(targets, PICTURES):
+        part = narrow.long()
         picture = torch.arange(len(part), device=part.device)[:, None, None] * tokens
         places = ((picture + cells) * labels + part)[part != UNKNOWN]
         counts = torch.bincount(places, minlength=len(part) * tokens * labels)

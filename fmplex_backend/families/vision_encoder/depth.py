@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fmplex_backend.decoders.decoder import Array, Outputs
@@ -18,7 +19,7 @@ from fmplex_backend.families.vision_encoder.maps import MapDecoder, enlarged
 from fmplex_backend.families.vision_encoder.masks import Values, check_proportions, problem_of, resized, values_of
 from fmplex_backend.families.vision_encoder.results import ValueMap
 from fmplex_backend.interface import TensorSpec
-from fmplex_backend.section import CHECKED, TrainingOnly
+from fmplex_backend.section import CHECKED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +38,7 @@ class DepthMap(MapDecoder):
         scale: what whole numbers in the rows' depths are multiplied by, e.g. 0.001 for millimetres; 0 is unknown there.
     """
 
-    scale: TrainingOnly[float] = field(default=1.0, kw_only=True)
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = field(default=1.0, kw_only=True)
 
     kind: Literal["depth"] = field(default="depth", kw_only=True, repr=False)
     gives = (MAP,)
@@ -70,16 +71,15 @@ class DepthMap(MapDecoder):
         """[h, w] of the map's size."""
         return [resized(depth, self.size) for depth in self._depths(rows)]
 
-    def _depths(self, rows: Rows) -> list[Values]:
-        """Of the size they have; raises TaskProblem."""
-        found = []
+    def _depths(self, rows: Rows) -> Iterator[Values]:
+        """Of the size they have, which may be large: one at a time; raises TaskProblem."""
         for place, label in enumerate(rows.labels):
             try:
-                found.append(values_of(label, self.scale))
-                check_proportions(rows.items[place], found[-1].shape)
+                depth = values_of(label, self.scale)
+                check_proportions(rows.items[place], depth.shape)
             except ValueError as error:
                 raise problem_of(place, rows, error) from None
-        return found
+            yield depth
 
     def loss(self, values: Tensor, targets: Tensor, class_weights: Tensor | None) -> Tensor:
         from fmplex_backend.families.vision_encoder import dense

@@ -94,6 +94,8 @@ class Picture:
             raise ValueError(f"{self.name} is no JPEG, PNG or WebP file, or a damaged one") from None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise ValueError(f"{self.name} is too large: {error}") from None
+        except OSError as error:  # a header that is cut off
+            raise ValueError(f"{self.name} is damaged: {error}") from None
 
     def pixels(self, most: int) -> Array:
         """[h, w, 3]; raises ValueError, or TaskProblem where there is no such file."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -103,16 +103,15 @@ class SegmentationMap(MapDecoder, Labelled):
         """[h, w] of the map's size."""
         return [resized(mask, self.size) for mask in self._masks(rows)]
 
-    def _masks(self, rows: Rows) -> list[Numbers]:
-        """Of the size they have; raises TaskProblem."""
-        found = []
+    def _masks(self, rows: Rows) -> Iterator[Numbers]:
+        """Of the size they have, which may be large: one at a time; raises TaskProblem."""
         for place, label in enumerate(rows.labels):
             try:
-                found.append(numbers_of(label, len(self.labels)))
-                check_proportions(rows.items[place], found[-1].shape)
+                mask = numbers_of(label, len(self.labels))
+                check_proportions(rows.items[place], mask.shape)
             except ValueError as error:
                 raise problem_of(place, rows, error) from None
-        return found
+            yield mask
 
     def loss(self, values: Tensor, targets: Tensor, class_weights: Tensor | None) -> Tensor:
         from fmplex_backend.families.vision_encoder import dense

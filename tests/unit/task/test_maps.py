@@ -122,6 +122,12 @@ def test_a_lora_is_fitted_with_a_map(backbone: Backbone) -> None:
     assert task.evaluate(PICTURES, MASKS).figures["mean_iou"] > 0.2
 
 
+def test_a_lora_is_compared_with_the_head_alone(backbone: Backbone) -> None:
+    task = Task("blocks", backbone, adapter=LoRA(r=2), decoder=SegmentationMap(LABELS, size=16))
+    task.fit(PICTURES[:12], MASKS[:12], epochs=1, test=(PICTURES[12:], MASKS[12:]), progress=False)
+    assert {"mean_iou", "head_only_mean_iou"} <= task.metrics.keys()
+
+
 def test_depths_are_fitted_where_they_are_known(backbone: Backbone, tmp_path: Path) -> None:
     for name in ("images", "depths"):
         (tmp_path / "data" / name).mkdir(parents=True)
@@ -139,7 +145,9 @@ def test_depths_are_fitted_where_they_are_known(backbone: Backbone, tmp_path: Pa
     assert found.map.dtype == np.float32
     wanted = 1 + 2 * resized(MASKS[3], (16, 24)).astype(np.float32)
     assert np.abs(found.map - wanted).mean() < 0.4
-    assert "scale" not in json.loads((task.save() / "task.json").read_text())["decoder"]
+    saved = task.save()
+    assert json.loads((saved / "task.json").read_text())["decoder"]["scale"] == 0.001
+    assert Task.load(saved.parent, backbone).evaluate(tmp_path / "data").figures == figures
 
 
 def test_a_table_names_masks_from_its_own_folder(

@@ -61,13 +61,19 @@ def test_an_adapter_is_not_passed_over(runtime: TextEncoderRuntime, tmp_path: Pa
     assert (vectors["mixed"] - vectors["bare"]).abs().max() > 1e-3
 
 
+def test_modules_that_a_task_may_bring_whole_are_found_all_the_same(runtime: TextEncoderRuntime) -> None:
+    assert "embeddings" in runtime.by_row
+
+
 def test_the_weights_are_the_models_own(runtime: TextEncoderRuntime) -> None:
     traced: Any = runtime.forward.traced
-    own = {each.data_ptr() for each in (*runtime.model.parameters(), *runtime.model.buffers())}
-    constants = [node.output().toIValue() for node in traced._unpadded.graph.findAllNodes("prim::Constant")]
-    recorded = [each for each in constants if isinstance(each, Tensor) and each.dim()]
-    assert recorded
-    assert {each.data_ptr() for each in recorded} <= own
+    own = {each.data_ptr() for each in runtime.model.parameters()}
+    for recorded in (traced._unpadded, traced._padded):
+        assert {each.data_ptr() for each in recorded.parameters()} == own
+        constants = [node.output().toIValue() for node in recorded.graph.findAllNodes("prim::Constant")]
+        assert not any(each.numel() > 1 for each in constants if isinstance(each, Tensor)), (
+            "kept when the model is gone"
+        )
 
 
 class Stubborn(nn.Module):
