@@ -41,7 +41,8 @@ class _Unpadded(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids: [n, t] -> states [n, t, h]."""
-        states: Tensor = self.model(input_ids=ids).last_hidden_state
+        model: Any = self.__dict__["model"]
+        states: Tensor = model(input_ids=ids).last_hidden_state
         return states
 
 
@@ -49,7 +50,8 @@ class _Padded(_Unpadded):
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
         """ids: [n, t], mask: [n, t] of what is no padding -> states [n, t, h]."""
         pairs = mask[:, None, None].expand(-1, 1, ids.shape[1], -1)  # of [n, heads, t, t], as the model would make it
-        states: Tensor = self.model(input_ids=ids, attention_mask=pairs).last_hidden_state
+        model: Any = self.__dict__["model"]
+        states: Tensor = model(input_ids=ids, attention_mask=pairs).last_hidden_state
         return states
 
 
