@@ -35,7 +35,7 @@ class _Unpadded(nn.Module):
         super().__init__()
         object.__setattr__(self, "model", model)
         for number, parameter in enumerate(model.parameters()):
-            self.register_parameter(f"parameter{number}", parameter)  # type: ignore[arg-type]
+            self.register_parameter(f"parameter{number}", parameter)
         for number, buffer in enumerate(model.buffers()):
             self.register_buffer(f"buffer{number}", buffer)
 
