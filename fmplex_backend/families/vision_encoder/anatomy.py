@@ -57,7 +57,8 @@ class Anatomy:
         extra = tokens - patches if patches <= tokens <= patches + MOST_EXTRA else 0
         pools = pooled is not None and not _has_pretraining_pooler(model)
         count = states.shape[1] - extra if states.dim() == 3 else states.shape[2] * states.shape[3]
-        stride = side // isqrt(count) if 0 < count == isqrt(count) ** 2 else None
+        square = 0 < count == isqrt(count) ** 2
+        stride = (anatomy.patch if count == patches else side // isqrt(count)) if square else None
         return cls(extra, pools, interpolates, native, anatomy.patch, stride)
 
     def takes(self, model: Any, side: int) -> bool:

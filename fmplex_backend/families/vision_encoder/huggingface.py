@@ -36,7 +36,12 @@ def load_backbone(config: VisionEncoderConfig, file: Path, device: torch.device)
         anatomy = Anatomy.of(model, side)
         another = side + (side if side < 2 * anatomy.patch else anatomy.patch)
         preprocessor = Preprocessor(
-            loaded.reader, config.max_pixels, anatomy.patch, anatomy.extra, any_side=anatomy.takes(model, another)
+            loaded.reader,
+            config.max_pixels,
+            anatomy.patch,
+            anatomy.extra,
+            any_side=anatomy.takes(model, another),
+            stride=anatomy.stride or anatomy.patch,
         )
         hidden = _width(model, anatomy, side)
     except Exception as error:  # a model of another kind raises whatever it stumbles over

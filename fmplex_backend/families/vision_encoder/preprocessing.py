@@ -57,10 +57,12 @@ class Preprocessor:
         patch: side, in pixels, of what becomes a token.
         extra: tokens beside those of patches.
         any_side: whether the backbone takes pictures of another size than the processor makes.
+        stride: pixels from one of the backbone's last states to the next.
     """
 
-    def __init__(self, processor: Any, most: int, patch: int, extra: int, *, any_side: bool) -> None:
+    def __init__(self, processor: Any, most: int, patch: int, extra: int, *, any_side: bool, stride: int = 1) -> None:
         self.processor, self.most, self.patch, self.extra, self.any_side = processor, most, patch, extra, any_side
+        self.stride = stride
         self.scale = float(processor.rescale_factor) if self._does("rescale") else 1.0
         normal = self._does("normalize")
         self.mean = _channels(processor.image_mean if normal else 0.0)
@@ -77,7 +79,7 @@ class Preprocessor:
         height, width, _ = picture.shape
         check_size(height, width, self.most)
         if whole:
-            picture, sizes = self._squared(picture, side or self.own_side), UNCHANGED
+            picture, sizes = self._squared(picture, self._covered(side or self.own_side)), UNCHANGED
         else:
             sizes = self._sizes(side)
             self._check_resized(height, width, sizes.get("size", self.processor.size))
@@ -111,6 +113,10 @@ class Preprocessor:
         size = dict(self.processor.size)
         crop = dict(self.processor.crop_size or {}) if self._does("center_crop") else {}
         return int(crop.get("height") or size.get("height") or size.get("shortest_edge") or max(_numbers(size)))
+
+    def _covered(self, side: int) -> int:
+        """As much of a side as states stand for: none sees what is left over at the right and at the bottom."""
+        return max(self.stride, side - side % self.stride) if self.any_side else side
 
     def _squared(self, picture: Array, side: int) -> Array:
         """[side, side, 3], by the filter of the processor."""

@@ -76,6 +76,13 @@ def test_another_side_keeps_the_margin_in_proportion() -> None:
     assert np.array_equal(row.values, want)
 
 
+def test_all_of_a_whole_picture_is_seen_whatever_the_side() -> None:
+    preprocessor = runtime_of("registers").preprocessor  # patches of 8 pixels
+    whole = preprocessor.read(picture(2, 100, 80), 44, whole=True)
+    assert np.array_equal(whole.values, preprocessor.read(picture(2, 100, 80), 40, whole=True).values)
+    assert preprocessor.read(picture(2, 100, 80), 44).shape == (3, 44, 44)
+
+
 def test_sides_that_a_backbone_does_not_take() -> None:
     preprocessor = runtime_of("vit").preprocessor
     fixed = Preprocessor(preprocessor.processor, 1 << 20, 8, 1, any_side=False)
