@@ -17,6 +17,14 @@ CONTRACT = "tests/triton/test_family_contract.py"
 # measures one, `make test-all` each.
 MEASURES = ("test_backlogged_tasks_share_by_weight", "test_charged_seconds_are_measured_seconds")
 MEASURED = "text-encoder"
+# Changes while it serves, which are the loader's for every family of encoders: the same.
+CHANGES = (
+    "test_a_task_comes_and_goes",
+    "test_a_new_version_is_served_whole",
+    "test_a_broken_task_names_file_field_and_remedy",
+    "test_refusals_are_counted",
+    "test_a_broken_version_leaves_the_old_one_serving",
+)
 FAMILY = re.compile(r"\[([a-z]+-[a-z]+)")  # in the names of its tests
 
 
@@ -57,8 +65,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.nodeid.startswith("tests/triton/"):
             item.add_marker(pytest.mark.flaky(reruns=1))
         family = FAMILY.search(item.nodeid) if item.nodeid.startswith(CONTRACT) else None
-        if family and family[1] != MEASURED and getattr(item, "originalname", "") in MEASURES:
-            item.add_marker(pytest.mark.slow)
+        if family and family[1] != MEASURED:
+            name = getattr(item, "originalname", "")
+            if name in MEASURES or (name in CHANGES and family[1] != "causal-lm"):
+                item.add_marker(pytest.mark.slow)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

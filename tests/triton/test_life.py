@@ -125,6 +125,7 @@ def rates(*hammers: Hammer) -> list[int]:
     return [hammer.total - was for hammer, was in zip(hammers, before, strict=True)]
 
 
+@pytest.mark.slow  # the contract measures shares, too
 def test_a_changed_weight_changes_the_shares(life: Serving) -> None:
     tasks = [small("heavy-a", 40, adapter=lora()), small("heavy-b", 41, seed=3)]
     with contextlib.ExitStack() as stack:

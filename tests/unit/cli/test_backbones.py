@@ -99,7 +99,10 @@ def test_a_language_model_has_no_batch_size(root: Path, model: Path) -> None:
         (("a/b", "MODEL"), "'a/b' cannot name a task or a backbone"),
         (("taken", "MODEL"), "taken exists. Choose another name"),
         (("base", "MODEL", "--dtype", "float8"), "parameters.dtype: input should be 'auto'"),
-        (("base", "MODEL", "--family", "other"), "parameters.family: input should be 'causal-lm' or "),
+        (
+            ("base", "MODEL", "--family", "other"),
+            "parameters.family: input should be 'audio-encoder' or 'causal-lm' or ",
+        ),
         (("base", "MODEL", "--slots", "0"), "parameters.vfm_slots"),
     ],
 )
