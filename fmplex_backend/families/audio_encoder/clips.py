@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cached_property
-from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fmplex_backend.errors import TaskProblem
+from fmplex_backend.families.given import Given
 
 Array = npt.NDArray[np.float32]
 RATE = 16_000  # samples a second: of AUDIO, and of what speech models read
@@ -33,61 +31,34 @@ FIRST_PAGE = re.compile(rb"OggS\x00[\x02\x03\x06\x07]")  # each stream of an OGG
 CELL = {"array", "bytes", "path", "sampling_rate"}  # of Hugging Face's audio data sets
 
 
-class Clip:
-    """A clip in whatever form it was given; files are read when they are needed, and not kept.
+class Clip(Given):
+    """A clip. See `Given`; `content` raises as `samples` does.
 
     Args:
-        source: a file, the bytes of one, or samples [n] of float32.
+        source: a WAV, FLAC or OGG file, the bytes of one, or samples [n] of float32.
         rate: of samples, a second.
     """
+
+    noun = "clip"
 
     def __init__(self, source: Path | bytes | Array, rate: int = RATE) -> None:
         """Raises ValueError for a rate that no server takes."""
         _check_rate(rate)
-        self.source, self.rate = source, rate
+        super().__init__(source)
+        self.rate = rate
 
-    def __str__(self) -> str:
-        """Tells it from others: a file by its path, size and date."""
-        if isinstance(self.source, Path):
-            status = self.source.stat()
-            return f"{self.source} {status.st_size} {status.st_mtime_ns}"
-        return self._digest
+    def _told_apart(self, values: Array) -> bytes:
+        return f"{self.rate} ".encode() + values.tobytes()
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Clip) and self._digest == other._digest
+    def _measure(self, values: Array) -> str:
+        return f"{len(values) / self.rate:.2f} s"
 
-    def __hash__(self) -> int:
-        return hash(self._digest)
-
-    @cached_property
-    def _digest(self) -> str:
-        if isinstance(self.source, np.ndarray):
-            return sha256(f"{self.rate} ".encode() + self.source.tobytes()).hexdigest()
-        return sha256(self.content()).hexdigest()
-
-    @property
-    def name(self) -> str:
-        """In a line, for people."""
-        if isinstance(self.source, Path):
-            return str(self.source)
-        if isinstance(self.source, bytes):
-            return f"a clip of {len(self.source):,} bytes"
-        return f"a clip of {len(self.source) / self.rate:.2f} s"
-
-    def content(self) -> bytes:
-        """The bytes of a file; samples become a WAV of float32. Raises as `samples` does."""
-        if isinstance(self.source, bytes):
-            return self.source
-        if isinstance(self.source, Path):
-            try:
-                return self.source.read_bytes()
-            except OSError as error:
-                raise TaskProblem(f"{self.source} cannot be read: {error.strerror}. Correct the path") from None
-        check_samples(self.source)
+    def _encoded(self, values: Array) -> bytes:
+        check_samples(values)
         import soundfile
 
         stream = BytesIO()
-        soundfile.write(stream, self.source, self.rate, format="WAV", subtype="FLOAT")
+        soundfile.write(stream, values, self.rate, format="WAV", subtype="FLOAT")
         return stream.getvalue()
 
     def samples(self, most: float) -> Array:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import threading
 from contextlib import nullcontext
-from functools import cached_property
-from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fmplex_backend.errors import TaskProblem
+from fmplex_backend.families.given import Given
 
 Array = npt.NDArray[np.uint8]
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -26,58 +24,27 @@ ORIENTATION = 0x0112  # EXIF's tag
 _one_large = threading.Lock()
 
 
-class Picture:
-    """A picture in whatever form it was given; files are read when they are needed, and not kept.
+class Picture(Given):
+    """A picture. See `Given`.
 
     Args:
-        source: a file, the bytes of one, or pixels [h, w, 3].
+        source: a JPEG, PNG or WebP file, the bytes of one, or pixels [h, w, 3].
     """
 
-    def __init__(self, source: Path | bytes | Array) -> None:
-        self.source = source
+    noun = "picture"
 
-    def __str__(self) -> str:
-        """Tells it from others: a file by its path, size and date."""
-        if isinstance(self.source, Path):
-            status = self.source.stat()
-            return f"{self.source} {status.st_size} {status.st_mtime_ns}"
-        return self._digest
+    def _told_apart(self, values: Array) -> bytes:
+        return f"{values.shape}".encode() + np.ascontiguousarray(values).tobytes()
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Picture) and self._digest == other._digest
+    def _measure(self, values: Array) -> str:
+        height, width, _ = values.shape
+        return f"{width} x {height} pixels"
 
-    def __hash__(self) -> int:
-        return hash(self._digest)
-
-    @cached_property
-    def _digest(self) -> str:
-        if isinstance(self.source, np.ndarray):
-            return sha256(f"{self.source.shape}".encode() + np.ascontiguousarray(self.source).tobytes()).hexdigest()
-        return sha256(self.content()).hexdigest()
-
-    @property
-    def name(self) -> str:
-        """In a line, for people."""
-        if isinstance(self.source, Path):
-            return str(self.source)
-        if isinstance(self.source, bytes):
-            return f"a picture of {len(self.source):,} bytes"
-        height, width, _ = self.source.shape
-        return f"a picture of {width} x {height} pixels"
-
-    def content(self) -> bytes:
-        """The bytes of a JPEG, PNG or WebP file; raises TaskProblem."""
-        if isinstance(self.source, bytes):
-            return self.source
-        if isinstance(self.source, Path):
-            try:
-                return self.source.read_bytes()
-            except OSError as error:
-                raise TaskProblem(f"{self.source} cannot be read: {error.strerror}. Correct the path") from None
+    def _encoded(self, values: Array) -> bytes:
         from PIL import Image
 
         stream = BytesIO()
-        Image.fromarray(self.source).save(stream, "PNG", compress_level=1)
+        Image.fromarray(values).save(stream, "PNG", compress_level=1)
         return stream.getvalue()
 
     def size(self) -> tuple[int, int]:
