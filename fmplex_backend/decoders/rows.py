@@ -30,6 +30,11 @@ class Rows:
         return Rows(items, labels, [self.words[place] for place in places] if self.words else [], self.source)
 
 
+def is_ignored(target: Any) -> bool:
+    """Whether a row's target says that it is out of scope; some kinds have arrays for targets, which never do."""
+    return isinstance(target, int) and target == IGNORED
+
+
 def places(found: Sequence[int], most: int = 5) -> str:
     """Row numbers as text: "row 3", or "rows 3, 8, 12, 20, 31 and 7 more"."""
     return f"{'row' if len(found) == 1 else 'rows'} {listed([str(place) for place in found], most)}"

@@ -34,7 +34,7 @@ from fmplex_backend.decoders.confidence import CONFIDENCE_WEIGHTS
 from fmplex_backend.decoders.decoder import WEIGHTS
 from fmplex_backend.decoders.figures import Evaluation
 from fmplex_backend.decoders.results import Result
-from fmplex_backend.decoders.rows import IGNORED, Rows
+from fmplex_backend.decoders.rows import Rows, is_ignored
 from fmplex_backend.errors import ServerProblem, TaskProblem
 from fmplex_backend.repository.config import TaskConfig, config_of, load_task_config
 from fmplex_backend.repository.configs import Terms
@@ -233,8 +233,7 @@ class Task:
             alone = Task(self.name, self.backbone, decoder=self.decoder.plain, encoder=self.encoder)
             alone.fitted = TrainedWeights(head=training.alone)
             wanted = self.decoder.targets(tested)
-            are_known = (not (isinstance(target, int) and target == IGNORED) for target in wanted)  # some are arrays
-            known = tested.pick([place for place, is_known in enumerate(are_known) if is_known])
+            known = tested.pick([place for place, target in enumerate(wanted) if not is_ignored(target)])
             found = alone._evaluate(known, progress)
             progress.skip(len(tested) - len(known))
             alone._changed()

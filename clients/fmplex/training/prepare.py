@@ -27,7 +27,7 @@ from fmplex.training.trained import TrainedWeights, Training
 from fmplex.training.trainer import Trainer
 from fmplex_backend.adapters.kinds import IA3, Adapter, LoRA
 from fmplex_backend.decoders import Decoder
-from fmplex_backend.decoders.rows import IGNORED, Rows
+from fmplex_backend.decoders.rows import IGNORED, Rows, is_ignored
 from fmplex_backend.decoders.trainable import TrainableHead
 from fmplex_backend.errors import TaskProblem
 from fmplex_backend.families.spec import Features, FittingInputs, SequenceInputs
@@ -220,7 +220,7 @@ def _split(
 
 def _apart(examples: Examples) -> tuple[Examples, Examples]:
     """The rows to be learned, and those that are to be rejected, whose target is IGNORED."""
-    outside = [place for place, target in enumerate(examples.targets) if isinstance(target, int) and target == IGNORED]
+    outside = [place for place, target in enumerate(examples.targets) if is_ignored(target)]
     if not outside:
         return examples, Examples([], [])
     inside = sorted(set(range(len(examples))) - set(outside))

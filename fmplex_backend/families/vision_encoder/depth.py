@@ -16,7 +16,7 @@ from fmplex_backend.decoders.results import Result
 from fmplex_backend.decoders.rows import Rows, places
 from fmplex_backend.errors import TaskProblem
 from fmplex_backend.families.vision_encoder.maps import MapDecoder, enlarged
-from fmplex_backend.families.vision_encoder.masks import Values, check_proportions, problem_of, resized, values_of
+from fmplex_backend.families.vision_encoder.masks import Values, of_rows, resized, values_of
 from fmplex_backend.families.vision_encoder.results import ValueMap
 from fmplex_backend.interface import TensorSpec
 from fmplex_backend.section import CHECKED
@@ -72,14 +72,7 @@ class DepthMap(MapDecoder):
         return [resized(depth, self.size) for depth in self._depths(rows)]
 
     def _depths(self, rows: Rows) -> Iterator[Values]:
-        """Of the size they have, which may be large: one at a time; raises TaskProblem."""
-        for place, label in enumerate(rows.labels):
-            try:
-                depth = values_of(label, self.scale)
-                check_proportions(rows.items[place], depth.shape)
-            except ValueError as error:
-                raise problem_of(place, rows, error) from None
-            yield depth
+        return of_rows(rows, lambda label: values_of(label, self.scale))
 
     def loss(self, values: Tensor, targets: Tensor, class_weights: Tensor | None) -> Tensor:
         from fmplex_backend.families.vision_encoder import dense

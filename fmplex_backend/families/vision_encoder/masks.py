@@ -5,8 +5,9 @@ Pillow is imported when a file is read.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from fmplex_backend.decoders.rows import Rows
 from fmplex_backend.errors import TaskProblem
 from fmplex_backend.families.vision_encoder.pictures import Picture
 
+T = TypeVar("T", bound=np.generic)
 Numbers = npt.NDArray[np.int16]
 Values = npt.NDArray[np.float32]
 
@@ -71,6 +73,17 @@ def resized(pixels: npt.NDArray[Any], size: tuple[int, ...]) -> npt.NDArray[Any]
     return found
 
 
+def of_rows(rows: Rows, read: Callable[[Any], npt.NDArray[T]]) -> Iterator[npt.NDArray[T]]:
+    """What `read` makes of each row's map, of its own size, which may be large: one at a time; raises TaskProblem."""
+    for place, label in enumerate(rows.labels):
+        try:
+            pixels = read(label)
+            check_proportions(rows.items[place], pixels.shape)
+        except ValueError as error:
+            raise _problem_of(place, rows, error) from None
+        yield pixels
+
+
 def check_proportions(picture: Picture, shape: tuple[int, ...]) -> None:
     """Raise ValueError where a mask is none of its whole picture."""
     height, width = picture.size()
@@ -79,7 +92,7 @@ def check_proportions(picture: Picture, shape: tuple[int, ...]) -> None:
         raise ValueError(f"it has {shape[1]} x {shape[0]} pixels, and its picture {width} x {height}: turned, or cut")
 
 
-def problem_of(place: int, rows: Rows, error: ValueError) -> TaskProblem:
+def _problem_of(place: int, rows: Rows, error: ValueError) -> TaskProblem:
     """Of a row's mask."""
     label = rows.labels[place]
     name = f"{label}" if isinstance(label, Path) else "its mask"

@@ -23,9 +23,8 @@ from fmplex_backend.families.vision_encoder.maps import MapDecoder, enlarged
 from fmplex_backend.families.vision_encoder.masks import (
     UNKNOWN,
     Numbers,
-    check_proportions,
     numbers_of,
-    problem_of,
+    of_rows,
     resized,
 )
 from fmplex_backend.families.vision_encoder.results import LabelMap
@@ -104,14 +103,7 @@ class SegmentationMap(MapDecoder, Labelled):
         return [resized(mask, self.size) for mask in self._masks(rows)]
 
     def _masks(self, rows: Rows) -> Iterator[Numbers]:
-        """Of the size they have, which may be large: one at a time; raises TaskProblem."""
-        for place, label in enumerate(rows.labels):
-            try:
-                mask = numbers_of(label, len(self.labels))
-                check_proportions(rows.items[place], mask.shape)
-            except ValueError as error:
-                raise problem_of(place, rows, error) from None
-            yield mask
+        return of_rows(rows, lambda label: numbers_of(label, len(self.labels)))
 
     def loss(self, values: Tensor, targets: Tensor, class_weights: Tensor | None) -> Tensor:
         from fmplex_backend.families.vision_encoder import dense
