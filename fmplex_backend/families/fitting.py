@@ -38,6 +38,19 @@ class PooledExample(Protocol):
 ExampleT = TypeVar("ExampleT", bound=PooledExample)
 
 
+class LearnsNothing:
+    """What a task's encoder without weights is while the task is fitted."""
+
+    module = None
+
+    def observe(self, examples: Sequence[Any]) -> None:
+        """There is nothing to learn from them."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+
 class PooledFeatures(ABC, Generic[ExampleT]):
     """A model and a way of pooling.
 

@@ -155,6 +155,25 @@ class EncoderForward(ABC, Generic[RowT, Kind]):
         return None if kind is None else self.graphs.find(kind)
 
 
+class SlotTable:
+    """The slots of a captured pass's rows, on the device: `by_bucket` is what the graph reads.
+
+    Args:
+        buckets: the ranks of LoRA that take part, see `AdapterBank`.
+    """
+
+    def __init__(self, buckets: Sequence[int], rows: int, device: torch.device) -> None:
+        self.buckets, self.rows = buckets, rows
+        self._slots = torch.zeros((len(buckets), rows), dtype=torch.int64, device=device)
+        self.by_bucket = dict(zip(buckets, self._slots, strict=True))
+
+    def fill(self, adapters: Sequence[Adapter | None]) -> None:
+        """Of the first rows; those after the last have no adapter."""
+        if self.buckets:
+            host = torch.tensor(list(slots_of(adapters, self.buckets, self.rows).values()), dtype=torch.int64)
+            self._slots.copy_(host.pin_memory() if self._slots.is_cuda else host, non_blocking=True)
+
+
 def slots_of(adapters: Sequence[Adapter | None], buckets: Sequence[int], count: int) -> dict[int, list[int]]:
     """By bucket, the slot of each of `count` rows: 0 for those without an adapter of the bucket, and after the last."""
     slots = {bucket: [0] * count for bucket in buckets}

@@ -19,7 +19,7 @@ from fmplex_backend.families.audio_encoder.preprocessing import Frames
 from fmplex_backend.families.audio_encoder.runtime import AudioEncoderRuntime
 from fmplex_backend.families.audio_encoder.sections import AudioFile, AudioSamples
 from fmplex_backend.families.audio_encoder.whisper import encoder_states, kept
-from fmplex_backend.families.fitting import PooledFeatures
+from fmplex_backend.families.fitting import LearnsNothing, PooledFeatures
 from fmplex_backend.families.pooling import pool
 
 MOST_TOKENS = 16384  # of a pass: a batch of long clips has a hundred times as many
@@ -39,10 +39,8 @@ class ClipExample:
         return sum(part.length for part in self.parts)
 
 
-class AudioFittingInputs:
-    """A task's encoder while the task is fitted; it has no weights."""
-
-    module = None
+class AudioFittingInputs(LearnsNothing):
+    """A task's encoder while the task is fitted."""
 
     def __init__(self, encoder: AudioFile | AudioSamples, runtime: AudioEncoderRuntime) -> None:
         self.encoder, self.runtime = encoder, runtime
@@ -51,13 +49,6 @@ class AudioFittingInputs:
         """Rows ready for `AudioFeatures`, several at a time; raises TaskProblem for the first that is no clip."""
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             return list(pool.map(self._example, range(len(rows)), rows.items, [rows.source] * len(rows)))
-
-    def observe(self, examples: Sequence[ClipExample]) -> None:
-        """There is nothing to learn from them."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """None."""
-        return {}
 
     def features(self, bare: Any, model: Any, reads: str) -> AudioFeatures:
         """A pooling over the bare backbone and over the model that is being fitted."""

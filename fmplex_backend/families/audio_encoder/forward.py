@@ -13,7 +13,7 @@ from fmplex_backend.adapters.peft import Adapter
 from fmplex_backend.families.audio_encoder.preprocessing import FRAMES, Frames
 from fmplex_backend.families.audio_encoder.whisper import encoder_states, kept
 from fmplex_backend.families.cuda_graphs import Recorder
-from fmplex_backend.families.forward import CapturedPass, EncoderForward, rounded_rows, rounded_up, slots_of
+from fmplex_backend.families.forward import CapturedPass, EncoderForward, SlotTable, rounded_rows, rounded_up
 from fmplex_backend.families.pooling import pool
 
 POOLINGS = ("max", "mean")  # there is no class token
@@ -78,12 +78,11 @@ class CapturedFrames(CapturedPass[Frames]):
         shape, device = (kind.rows, forward.bins, FRAMES * kind.longest), forward.device
         self.features = torch.zeros(shape, device=device)
         self.sizes = torch.ones((2, kind.rows), dtype=torch.int64, device=device)
-        self.table = torch.zeros((len(kind.buckets), kind.rows), dtype=torch.int64, device=device)
-        self.slots = dict(zip(kind.buckets, self.table, strict=True))
+        self.slots = SlotTable(kind.buckets, kind.rows, forward.device)
         self.record(recorder)
 
     def body(self) -> tuple[Tensor, dict[str, Tensor]]:
-        with torch.inference_mode(), self.forward.bank.applied_by_slots(self.slots, self.kind.rows):
+        with torch.inference_mode(), self.forward.bank.applied_by_slots(self.slots.by_bucket, self.kind.rows):
             own, lengths = self.sizes
             states = encoder_states(self.passes.model, self.features.to(self.passes.model.dtype), lengths)
             mask = kept(own, self.kind.longest)
@@ -93,7 +92,4 @@ class CapturedFrames(CapturedPass[Frames]):
         """With what was there before after the last, and no adapter."""
         self.features[: len(rows)].copy_(self.passes.stacked(rows, self.kind.longest), non_blocking=True)
         self.sizes[:, : len(rows)].copy_(self.passes._sizes(rows), non_blocking=True)
-        if self.slots:
-            slots = slots_of(adapters, self.kind.buckets, self.kind.rows)
-            host = torch.tensor(list(slots.values()), dtype=torch.int64)
-            self.table.copy_(host.pin_memory() if self.forward.on_gpu else host, non_blocking=True)
+        self.slots.fill(adapters)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fmplex_backend.decoders.rows import Rows
 from fmplex_backend.errors import TaskProblem
-from fmplex_backend.families.fitting import PooledFeatures
+from fmplex_backend.families.fitting import LearnsNothing, PooledFeatures
 from fmplex_backend.families.time_series.architectures import PATCHES
 from fmplex_backend.families.time_series.preprocessing import Context
 from fmplex_backend.families.time_series.runtime import TimeSeriesRuntime
@@ -33,10 +33,8 @@ class SeriesExample:
         return sum(context.length for context in self.contexts)
 
 
-class SeriesFittingInputs:
-    """A task's encoder while the task is fitted; it has no weights."""
-
-    module = None
+class SeriesFittingInputs(LearnsNothing):
+    """A task's encoder while the task is fitted."""
 
     def __init__(self, encoder: Window, runtime: TimeSeriesRuntime) -> None:
         self.encoder, self.runtime = encoder, runtime
@@ -47,13 +45,6 @@ class SeriesFittingInputs:
             self._example(place, item, label, rows.source)
             for place, (item, label) in enumerate(zip(rows.items, rows.labels, strict=True))
         ]
-
-    def observe(self, examples: Sequence[SeriesExample]) -> None:
-        """There is nothing to learn from them."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """None."""
-        return {}
 
     def features(self, bare: Any, model: Any, reads: str) -> SeriesFeatures:
         """A pooling over the bare backbone and over the model that is being fitted."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fmplex_backend.adapters.multi_lora import AdapterBank
 from fmplex_backend.adapters.peft import Adapter
 from fmplex_backend.families.cuda_graphs import Recorder
-from fmplex_backend.families.forward import CapturedPass, EncoderForward, rounded_rows, slots_of
+from fmplex_backend.families.forward import CapturedPass, EncoderForward, SlotTable, rounded_rows
 from fmplex_backend.families.pooling import POOLINGS
 from fmplex_backend.families.time_series.anatomy import Anatomy, States
 from fmplex_backend.families.time_series.architectures import PATCHES
@@ -73,18 +73,15 @@ class CapturedSeries(CapturedPass[Context]):
         self.passes, self.kind = forward, kind
         anatomy = forward.anatomy
         self.inputs = torch.ones((2, kind.rows, anatomy.context, anatomy.channels), device=forward.device)
-        self.table = torch.zeros((len(kind.buckets), kind.rows), dtype=torch.int64, device=forward.device)
-        self.slots = dict(zip(kind.buckets, self.table, strict=True))
+        self.slots = SlotTable(kind.buckets, kind.rows, forward.device)
         self.record(recorder)
 
     def body(self) -> tuple[Tensor, dict[str, Tensor]]:
-        with torch.inference_mode(), self.forward.bank.applied_by_slots(self.slots, self.kind.rows):
+        with torch.inference_mode(), self.forward.bank.applied_by_slots(self.slots.by_bucket, self.kind.rows):
             states = self.passes.states(self.inputs)
             return states.tokens, {kind: self.passes.anatomy.read(kind, states) for kind in self.passes.reads}
 
     def fill(self, rows: Sequence[Context], adapters: Sequence[Adapter | None]) -> None:
         """With what was there before after the last, and no adapter."""
         self.inputs[:, : len(rows)].copy_(self.passes.packed(rows), non_blocking=True)
-        if self.slots:
-            host = torch.tensor(list(slots_of(adapters, self.kind.buckets, self.kind.rows).values()), dtype=torch.int64)
-            self.table.copy_(host.pin_memory() if self.forward.on_gpu else host, non_blocking=True)
+        self.slots.fill(adapters)

@@ -17,7 +17,7 @@ from torch import Tensor
 from fmplex_backend.decoders.decoder import TOKENS
 from fmplex_backend.decoders.rows import Rows
 from fmplex_backend.errors import TaskProblem
-from fmplex_backend.families.fitting import PooledFeatures
+from fmplex_backend.families.fitting import LearnsNothing, PooledFeatures
 from fmplex_backend.families.vision_encoder.anatomy import read
 from fmplex_backend.families.vision_encoder.pictures import Picture
 from fmplex_backend.families.vision_encoder.preprocessing import Pixels
@@ -39,10 +39,8 @@ class PictureExample:
         return self.pixels.length
 
 
-class VisionFittingInputs:
-    """A task's encoder while the task is fitted; it has no weights."""
-
-    module = None
+class VisionFittingInputs(LearnsNothing):
+    """A task's encoder while the task is fitted."""
 
     def __init__(self, encoder: ImageFile | ImageArray, runtime: VisionEncoderRuntime) -> None:
         """Raises TaskProblem where the backbone takes no pictures of the encoder's size."""
@@ -55,13 +53,6 @@ class VisionFittingInputs:
         read = partial(self._example, source=rows.source, whole=reads == TOKENS)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             return list(pool.map(read, range(len(rows)), rows.items))
-
-    def observe(self, examples: Sequence[PictureExample]) -> None:
-        """There is nothing to learn from them."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """None."""
-        return {}
 
     def features(self, bare: Any, model: Any, reads: str) -> VisionFeatures:
         """A pooling over the bare backbone and over the model that is being fitted."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fmplex_backend.adapters.multi_lora import AdapterBank
 from fmplex_backend.adapters.peft import Adapter
 from fmplex_backend.families.cuda_graphs import Recorder
-from fmplex_backend.families.forward import CapturedPass, EncoderForward, rounded_rows, slots_of
+from fmplex_backend.families.forward import CapturedPass, EncoderForward, SlotTable, rounded_rows
 from fmplex_backend.families.pooling import POOLINGS
 from fmplex_backend.families.vision_encoder.anatomy import Anatomy, States, read
 from fmplex_backend.families.vision_encoder.preprocessing import Pixels, Preprocessor
@@ -83,19 +83,15 @@ class CapturedPixels(CapturedPass[Pixels]):
         self.passes, self.kind = forward, kind
         dtype = torch.uint8 if kind.dtype == "uint8" else torch.float32
         self.pixels = torch.zeros((kind.rows, *kind.shape), dtype=dtype, device=forward.device)
-        self.table = torch.zeros((len(kind.buckets), kind.rows), dtype=torch.int64, device=forward.device)
-        self.slots = dict(zip(kind.buckets, self.table, strict=True))
+        self.slots = SlotTable(kind.buckets, kind.rows, forward.device)
         self.record(recorder)
 
     def body(self) -> tuple[Tensor, dict[str, Tensor]]:
-        with torch.inference_mode(), self.forward.bank.applied_by_slots(self.slots, self.kind.rows):
+        with torch.inference_mode(), self.forward.bank.applied_by_slots(self.slots.by_bucket, self.kind.rows):
             states = self.passes.states(self.pixels)
             return states.patches, {kind: read(kind, states) for kind in self.passes.poolings}
 
     def fill(self, rows: Sequence[Pixels], adapters: Sequence[Adapter | None]) -> None:
         """With what was there before after the last, and no adapter."""
         self.pixels[: len(rows)].copy_(self.passes.stacked(rows), non_blocking=True)
-        if self.slots:
-            slots = slots_of(adapters, self.kind.buckets, self.kind.rows)
-            host = torch.tensor(list(slots.values()), dtype=torch.int64)
-            self.table.copy_(host.pin_memory() if self.forward.on_gpu else host, non_blocking=True)
+        self.slots.fill(adapters)
