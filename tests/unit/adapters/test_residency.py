@@ -192,6 +192,18 @@ def test_nobody_gives_way_to_one_that_is_gone(house: House) -> None:
     assert all(house.residency.is_ready(house.request(task)) for task in (0, 1))
 
 
+def test_nobody_gives_way_to_one_whose_request_was_dropped(house: House) -> None:
+    for task in (0, 1):
+        house.vfms[task].start = 1.0
+        house.run(house.request(task))
+    waiting = house.request(2)
+    assert not house.residency.is_ready(waiting)
+    assert not all(house.residency.is_ready(house.request(task)) for task in (0, 1))
+    house.vfms[2].queue.remove(waiting)
+    house.residency.end(waiting)
+    assert all(house.residency.is_ready(house.request(task)) for task in (0, 1))
+
+
 def test_one_that_was_read_stays_until_its_requests_come(house: House) -> None:
     house.expect(2, 3)
     house.settle()

@@ -169,6 +169,16 @@ def test_a_look_up_is_answered_after_a_look(rig: LoaderRig, watch: Watch) -> Non
     assert not thread.is_alive()
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "../outside", "..", "nul\0", "\ud800", ""])
+def test_of_a_name_that_is_no_directory_s_everything_is_read(rig: LoaderRig, watch: Watch, name: str) -> None:
+    write_task(rig.root, "one", 0)
+    found: list[bool] = []
+    watch.look_up(lambda: found.append(0 in rig.loader.table), name)
+    watch.stop()
+    watch.look_up_forever()
+    assert found == [True]
+
+
 def test_look_ups_that_nobody_serves_are_given_back_and_the_thread_ends(watch: Watch) -> None:
     def one() -> None: ...
     def two() -> None: ...

@@ -24,6 +24,9 @@ from fmplex import (
     TaskRefused,
     ValueMap,
 )
+from fmplex.training.options import FitOptions
+from fmplex.training.prepare import TaskParts, _digest
+from fmplex.training.trained import TrainedWeights
 from fmplex_backend.families.vision_encoder.masks import resized
 from fmplex_backend.repository.config import load_task_config
 from testing.repositories import write_backbone
@@ -126,6 +129,18 @@ def test_a_lora_is_compared_with_the_head_alone(backbone: Backbone) -> None:
     task = Task("blocks", backbone, adapter=LoRA(r=2), decoder=SegmentationMap(LABELS, size=16))
     task.fit(PICTURES[:12], MASKS[:12], epochs=1, test=(PICTURES[12:], MASKS[12:]), progress=False)
     assert {"mean_iou", "head_only_mean_iou"} <= task.metrics.keys()
+
+
+def test_the_digest_of_masks_is_of_what_they_show(backbone: Backbone) -> None:
+    task = Task("blocks", backbone, decoder=SegmentationMap(LABELS, size=16))
+
+    def digest(masks: list[Any]) -> str:
+        rows = task.rows(PICTURES[:2], masks)
+        parts = TaskParts("blocks", backbone, task.encoder, None, task.decoder, TrainedWeights())
+        return _digest(parts, task.decoder, rows, FitOptions())
+
+    first, again, other = ([Image.fromarray(mask) for mask in masks] for masks in (MASKS[:2], MASKS[:2], MASKS[1:3]))
+    assert digest(first) == digest(again) != digest(other)
 
 
 def test_depths_are_fitted_where_they_are_known(backbone: Backbone, tmp_path: Path) -> None:

@@ -146,6 +146,10 @@ def test_a_picture_s_size_is_that_of_its_pixels(tmp_path: Path) -> None:
     turned = Picture(tmp_path / "turned.jpg")
     assert turned.size() == turned.pixels(10_000).shape[:2] == (30, 20)
     assert Picture(picture(0, 20, 30)).size() == (20, 30)
+    whole = (tmp_path / "turned.jpg").read_bytes()
+    for end in range(4, 200, 7):  # within the segments of its header
+        with pytest.raises(ValueError, match=r"a picture of .* bytes is (no JPEG|damaged)"):
+            Picture(whole[:end]).size()
 
 
 def test_resizing_takes_the_nearest_pixel() -> None:
