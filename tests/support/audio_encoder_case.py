@@ -11,11 +11,11 @@ from math import ceil
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy.typing as npt
 import soundfile
 import torch
 from audio_fixtures import RATE, TOKEN, clip, encoded, tiny_whisper, whole_states
-from family_cases import BACKBONE, Broken, FamilyCase, Fit
+from encoder_case import EncoderCase, adapter_elsewhere, broken_cases, to_break
+from family_cases import Broken, Fit
 from peft import PeftModel
 from reference import HeadReference
 from text_encoder_case import fitting, ia3
@@ -59,21 +59,7 @@ VERSIONS = (
     recipe("version-plain", 0, seed=53),
     recipe("version-still", 0, seed=54, silence=2, options={"pooling": "max"}),
 )
-BROKEN_NAMES = (
-    "no-task-json",
-    "task-json-cut",
-    "unknown-decoder",
-    "unknown-field",
-    "foreign",
-    "head-nan",
-    "head-cut",
-    "adapter-cut",
-)
-CASES = [case for case in breaking.CASES if case.name in BROKEN_NAMES]
-BROKEN = {
-    case.name: recipe(f"to-break-{case.name}", 0, adapter=None if case.adapter is None else lora(8, *MODULES))
-    for case in CASES
-}
+BROKEN = to_break(recipe, MODULES)
 PROBLEMS = {
     "silence-below-none": (
         breaking.edit_json("task.json", encoder__silence=-1),
@@ -83,13 +69,7 @@ PROBLEMS = {
         breaking.edit_json("task.json", decoder__pooling="cls"),
         ("1/task.json", "decoder.pooling", "no class token", "mean or max"),
     ),
-    "adapter-elsewhere": (
-        breaking.edit_tensor(
-            "adapter/adapter_model.safetensors",
-            lambda tensors: tensors.update({"base_model.model.tail.lora_A.weight": torch.zeros(8, HIDDEN)}),
-        ),
-        ("adapter_model.safetensors", "no module 'tail'", "another backbone"),
-    ),
+    "adapter-elsewhere": adapter_elsewhere(8, HIDDEN),
 }
 BREAKABLE = {name: recipe(f"to-break-{name}", 0, adapter=lora(8, *MODULES)) for name in PROBLEMS}
 
@@ -144,7 +124,7 @@ class AudioReference(HeadReference):
         return states.amax(dim=0) if self.decoder.get("pooling") == "max" else states.mean(dim=0)
 
 
-class AudioEncoderCase(FamilyCase):
+class AudioEncoderCase(EncoderCase):
     """Checked against transformers and PEFT, one clip at a time."""
 
     family = "audio-encoder"
@@ -157,7 +137,7 @@ class AudioEncoderCase(FamilyCase):
     short = tuple(encoded(clip(200 + seed, 0.1)) for seed in range(32))
     long = tuple(encoded(clip(300 + seed, 2)) for seed in range(256))
     longest = tuple(encoded(clip(600 + seed, 7)) for seed in range(32))
-    broken: ClassVar = {case.name: Broken(BROKEN[case.name].name, case.spoil, case.says) for case in CASES} | {
+    broken: ClassVar = broken_cases(BROKEN) | {
         name: Broken(BREAKABLE[name].name, spoil, says) for name, (spoil, says) in PROBLEMS.items()
     }
     broken_versions = ("no-task-json", "foreign", "head-nan", "adapter-cut", "silence-below-none")
@@ -174,37 +154,22 @@ class AudioEncoderCase(FamilyCase):
         """The whole model and its feature extractor."""
         return tiny_whisper(HIDDEN, LAYERS, deviation=0.07)
 
-    def write_backbone(self, repository: Path, name: str, max_batch_size: int) -> None:
-        self.path = repository.parent / "model"
-        self.adapters = repository.parent / "adapters"
-        for each in self.model:
-            each.save_pretrained(self.path)
-        repositories.write_backbone(
-            repository, name, model=str(self.path), family=self.family, max_batch_size=max_batch_size, threads="1"
-        )
-
-    def write_task(self, repository: Path, name: str, tag: int, variant: str) -> Path:
-        return repositories.write_task(repository, self._recipe(variant, name=name, vfm=tag, backbone=BACKBONE))
-
-    def write_version(self, version: Path, name: str, variant: str) -> Path:
-        return repositories.write_version(version, self._recipe(variant, name=name))
+    @property
+    def saved(self) -> Sequence[Any]:
+        return self.model
 
     def reference(self, version: Path) -> AudioReference:
         return AudioReference(self.path, version)
-
-    def states(self, reference: Any, item: Any) -> npt.NDArray[Any]:
-        found: npt.NDArray[Any] = reference.pooled(item).numpy()
-        return found
 
     def asked(self, kind: str) -> Sequence[Any]:
         return [clip(seed, 0.25) for seed in range(4)] if kind == "samples" else self.items[:4]
 
     def _recipe(self, variant: str, **changes: Any) -> Recipe:
         """An adapter of the encoder alone: AutoModel has the decoder too."""
-        found: Recipe = replace(self.recipes[variant], model=self.path, **changes)
+        found = super()._recipe(variant, **changes)
         if found.adapter is None:
             return found
-        directory = self.adapters / variant
+        directory = self.path.parent / "adapters" / variant
         if not directory.is_dir():
             encoder = WhisperModel.from_pretrained(self.path, dtype=torch.float32).encoder
             save_adapter(directory, encoder, found.adapter, seed=found.seed, scale=repositories.ADAPTER_SCALE)

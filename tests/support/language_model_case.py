@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from encoder_case import adapter_elsewhere
 from family_cases import BACKBONE, Broken, FamilyCase, Fit
 from peft import LoHaConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -105,13 +106,7 @@ OWN = {
         breaking.edit_json("task.json", decoder__stop_token_ids=[99_999]),
         ("1/task.json", "decoder.stop_token_ids", "there is no token 99999", "Leave it out"),
     ),
-    "adapter-elsewhere": (
-        breaking.edit_tensor(
-            "adapter/adapter_model.safetensors",
-            lambda tensors: tensors.update({"base_model.model.tail.lora_A.weight": torch.zeros(4, 64)}),
-        ),
-        ("adapter_model.safetensors", "no module 'tail'", "another backbone"),
-    ),
+    "adapter-elsewhere": adapter_elsewhere(4, 64),
     "adapter-kind": (lambda directory: None, ("adapter_config.json", "peft_type", "LOHA", "Supported: LoRA")),
 }
 LOHA = LoHaConfig(r=4, target_modules=["q_proj"], init_weights=False)

@@ -6,7 +6,7 @@ A series costs as much as it has channels, however long it is.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from family_cases import BACKBONE, Broken, FamilyCase, Fit
+from encoder_case import EncoderCase, broken_cases, to_break
+from family_cases import BACKBONE, Broken, Fit
 from peft import PeftModel
 from reference import HeadReference
 from safetensors.torch import load_file, save_file
@@ -70,21 +71,7 @@ VERSIONS = (
     recipe("version-plain", 0, seed=53),
     recipe("version-short", 0, seed=54, steps=24, options={"pooling": "max"}),
 )
-BROKEN_NAMES = (
-    "no-task-json",
-    "task-json-cut",
-    "unknown-decoder",
-    "unknown-field",
-    "foreign",
-    "head-nan",
-    "head-cut",
-    "adapter-cut",
-)
-CASES = [case for case in breaking.CASES if case.name in BROKEN_NAMES]
-BROKEN = {
-    case.name: recipe(f"to-break-{case.name}", 0, adapter=None if case.adapter is None else lora(8, *MODULES))
-    for case in CASES
-}
+BROKEN = to_break(recipe, MODULES)
 PROBLEMS = {
     "steps-beyond-context": (
         recipe("to-break-steps", 0),
@@ -205,7 +192,7 @@ class SeriesReference(HeadReference):
         return np.concatenate(parts)[:horizon]
 
 
-class SeriesCase(FamilyCase):
+class SeriesCase(EncoderCase):
     """Checked against transformers and PEFT, one series at a time."""
 
     family = "time-series"
@@ -221,7 +208,7 @@ class SeriesCase(FamilyCase):
     short = tuple(near_zero(200 + seed, CONTEXT, 1) for seed in range(32))
     long = tuple(near_zero(300 + seed, CONTEXT, 8) for seed in range(256))
     longest = tuple(near_zero(600 + seed, CONTEXT, 10) for seed in range(32))
-    broken: ClassVar = {case.name: Broken(BROKEN[case.name].name, case.spoil, case.says) for case in CASES} | {
+    broken: ClassVar = broken_cases(BROKEN) | {
         name: Broken(made.name, spoil, says) for name, (made, spoil, says) in PROBLEMS.items()
     }
     broken_versions = ("no-task-json", "foreign", "head-nan", "adapter-cut", "steps-beyond-context")
@@ -258,12 +245,9 @@ class SeriesCase(FamilyCase):
                     parameter.normal_(std=0.05)
         return model.eval()
 
-    def write_backbone(self, repository: Path, name: str, max_batch_size: int) -> None:
-        self.path = repository.parent / "model"
-        self.model.save_pretrained(self.path)
-        repositories.write_backbone(
-            repository, name, model=str(self.path), family=self.family, max_batch_size=max_batch_size, threads="1"
-        )
+    @property
+    def saved(self) -> Sequence[Any]:
+        return [self.model]
 
     def write_task(self, repository: Path, name: str, tag: int, variant: str) -> Path:
         built = repository.parent / f"aside-{name}"
@@ -285,6 +269,3 @@ class SeriesCase(FamilyCase):
         if self.recipes[variant].decoder == "anomaly":
             save_file({"bounds": torch.linspace(40, 160, HORIZON)}, version / "confidence.safetensors")
         return version
-
-    def _recipe(self, variant: str, **changes: Any) -> Recipe:
-        return replace(self.recipes[variant], model=self.path, **changes)

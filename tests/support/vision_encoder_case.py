@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from family_cases import BACKBONE, Broken, FamilyCase, Fit
+from encoder_case import EncoderCase, adapter_elsewhere, broken_cases, to_break
+from family_cases import Broken, Fit
 from peft import PeftModel
 from reference import HeadReference
 from text_encoder_case import fitting, ia3
@@ -37,7 +36,7 @@ from fmplex import (
     SegmentationMap,
     Task,
 )
-from testing import breaking, repositories
+from testing import breaking
 from testing.adapters import lora
 from testing.clients import Outputs
 from testing.repositories import Task as Recipe
@@ -76,33 +75,13 @@ VERSIONS = (
     recipe("version-plain", 0, seed=53),
     recipe("version-large", 0, seed=54, side=MEDIUM, options={"pooling": "max"}),
 )
-BROKEN_NAMES = (
-    "no-task-json",
-    "task-json-cut",
-    "unknown-decoder",
-    "unknown-field",
-    "foreign",
-    "head-nan",
-    "head-cut",
-    "adapter-cut",
-)
-CASES = [case for case in breaking.CASES if case.name in BROKEN_NAMES]
-BROKEN = {
-    case.name: recipe(f"to-break-{case.name}", 0, adapter=None if case.adapter is None else lora(8, *MODULES))
-    for case in CASES
-}
+BROKEN = to_break(recipe, MODULES)
 PROBLEMS = {
     "side-too-small": (
         breaking.edit_json("task.json", encoder__side=2),
         ("1/task.json", "encoder.side", "greater than or equal to 8", "docs/"),
     ),
-    "adapter-elsewhere": (
-        breaking.edit_tensor(
-            "adapter/adapter_model.safetensors",
-            lambda tensors: tensors.update({"base_model.model.tail.lora_A.weight": torch.zeros(8, HIDDEN)}),
-        ),
-        ("adapter_model.safetensors", "no module 'tail'", "another backbone"),
-    ),
+    "adapter-elsewhere": adapter_elsewhere(8, HIDDEN),
 }
 BREAKABLE = {name: recipe(f"to-break-{name}", 0, adapter=lora(8, *MODULES)) for name in PROBLEMS}
 
@@ -184,7 +163,7 @@ def _image(item: bytes) -> Any:
     return Image.open(BytesIO(item))
 
 
-class VisionEncoderCase(FamilyCase):
+class VisionEncoderCase(EncoderCase):
     """Checked against transformers and PEFT, one picture at a time."""
 
     family = "vision-encoder"
@@ -197,7 +176,7 @@ class VisionEncoderCase(FamilyCase):
     short = tuple(encoded(picture(200 + seed, SIDE, SIDE)) for seed in range(32))
     long = tuple(encoded(picture(300 + seed, SIDE, 4 * SIDE), "JPEG", quality=50) for seed in range(256))
     longest = tuple(encoded(picture(600 + seed, SIDE, 12 * SIDE)) for seed in range(32))
-    broken: ClassVar = {case.name: Broken(BROKEN[case.name].name, case.spoil, case.says) for case in CASES} | {
+    broken: ClassVar = broken_cases(BROKEN) | {
         name: Broken(BREAKABLE[name].name, spoil, says) for name, (spoil, says) in PROBLEMS.items()
     }
     broken_versions = ("no-task-json", "foreign", "head-nan", "adapter-cut", "side-too-small")
@@ -231,29 +210,12 @@ class VisionEncoderCase(FamilyCase):
                     parameter.normal_(std=0.07)
         return model.eval(), Processor(**PROPORTIONAL)
 
-    def write_backbone(self, repository: Path, name: str, max_batch_size: int) -> None:
-        self.path = repository.parent / "model"
-        for each in self.model:
-            each.save_pretrained(self.path)
-        repositories.write_backbone(
-            repository, name, model=str(self.path), family=self.family, max_batch_size=max_batch_size, threads="1"
-        )
-
-    def write_task(self, repository: Path, name: str, tag: int, variant: str) -> Path:
-        return repositories.write_task(repository, self._recipe(variant, name=name, vfm=tag, backbone=BACKBONE))
-
-    def write_version(self, version: Path, name: str, variant: str) -> Path:
-        return repositories.write_version(version, self._recipe(variant, name=name))
+    @property
+    def saved(self) -> Sequence[Any]:
+        return self.model
 
     def reference(self, version: Path) -> VisionReference:
         return VisionReference(self.path, version)
 
-    def states(self, reference: Any, item: Any) -> npt.NDArray[Any]:
-        found: npt.NDArray[Any] = reference.pooled(item).numpy()
-        return found
-
     def asked(self, kind: str) -> Sequence[Any]:
         return [picture(seed) for seed in range(4)] if kind == "pixels" else self.items[:4]
-
-    def _recipe(self, variant: str, **changes: Any) -> Recipe:
-        return replace(self.recipes[variant], model=self.path, **changes)
