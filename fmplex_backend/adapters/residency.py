@@ -2,14 +2,15 @@
 
 Those that are not lie in a file: what was read, checked and scaled when their version was loaded, as it was then,
 whatever has become of the version's own files. One is read as soon as a request for it is queued, that of the vFM with
-the smallest tag first, on a thread of its own, and put into the bank between two batches, a few milliseconds at a time.
+the smallest start tag (`Vfm.start`, the fair queueing's) first, on a thread of its own, and put into the bank between
+two batches, a few milliseconds at a time.
 Its requests wait meanwhile (`is_ready`), and nobody else's. The adapter that was used the longest ago makes room, of
 those whose vFMs have nothing queued where there are such. One with requests that have begun stays; where there are no
 others, the one whose vFM is furthest ahead of its share, further than who waits, takes no new requests until the last
 has ended.
 
-Copies (`Vfm.spare`) take what nobody else wants: they are read last, take no adapter whose vFM has requests queued, and
-lose their own between two steps.
+Copies of requests, on vFMs with `spare` set, run in time that nobody else wants: adapters are read for them last, they
+evict none whose vFM has requests queued, and theirs may be evicted between two steps of a copy.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from fmplex_backend.types import RESIDENT, Failed, Metric, Pass, Post, Reading, 
 log = logging.getLogger("fmplex")
 
 CHUNK_S = 0.004  # of putting an adapter into the bank, between two batches
-FRESH_S = 1.0  # so long one that was read stays for the requests it was read for
+FRESH_S = 1.0  # after it was put in, while an adapter is not evicted unless a request with it begins sooner
 RETRY_S = 5.0  # after this time one is read again that could not be
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
@@ -66,8 +67,8 @@ class Residency:
         self._loading: dict[Adapter, float] = {}
         self._broken: dict[Adapter, float] = {}  # until then they are not read again
         self._begun: dict[Request, Adapter] = {}  # requests that have run, or are about to, and have no outcome
-        self._placed: set[Request] = set()  # of these, those in the batch that is put together, or runs
-        self._ran = False  # that batch, or it runs
+        self._in_batch: set[Request] = set()  # of these, those in the batch that is put together, or runs
+        self._batch_closed = False  # it was handed to `run`: the next `is_ready` begins a new one
         self._leaving: Adapter | None = None  # takes no new requests
         self._file = WeightFile()
         self._reader = ThreadPoolExecutor(1, "fmplex-adapters") if budget else None
@@ -148,20 +149,20 @@ class Residency:
         self._make_room()
 
     def is_ready(self, request: Request) -> bool:
-        """Whether a request's adapter is in the bank, or needs not be; else it will be.
+        """Whether a request may be in the batch: its adapter is in the bank, it has none, or it could not be read.
 
-        Asked while a batch is put together.
+        Else the adapter is asked for. The first call after `run` begins a new batch.
         """
-        if self._ran:
-            self._placed.clear()
-            self._ran = False
+        if self._batch_closed:
+            self._in_batch.clear()
+            self._batch_closed = False
         adapter: Adapter | None = request.extensions.adapter
         if adapter is None or adapter.kept is None:
             return True
         if adapter in self._resident:
             return adapter is not self._leaving or request in self._begun
         if self.is_lost(request):
-            return True  # the batch tells
+            return True  # so that it gets into a batch, and `run` fails it
         if not request.vfm.spare or adapter.asked_by is None:
             adapter.asked_by = request.vfm
         self._want(adapter)
@@ -178,14 +179,14 @@ class Residency:
         adapter = request.extensions.adapter
         if adapter in self._resident:
             self._begun[request] = adapter
-            self._placed.add(request)
+            self._in_batch.add(request)
             self._fresh.pop(adapter, None)
             if not request.vfm.spare:
                 self._resident.move_to_end(adapter)
 
     def run(self, batch: Sequence[Request]) -> tuple[list[Request], Pass | None]:
         """Those of a batch that runs now whose adapters are in memory, and what the others get, if there are any."""
-        self._ran = True
+        self._batch_closed = True
         away = [request for request in batch if self._is_away(request.extensions.adapter)]
         if not away:
             return list(batch), None
@@ -196,7 +197,7 @@ class Residency:
 
     def end(self, request: Request) -> None:
         """A request has its outcome."""
-        self._placed.discard(request)
+        self._in_batch.discard(request)
         self._begun.pop(request, None)
         if self._wanted:  # also where one that waited was dropped: nobody need leave for it
             self._make_room()
@@ -237,7 +238,7 @@ class Residency:
         stay = {
             adapter
             for request, adapter in self._begun.items()
-            if spare or not request.vfm.spare or request in self._placed
+            if spare or not request.vfm.spare or request in self._in_batch
         }
         fresh = (adapter for adapter, until in self._fresh.items() if until > now)
         stay.update(adapter for adapter in fresh if spare or not _is_spare(adapter))
@@ -259,7 +260,7 @@ class Residency:
         Copies' adapters go without that.
         """
         begun = (request for request in self._begun if not request.vfm.spare)
-        ahead = max(begun, key=_tag, default=None)
+        ahead = max(begun, key=_start_tag, default=None)
         if self._leaving is None and ahead is not None and ahead.vfm.start > vfm.start:
             self._leaving = self._begun[ahead]
 
@@ -302,7 +303,8 @@ class Residency:
             return
         self.load_s += self.clock() - self._loading.pop(adapter)
         self.loads += 1
-        self.bank.drop_unused()  # only now: it may be of the bucket whose last one made room
+        # Only now: the evicted one may have been the last of this one's bucket, whose stack is used again.
+        self.bank.drop_unused()
         self._resident[adapter] = None
         self._fresh[adapter] = self.clock() + FRESH_S
 
@@ -313,7 +315,7 @@ class Residency:
             self._broken[adapter] = self.clock() + RETRY_S
 
 
-def _tag(request: Request) -> float:
+def _start_tag(request: Request) -> float:
     return request.vfm.start
 
 

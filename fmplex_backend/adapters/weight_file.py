@@ -23,7 +23,7 @@ class _Place:
 
 
 class WeightFile:
-    """One descriptor, however many adapters. What is no longer kept makes room for what comes; the end is cut off.
+    """One descriptor, however many adapters. The space of dropped ones is used again; at the end it is cut off.
 
     Any thread.
     """
@@ -33,7 +33,7 @@ class WeightFile:
         self._lock = threading.Lock()  # of what follows
         self._free: list[_Place] = []  # by start; no two of them touch
         self._end = 0
-        # Whoever collects garbage may hold the lock, so that what is let go waits here.
+        # A finaliser lets go, maybe in a thread that holds the lock: it only queues here.
         self._let_go: SimpleQueue[_Place] = SimpleQueue()
 
     def keep(self, lora: Mapping[str, LoraWeights]) -> InFile:

@@ -20,13 +20,13 @@ class Given(ABC):
         source: a file, the bytes of one, or the values themselves.
     """
 
-    noun: str  # in `name`
+    noun: str  # what people call it, e.g. "picture"
 
     def __init__(self, source: Path | bytes | npt.NDArray[Any]) -> None:
         self.source = source
 
     def __str__(self) -> str:
-        """Tells it from others: a file by its path, size and date."""
+        """A key of what it holds: of a file path, size and date, else a digest."""
         if isinstance(self.source, Path):
             status = self.source.stat()
             return f"{self.source} {status.st_size} {status.st_mtime_ns}"
@@ -40,7 +40,7 @@ class Given(ABC):
 
     @cached_property
     def _digest(self) -> str:
-        held = self.content() if isinstance(self.source, (bytes, Path)) else self._told_apart(self.source)
+        held = self.content() if isinstance(self.source, (bytes, Path)) else self._hashed(self.source)
         return sha256(held).hexdigest()
 
     @property
@@ -66,8 +66,8 @@ class Given(ABC):
     # -- the family's, of values
 
     @abstractmethod
-    def _told_apart(self, values: npt.NDArray[Any]) -> bytes:
-        """All in which they differ from others."""
+    def _hashed(self, values: npt.NDArray[Any]) -> bytes:
+        """The bytes to be hashed."""
 
     @abstractmethod
     def _measure(self, values: npt.NDArray[Any]) -> str:

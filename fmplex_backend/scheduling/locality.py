@@ -45,14 +45,20 @@ class Locality:
         return best
 
     def take(self, request: Request) -> None:
-        """Take one that was chosen out of its queue. Of those that it passes, the first is not passed for ever."""
+        """Take one that was chosen out of its queue.
+
+        The first that it passes remembers in `passed_at` since when it is passed: a quantum later `_waiting` ends that.
+        """
         passed = self._advance(request)
         if passed and passed[0].passed_at is None:
             passed[0].passed_at = request.vfm.start
         request.vfm.queue.remove(request)
 
     def put_back(self, request: Request) -> None:
-        """One that has begun is in its queue again. Older ones may have lost what was kept for them: it goes first."""
+        """Let one that has begun and is queued again stand before all of its vFM's that have not, older ones included.
+
+        These may have lost what was kept for them.
+        """
         self._advance(request)
 
     def _waiting(self, vfm: Vfm) -> Iterator[tuple[Request, Kept]]:
@@ -66,7 +72,7 @@ class Locality:
     def _advance(self, request: Request) -> list[Request]:
         """Let a request stand before those of its vFM that have not begun; returns whom it passes.
 
-        Admission numbers stay in the order of the queue.
+        Admission numbers are swapped with the places, so that they still rise along the queue.
         """
         queue = request.vfm.queue
         passed: list[Request] = []

@@ -142,7 +142,7 @@ class Loader:
             self.log.forget_refusals(self._refused.keys(), self.tags.rivals.keys())
             self._replace_table()
             read = [change.spec.version for change in due if isinstance(change, Attach)]
-            if any(version.size >= LARGE_BYTES for version in (*read, *self._prefetching.expired())):
+            if any(version.size >= LARGE_BYTES for version in (*read, *self._prefetching.drop_expired())):
                 give_back()
 
     def prefetch(self, name: str) -> str | None:

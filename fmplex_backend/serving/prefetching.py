@@ -12,7 +12,8 @@ from fmplex_backend.repository.versions import Version
 from fmplex_backend.types import Extensions
 
 KEPT_S = 5.0  # many times what passes between the reading and the binding
-LEAST_APART_S, APART = 1.0, 10.0  # between the beginnings of two readings that led to nothing: times the last one's
+# After a reading that no binding followed, none begins for so many seconds, nor for so many times what it took.
+LEAST_APART_S, APART = 1.0, 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +46,20 @@ class Prefetching:
         return self._kept is None
 
     def read(self, spec: TaskSpec) -> str | None:
-        """Read the version of an entry on another backbone, and keep it for a while.
+        """Read, here, the version of a task that another backbone still serves, and keep it for KEPT_S.
 
         Returns why it would be refused here, "" where it would not be; None where it is not the time to read it, which
         is then done when it is bound here.
         """
         start = self._clock()
-        self.expired()
+        self.drop_expired()
         kept = self._kept
         if kept is not None and (kept.name, kept.version) == (spec.name, spec.version):
             return ""
         if self._refused is not None and self._refused[0] == spec:
             return self._refused[1]
-        if start < self._not_before or (kept is not None and kept.name != spec.name):  # that is about to be bound here
+        another = kept is not None and kept.name != spec.name  # that is about to be bound here
+        if start < self._not_before or another:
             return None
         try:
             extensions = self._load(spec)
@@ -84,8 +86,8 @@ class Prefetching:
         check_entry(spec, kept.extensions)
         return kept.extensions
 
-    def expired(self) -> list[Version]:
-        """Forget what nobody has taken in time, and tell which version that was."""
+    def drop_expired(self) -> list[Version]:
+        """Drop what nobody has taken in time; returns its version, or nothing."""
         kept = self._kept
         if kept is None or self._clock() < kept.until:
             return []

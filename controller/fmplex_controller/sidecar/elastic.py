@@ -196,7 +196,7 @@ class Elastic:
     # -- what is not needed any more
 
     def _give_back(self, observed: Observed, fleet: Fleet, over: Collection[str], now: float) -> Iterator[Action]:
-        """The last one that was started and whose tasks have had room elsewhere for long enough: first its tasks."""
+        """Empty, then stop, the last backbone that was started whose tasks have had room elsewhere for `idle_s`."""
         serving = {each.name: each for each in observed.situation.backbones}
         short = {serving[name].model for name in over}
         own = sorted(

@@ -11,14 +11,14 @@ from fmplex_controller.planner.max_share import max_share
 from fmplex_controller.planner.situation import Move, Plan, Situation
 
 HIGH = 0.95  # of its capacity: a backbone of which more is asked is overloaded
-TIGHT = 0.9  # of its capacity that may be used where CAP does not make room for what is asked
+TIGHT = 0.9  # of its capacity: in the place of CAP (0.8), where that leaves too little room
 BUSY = 0.8  # of the time that an overloaded backbone runs at least
 LATE = 0.05  # of a task's requests that finish after its SLO
-LEAST = 0.002  # of a backbone's capacity: less is no gain
+LEAST = 0.002  # of a backbone's capacity: to move a smaller task, or to remove a smaller excess, gains nothing
 SURGE = 1.1  # of its capacity: with more asked than that a queue grows too fast to wait for certainty
 LONG = 0.4  # of the tightest SLO: a queue that takes so long will make requests late
 CATCH_UP_S = 2.0  # in which a backbone that has been relieved works off what waits on it, beside what comes
-MOST_BEHIND = 0.3  # of its capacity that is left free for that
+MOST_BEHIND = 0.3  # of its capacity: the most that is left free for working off its queue
 GAIN = 0.05  # of a backbone's capacity: by so much a plan that moves more must be the better one
 
 
@@ -29,7 +29,7 @@ class Signal:
     busy: float  # the part of the time that it ran
     late: float = 0.0  # the part of the requests after their SLO, of the task that has the most of them
     late_task: str = ""
-    wait_s: float = 0.0  # that what waits and runs takes it now
+    wait_s: float = 0.0  # seconds that it needs for all that waits and runs now
     requests: float = math.inf  # that come per second: of few, chance alone makes many now and then
 
     def is_queue_long(self, slo: float) -> bool:
@@ -88,9 +88,9 @@ def relief(situation: Situation, behind: Mapping[str, float], pinned: Collection
 
 
 def _excess(plan: Plan, situation: Situation, behind: Mapping[str, float]) -> float:
-    """What is beyond CAP once a plan is carried out: on the overloaded backbones, and twice where their tasks go.
+    """What a plan costs: capacity asked for beyond CAP once it is carried out, twice on backbones that take tasks.
 
-    Of what was measured in a moment some is chance. Tasks that stay may still move; those that have moved stay.
+    Some of what was measured in a moment is chance: tasks that stay can still be moved, those that have moved are held.
     """
     after = asked_after(plan, situation)
     others = {name for move in plan.moves for name in move.after} - behind.keys()

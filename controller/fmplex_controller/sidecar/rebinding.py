@@ -15,8 +15,8 @@ from fmplex_backend.status import TaskStatus
 from fmplex_controller.records.journal import Journal
 from fmplex_controller.sidecar.triton import PROBE_S, Triton
 
-AHEAD_WAIT_S = 0.5  # for what is worth little beside a move that comes late
-CHECK_S = 1.5  # from the write on: the former backbone serves a task that has moved for two seconds
+AHEAD_WAIT_S = 0.5  # for the former backbone's `ahead_s`: without an answer it is 0, rather than that the move is late
+CHECK_S = 1.5  # from the write on, for the new backbone to confirm: the former one serves the task for two seconds more
 LEAST_CHECK_S = 0.1
 ATTACH_WAIT_S = 0.5  # for an engine that is at a long batch, once the task is loaded
 ATTACH_EVERY_S = 0.005

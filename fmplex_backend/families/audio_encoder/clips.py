@@ -47,7 +47,7 @@ class Clip(Given):
         super().__init__(source)
         self.rate = rate
 
-    def _told_apart(self, values: Array) -> bytes:
+    def _hashed(self, values: Array) -> bytes:
         return f"{self.rate} ".encode() + values.tobytes()
 
     def _measure(self, values: Array) -> str:

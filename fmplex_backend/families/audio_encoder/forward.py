@@ -50,6 +50,7 @@ class Forward(EncoderForward[Frames, PassKind]):
         host, sizes = self.stacked(rows, longest), self._sizes(rows)
         with torch.inference_mode():
             features = host.to(self.device, self.model.dtype, non_blocking=True)
+            # Attention sees the silence after a clip (`lengths`), pooling does not (`own`).
             own, lengths = sizes.to(self.device, non_blocking=True)
             padded = any(row.length < longest for row in rows)
             states = encoder_states(self.model, features, lengths if padded else None)
@@ -89,7 +90,7 @@ class CapturedFrames(CapturedPass[Frames]):
             return states, {kind: pool(kind, states, mask) for kind in POOLINGS}
 
     def fill(self, rows: Sequence[Frames], adapters: Sequence[Adapter | None]) -> None:
-        """With what was there before after the last, and no adapter."""
+        """Rows after the last keep what was there, without an adapter: nobody reads their results."""
         self.features[: len(rows)].copy_(self.passes.stacked(rows, self.kind.longest), non_blocking=True)
         self.sizes[:, : len(rows)].copy_(self.passes._sizes(rows), non_blocking=True)
         self.slots.fill(adapters)

@@ -56,19 +56,19 @@ class Preprocessor:
 
     def __init__(self, extractor: Any, window: int, most: float) -> None:
         self.extractor, self.window, self.most = extractor, window, most
-        self.token = FRAMES * int(extractor.hop_length)  # samples
-        self.margin = FRAMES * int(extractor.n_fft)  # zeros after the last frame, so that it sees nothing reflected
+        self.samples_per_token = FRAMES * int(extractor.hop_length)
+        self.margin = FRAMES * int(extractor.n_fft)  # zeros after the last frame: the transform mirrors the end
 
     def read(self, samples: Array, silence: float) -> list[Frames]:
-        """Samples [n] -> a row, or as many of one length as a clip longer than the window needs."""
-        parts = ceil(len(samples) / (self.window * self.token))
+        """Samples [n] -> one row; of a clip longer than the window, equal parts, a row each."""
+        parts = ceil(len(samples) / (self.window * self.samples_per_token))
         length = ceil(len(samples) / parts)
         cut = [samples[start : start + length] for start in range(0, len(samples), length)]
         return [self._frames(part, silence) for part in cut]
 
     def _frames(self, samples: Array, silence: float) -> Frames:
-        own = ceil(len(samples) / self.token)
-        length = min(self.window, own + round(silence * RATE / self.token))
+        own = ceil(len(samples) / self.samples_per_token)
+        length = min(self.window, own + round(silence * RATE / self.samples_per_token))
         # The extractor's own features of the whole window, as far as they are read: what follows is as silent. Only at
         # the end of the window itself does it reflect what is before.
         margin = 0 if length == self.window else self.margin
@@ -76,7 +76,7 @@ class Preprocessor:
             samples,
             sampling_rate=RATE,
             padding="max_length",
-            max_length=length * self.token + margin,
+            max_length=length * self.samples_per_token + margin,
             return_tensors="np",
         )["input_features"][0]
         features = np.ascontiguousarray(found[:, : FRAMES * length], dtype=np.float32)

@@ -23,10 +23,10 @@ LONGEST = 512  # tokens: longer passes have work enough to go through Python
 logger = logging.getLogger(__name__)
 
 
-class _Unpadded(nn.Module):
-    """A model to the tracer: its tensors alone, as a recording of each of its modules takes three times as long.
+class _WithoutMask(nn.Module):
+    """Wraps a model so that torch.jit.trace sees one flat module: to trace its submodules takes three times as long.
 
-    Tensors that no module has would be constants of the recording, and torch keeps these for as long as the process.
+    Its tensors are registered here: the tracer makes constants of others, which torch never frees.
     """
 
     __jit_ignored_attributes__ = ("model",)
@@ -46,12 +46,13 @@ class _Unpadded(nn.Module):
         return states
 
 
-class _Padded(_Unpadded):
+class _WithMask(_WithoutMask):
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
         """ids: [n, t], mask: [n, t] of what is no padding -> states [n, t, h]."""
-        pairs = mask[:, None, None].expand(-1, 1, ids.shape[1], -1)  # of [n, heads, t, t], as the model would make it
+        # [n, 1, t, t]: one of [n, t] the model's Python would look at, and a recording fix what it saw
+        attention_mask = mask[:, None, None].expand(-1, 1, ids.shape[1], -1)
         model: Any = self.__dict__["model"]
-        states: Tensor = model(input_ids=ids, attention_mask=pairs).last_hidden_state
+        states: Tensor = model(input_ids=ids, attention_mask=attention_mask).last_hidden_state
         return states
 
 
@@ -65,8 +66,8 @@ class TracedForward:
     def __init__(self, model: nn.Module, max_length: int) -> None:
         self._model: Any = model
         self.longest = min(max_length, LONGEST)
-        self._unpadded = self._recorded("without padding", _Unpadded(model), padded=False)
-        self._padded = self._recorded("with padding", _Padded(model), padded=True)
+        self._unpadded = self._recorded("without padding", _WithoutMask(model), padded=False)
+        self._padded = self._recorded("with padding", _WithMask(model), padded=True)
 
     def run(self, ids: Tensor, mask: Tensor | None) -> Tensor | None:
         """[n, t] ids, and a mask [n, t] of what is no padding -> states [n, t, h]; None where the model has to run."""
@@ -95,8 +96,10 @@ class TracedForward:
         ids, *masks = inputs = self._inputs(rows, length, padded=padded)
         given = {"attention_mask": masks[0].long()} if masks else {}
         want = self._model(input_ids=ids, **given).last_hidden_state
-        read = masks[0] if masks else torch.ones_like(ids, dtype=torch.bool)
-        torch.testing.assert_close(traced(*inputs)[read], want[read], msg=f"it differs for {rows} rows of {length}")
+        compared = masks[0] if masks else torch.ones_like(ids, dtype=torch.bool)
+        torch.testing.assert_close(
+            traced(*inputs)[compared], want[compared], msg=f"it differs for {rows} rows of {length}"
+        )
 
     def _inputs(self, rows: int, length: int, *, padded: bool) -> tuple[Tensor, ...]:
         ids = (1 + torch.arange(rows * length)).view(rows, length) % self._model.config.vocab_size

@@ -82,6 +82,6 @@ class CapturedSeries(CapturedPass[Context]):
             return states.tokens, {kind: self.passes.anatomy.read(kind, states) for kind in self.passes.reads}
 
     def fill(self, rows: Sequence[Context], adapters: Sequence[Adapter | None]) -> None:
-        """With what was there before after the last, and no adapter."""
+        """Rows after the last keep what was there, without an adapter: nobody reads their results."""
         self.inputs[:, : len(rows)].copy_(self.passes.packed(rows), non_blocking=True)
         self.slots.fill(adapters)

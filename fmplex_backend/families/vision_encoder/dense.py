@@ -8,13 +8,13 @@ from torch import Tensor
 from fmplex_backend.families.vision_encoder.maps import grid_of
 from fmplex_backend.families.vision_encoder.masks import UNKNOWN
 
-PICTURES = 64  # whose pixels are counted at a time
+PICTURES = 64  # masks that are counted at a time, to bound memory
 
 
 def label_shares(targets: Tensor, tokens: int, labels: int) -> Tensor:
-    """Masks [n, h, w] -> the part of the pixels of each patch that has each label [n, t, labels].
+    """Masks [n, h, w] -> the fraction of each patch's pixels that has each label [n, t, labels].
 
-    They add up to the part that has a label. Patches without a pixel, of a map that is smaller than the grid, have 0.
+    They add up to the fraction that has a label. Patches without a pixel, of maps smaller than the grid, have 0.
     """
     cells = _cells(targets, tokens)
     sizes = torch.bincount(cells.flatten(), minlength=tokens).clamp_min(1)
@@ -29,7 +29,7 @@ def label_shares(targets: Tensor, tokens: int, labels: int) -> Tensor:
 
 
 def means(targets: Tensor, tokens: int) -> Tensor:
-    """Values [n, h, w] -> the mean of each patch and the part of its pixels that is known [n, t, 2]."""
+    """Values [n, h, w] -> the mean of each patch and the fraction of its pixels that is known [n, t, 2]."""
     cells = _cells(targets, tokens).flatten()
     known = ~targets.isnan().flatten(1)
     empty = torch.zeros(len(targets), tokens, device=targets.device)

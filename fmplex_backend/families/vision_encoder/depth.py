@@ -16,7 +16,7 @@ from fmplex_backend.decoders.results import Result
 from fmplex_backend.decoders.rows import Rows, places
 from fmplex_backend.errors import TaskProblem
 from fmplex_backend.families.vision_encoder.maps import MapDecoder, enlarged
-from fmplex_backend.families.vision_encoder.masks import Values, of_rows, resized, values_of
+from fmplex_backend.families.vision_encoder.masks import Values, read_maps, resized, values_of
 from fmplex_backend.families.vision_encoder.results import ValueMap
 from fmplex_backend.interface import TensorSpec
 from fmplex_backend.section import CHECKED
@@ -72,7 +72,7 @@ class DepthMap(MapDecoder):
         return [resized(depth, self.size) for depth in self._depths(rows)]
 
     def _depths(self, rows: Rows) -> Iterator[Values]:
-        return of_rows(rows, lambda label: values_of(label, self.scale))
+        return read_maps(rows, lambda label: values_of(label, self.scale))
 
     def loss(self, values: Tensor, targets: Tensor, class_weights: Tensor | None) -> Tensor:
         from fmplex_backend.families.vision_encoder import dense

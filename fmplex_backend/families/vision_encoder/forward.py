@@ -92,6 +92,6 @@ class CapturedPixels(CapturedPass[Pixels]):
             return states.patches, {kind: read(kind, states) for kind in self.passes.poolings}
 
     def fill(self, rows: Sequence[Pixels], adapters: Sequence[Adapter | None]) -> None:
-        """With what was there before after the last, and no adapter."""
+        """Rows after the last keep what was there, without an adapter: nobody reads their results."""
         self.pixels[: len(rows)].copy_(self.passes.stacked(rows), non_blocking=True)
         self.slots.fill(adapters)

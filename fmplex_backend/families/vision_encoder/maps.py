@@ -52,7 +52,7 @@ class MapDecoder(HeadDecoder):
     size: Size = field(default=(224, 224), kw_only=True)
 
     label_files = SUFFIXES
-    output: ClassVar[str]  # the map's name, as the backbone has it
+    output: ClassVar[str]  # the backbone's name of the map's output; clients see MAP
 
     @property
     def reads(self) -> str:
@@ -85,7 +85,7 @@ class MapDecoder(HeadDecoder):
 
     @abstractmethod
     def apart(self, vectors: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Patches [n, t, h] and stacked targets -> all patches together [m, h] and their targets, one row each."""
+        """Vectors of patches [n, t, h] and pixels' targets [n, ...] -> [n * t, h] and one target for each patch."""
 
     def stack(self, targets: Sequence[Any]) -> Tensor:
         import torch

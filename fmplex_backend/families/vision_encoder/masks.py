@@ -21,9 +21,9 @@ Numbers = npt.NDArray[np.int16]
 Values = npt.NDArray[np.float32]
 
 SUFFIXES = (".png", ".npy")
-UNLABELLED = 255  # in masks of 8 bits, as datasets for segmentation have it, where it is no label's number
+UNLABELLED = 255  # in masks, as datasets for segmentation have it, where it is no label's number
 UNKNOWN = -1  # in its place here
-PROPORTION = 1.03  # in which the sides of a picture and of its mask may differ: masks of fewer pixels are rounded
+PROPORTION = 1.03  # by which the aspect ratios of a picture and its mask differ at most: small masks are rounded
 
 
 def numbers_of(given: Any, labels: int) -> Numbers:
@@ -73,7 +73,7 @@ def resized(pixels: npt.NDArray[Any], size: tuple[int, ...]) -> npt.NDArray[Any]
     return found
 
 
-def of_rows(rows: Rows, read: Callable[[Any], npt.NDArray[T]]) -> Iterator[npt.NDArray[T]]:
+def read_maps(rows: Rows, read: Callable[[Any], npt.NDArray[T]]) -> Iterator[npt.NDArray[T]]:
     """What `read` makes of each row's map, of its own size, which may be large: one at a time; raises TaskProblem."""
     for place, label in enumerate(rows.labels):
         try:

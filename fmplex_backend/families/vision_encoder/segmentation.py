@@ -24,7 +24,7 @@ from fmplex_backend.families.vision_encoder.masks import (
     UNKNOWN,
     Numbers,
     numbers_of,
-    of_rows,
+    read_maps,
     resized,
 )
 from fmplex_backend.families.vision_encoder.results import LabelMap
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from fmplex_backend.decoders.figures import Evaluation
 
-LABEL_MAP = TensorSpec("LABEL_MAP", "TYPE_UINT8", (-1, -1), shown_as="MAP")
+LABEL_MAP = TensorSpec("LABEL_MAP", "TYPE_UINT8", (-1, -1), shown_as="MAP")  # depths have MAP, of another type
 MOST_LABELS = 256
 
 
@@ -103,7 +103,7 @@ class SegmentationMap(MapDecoder, Labelled):
         return [resized(mask, self.size) for mask in self._masks(rows)]
 
     def _masks(self, rows: Rows) -> Iterator[Numbers]:
-        return of_rows(rows, lambda label: numbers_of(label, len(self.labels)))
+        return read_maps(rows, lambda label: numbers_of(label, len(self.labels)))
 
     def loss(self, values: Tensor, targets: Tensor, class_weights: Tensor | None) -> Tensor:
         from fmplex_backend.families.vision_encoder import dense
