@@ -82,7 +82,7 @@ def _linears(model: nn.Module) -> list[tuple[str, nn.Linear]]:
 def _same(both: Tensor, alone: Tensor) -> bool:
     """Whether a module's inputs are the same but for rounding: they differ by far less than the two rows' do.
 
-    Single elements say nothing: bfloat16 on AMX rounds otherwise for two rows than for one, and a deep model adds it up.
+    Single elements say nothing: bfloat16 on AMX rounds otherwise for two rows than for one, layer upon layer.
 
     Args:
         both: of a pass of two rows, [2 t, in].
