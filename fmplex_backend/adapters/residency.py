@@ -242,8 +242,8 @@ class Residency:
         }
         fresh = (adapter for adapter, until in self._fresh.items() if until > now)
         stay.update(adapter for adapter in fresh if spare or not _is_spare(adapter))
-        leave = [each for each in self._resident if each not in stay and not (spare and _has_requests(each))]
-        leave.sort(key=_has_requests)
+        leave = [each for each in self._resident if each not in stay and not _goes_before(each, wanting)]
+        leave.sort(key=_eviction_order)
         if spare and self.used + size - sum(each.kept.bytes for each in leave if each.kept) > self.budget:
             return False
         for adapter in leave:
@@ -326,6 +326,20 @@ def _is_spare(adapter: Adapter) -> bool:
 def _has_requests(adapter: Adapter) -> bool:
     """Whether its vFM has some waiting; of copies that is not known."""
     return adapter.asked_by is not None and adapter.asked_by.depth > 0
+
+
+def _goes_before(adapter: Adapter, wanting: Adapter) -> bool:
+    """Whether requests that wait for something else, such as KV blocks, keep an adapter that is in memory there.
+
+    Who is behind in service runs first: its adapter would only be read again.
+    """
+    return _has_requests(adapter) and (_is_spare(wanting) or _turn(adapter) < _turn(wanting))
+
+
+def _eviction_order(adapter: Adapter) -> float:
+    """Those without requests first, of the others those whose vFMs are furthest ahead."""
+    vfm = adapter.asked_by
+    return -vfm.start if vfm is not None and vfm.depth > 0 else -math.inf
 
 
 def _is_waited_for(adapter: Adapter) -> bool:

@@ -179,10 +179,10 @@ class Engine:
         self._ahead = None
         if batch:
             self._in_flight = dict.fromkeys(batch.requests)
+            self.at_work = AtWork(self.counts.busy_s, max(batch.started_at, self._last_pass_at))
             if self.runtime.queues_passes:
                 self._ahead = self._start_ahead(batch)
             passes, broken = self.counts.passes, self.counts.broken_passes
-            self.at_work = AtWork(self.counts.busy_s, max(batch.started_at, self._last_pass_at))
             portions, elapsed = self._run(batch)
             self._settle(batch.requests, portions, elapsed)
             self.at_work = AtWork(self.counts.busy_s)

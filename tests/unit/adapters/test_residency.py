@@ -319,6 +319,21 @@ def test_one_that_others_wait_for_stays_where_another_may_go(house: House) -> No
     assert house.resident() == {0, 2}
 
 
+@pytest.mark.parametrize(
+    ("tags", "left"), [((1.0, 3.0, 2.0), {0, 2}), ((3.0, 1.0, 2.0), {1, 2}), ((1.0, 2.0, 3.0), {0, 1})]
+)
+def test_of_those_that_others_wait_for_the_one_furthest_ahead_goes(
+    house: House, tags: tuple[float, ...], left: set[int]
+) -> None:
+    """Their requests wait for something else, such as KV blocks; who runs sooner keeps its adapter."""
+    house.expect(0, 1)
+    for vfm, tag in zip(house.vfms, tags, strict=False):
+        vfm.start = tag
+    house.expect(2)
+    house.settle()
+    assert house.resident() == left
+
+
 @pytest.mark.parametrize("spare", [False, True])
 def test_room_collects_for_a_large_one_but_not_for_copies(house: House, spare: bool) -> None:
     """0 is in use, and 1 alone is not enough."""
