@@ -72,9 +72,11 @@ def machine() -> dict[str, Any]:
     if shutil.which("git"):
         line = ["git", "rev-parse", "--short", "HEAD"]
         commit = subprocess.run(line, capture_output=True, text=True, check=False).stdout.strip()
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    lines = [line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line]
+    processor = {key.strip(): value.strip() for key, value in lines}
+    bfloat16 = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in processor.get("flags", "").split()]
     return {
-        "cpu": names[0].split(":", 1)[1].strip() if names else platform.processor(),
+        "cpu": " ".join([processor.get("model name", platform.processor()), *bfloat16[-1:]]),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "commit": commit,

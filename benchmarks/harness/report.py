@@ -17,6 +17,7 @@ from benchmarks.__main__ import EXPERIMENTS, RESULTS
 from benchmarks.harness import summary
 
 PAGE, README = Path("docs/benchmarks.md"), Path("README.md")
+MACHINES = re.compile(r"(?<=^## Measured\n\n).*?(?=, no GPU,)", re.MULTILINE | re.DOTALL)
 TABLE = re.compile(r"^\| what \| measured .*?(?=\n\n)", re.MULTILINE | re.DOTALL)
 INTRODUCTION = """# Benchmarks
 
@@ -83,6 +84,7 @@ def main() -> None:
     page, found = TABLE.subn(lambda _: summary.table(RESULTS), README.read_text(encoding="utf-8"))
     if found != 1:
         raise RuntimeError(f"{README} has {found} tables of what was measured, one was expected")
+    page = MACHINES.sub(lambda _: summary.where(RESULTS), page)
     README.write_text(page, encoding="utf-8")
 
 

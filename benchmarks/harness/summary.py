@@ -273,6 +273,19 @@ def table(folder: Path) -> str:
     return "\n".join([*head, *rows])
 
 
+def where(folder: Path) -> str:
+    """The machines that the table's figures are from, in a sentence's beginning."""
+    machines: dict[str, list[str]] = {}
+    for name in dict.fromkeys(line.experiment for line in LINES):
+        file = folder / f"{name}.json"
+        if file.is_file():
+            machine = json.loads(file.read_text(encoding="utf-8"))["machine"]
+            machines.setdefault(f"{machine['cores']} cores of an {machine['cpu']}", []).append(name)
+    most = max(machines, key=lambda each: len(machines[each]), default="")
+    others = [f"{', '.join(names)} on {each}" for each, names in machines.items() if each != most]
+    return f"{most} ({'; '.join(others)})" if others else most
+
+
 def _measured(line: Line, results: Results) -> str:
     if not (results.folder / f"{line.experiment}.json").exists():
         return "not measured"
