@@ -165,4 +165,7 @@ class VectorEncoder:
             )
         ids = [self.placeholder] * vectors.shape[1]
         cut = [part.is_cut for part in parts] or [False] * len(vectors)
-        return [[Tokens(ids, [], NO_SPANS, cut[item], vectors[item])] for item in range(len(vectors))]
+        read = [part.text for part in parts] or [row.tobytes() for row in value]
+        return [
+            [Tokens(ids, [], NO_SPANS, cut[item], vectors[item], (self, read[item]))] for item in range(len(vectors))
+        ]

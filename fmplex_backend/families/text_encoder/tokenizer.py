@@ -32,6 +32,7 @@ class Tokens:
     offsets: npt.NDArray[np.int32]  # [len(plain), 2] characters in the text as sent
     truncated: bool
     vectors: npt.NDArray[np.float32] | None = None  # [t, width] input embeddings, in the place of the ids'
+    source: Hashable = None  # of vectors: their encoder and what it read
 
     @property
     def length(self) -> int:
@@ -40,13 +41,17 @@ class Tokens:
 
     @property
     def key(self) -> Hashable:
-        """All that its hidden states depend on."""
-        return array("i", self.ids).tobytes(), b"" if self.vectors is None else self.vectors.tobytes()
+        """All that its hidden states depend on.
+
+        For vectors that is what they were made of: they themselves differ by the rows that they were computed with, in
+        their last bits.
+        """
+        return array("i", self.ids).tobytes(), self.source
 
     @property
     def bytes(self) -> int:
         """About what it takes in memory, its key included."""
-        return TOKEN_BYTES * len(self.ids) + (0 if self.vectors is None else 2 * self.vectors.nbytes)
+        return TOKEN_BYTES * len(self.ids) + (0 if self.vectors is None else self.vectors.nbytes)
 
 
 class TextOptions(Protocol):
