@@ -8,6 +8,7 @@ without and with it in turn:
 
 * loaded: both tasks at 90% of the highest rate, Poisson arrivals, open loop; rate and latency are those of the task
   that is not shadowed, and p99 of rounds without a shadow against each other says what noise is;
+* light: the same at 30%, where there is time for copies;
 * saturated: 64 clients over both tasks in a closed loop;
 * alone: one client of the shadowed task, who leaves the backbone idle between its requests.
 
@@ -21,6 +22,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +41,10 @@ TRIED, OTHER = "tried", "other"
 BACKBONE = "minilm"
 SHARE, REQUESTS = 0.05, 20_000
 LEAST, MOST = 0.048, 0.052
-TOKENS, LOAD, CLIENTS = 16, 0.9, 64
+TOKENS, CLIENTS = 16, 64
+LOADS = {"loaded": 0.9, "light": 0.3}  # of the highest rate
 RATE_TARGET = 0.97  # of the rate without a shadow
-PACES = {"loaded": (7, 4.0), "saturated": (5, 2.0), "alone": (4, 1.0)}  # rounds, and seconds of each
+PACES = {"loaded": (7, 4.0), "light": (3, 4.0), "saturated": (5, 2.0), "alone": (4, 1.0)}  # rounds, and seconds of each
 
 
 class Bench:
@@ -109,7 +112,9 @@ def _shadow(bench: Bench, *, quick: bool) -> list[dict[str, Any]]:
     alone = closed(url, [TRIED], texts, clients=1, seconds=seconds["alone"])
     highest = statistics.median(bench.generator.run(saturated).per_second for _ in range(3))
     plans: dict[str, Callable[[int], Plan]] = {
-        "loaded": lambda round_: _loaded(url, texts, LOAD * highest, seconds["loaded"], round_),
+        name: partial(_loaded, url, texts, load * highest, seconds[name]) for name, load in LOADS.items()
+    }
+    plans |= {
         "saturated": lambda round_: saturated,
         "alone": lambda round_: alone,
     }
