@@ -7,8 +7,10 @@ The operations are those of `multi_lora` on a CPU, in the same order.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from operator import is_not
 from typing import Any
 
@@ -21,7 +23,6 @@ from fmplex_backend.adapters.peft import LoraWeights
 PER_MODULE = 4  # tensors: a, b, masks and plan, see `add_products`
 
 
-@torch.jit.script  # type: ignore[untyped-decorator]
 def add_products(x: Tensor, y: Tensor, a: Tensor, b: Tensor, masks: Tensor, plan: Tensor) -> Tensor:
     """y, to which the products of a pass's runs are added in place.
 
@@ -42,6 +43,15 @@ def add_products(x: Tensor, y: Tensor, a: Tensor, b: Tensor, masks: Tensor, plan
             low.masked_fill_(masks[each[4] : each[4] + low.numel()].view(low.shape), 0)
         outputs[each[0] : each[1]].addmm_(low, b[each[2] : each[3]])
     return y
+
+
+@cache
+def scripted() -> Callable[..., Tensor]:
+    """`add_products` for a recording: the branch and the loop stay, where torch.jit.trace would fix what it saw."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript's, whose place nothing has taken on CPUs
+        function: Callable[..., Tensor] = torch.jit.script(add_products)
+    return function
 
 
 class RecordedLora:
@@ -123,11 +133,13 @@ def _plan(products: Sequence[tuple[Product, list[LoraWeights]]], tokens: int) ->
 
 
 @contextmanager
-def added(lora: Sequence[Tensor], modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Add `lora` to what modules make, in all threads: while a model is recorded, and what it is compared with."""
+def added(
+    lora: Sequence[Tensor], modules: Sequence[nn.Module], add: Callable[..., Tensor] = add_products
+) -> Iterator[None]:
+    """Add `lora` to what modules make, in all threads: while a model is recorded, and what that is compared with."""
     of_each = [lora[start : start + PER_MODULE] for start in range(0, len(lora), PER_MODULE)]
     handles = [
-        module.register_forward_hook(_adding(own)) for module, own in zip(modules, of_each, strict=bool(of_each))
+        module.register_forward_hook(_adding(own, add)) for module, own in zip(modules, of_each, strict=bool(of_each))
     ]
     try:
         yield
@@ -136,10 +148,9 @@ def added(lora: Sequence[Tensor], modules: Sequence[nn.Module]) -> Iterator[None
             handle.remove()
 
 
-def _adding(own: Sequence[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+def _adding(own: Sequence[Tensor], add: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def hook(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        result: Tensor = add_products(given[0], output, *own)
-        return result
+        return add(given[0], output, *own)
 
     return hook
 
