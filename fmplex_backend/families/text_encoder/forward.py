@@ -98,9 +98,10 @@ class Forward(EncoderForward[Tokens, PassKind]):
 
     def _recorded(self, tokens: Tensor, mask: Tensor | None) -> Tensor | None:
         """What `pass_of` would make of the ids, by a recording; None where there is none that does."""
-        if self.traced is None:
+        adapted = not self.bank.applies_none
+        if self.traced is None or not self.traced.runs(tokens.shape[1], padded=mask is not None, adapted=adapted):
             return None
-        if self.bank.applies_none:
+        if not adapted:
             return self.traced.run(tokens, mask)
         lora = self.lora.of_pass(*tokens.shape)
         return None if lora is None else self.traced.run(tokens, mask, lora)

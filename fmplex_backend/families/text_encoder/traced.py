@@ -90,10 +90,15 @@ class TracedForward:
         Args:
             lora: as `RecordedLora` makes it for the modules of `adaptable`; None: no row has an adapter.
         """
-        recording = self._recordings.get((mask is not None, lora is not None))
-        if recording is None or ids.shape[1] > self.longest:
+        if not self.runs(ids.shape[1], padded=mask is not None, adapted=lora is not None):
             return None
-        return recording(*(each for each in (ids, mask, lora) if each is not None))
+        recording: Any = self._recordings[mask is not None, lora is not None]
+        states: Tensor = recording(*(each for each in (ids, mask, lora) if each is not None))
+        return states
+
+    def runs(self, tokens: int, *, padded: bool, adapted: bool) -> bool:
+        """Whether a recording runs passes like this, of so many tokens a row."""
+        return tokens <= self.longest and self._recordings.get((padded, adapted)) is not None
 
     def _recorded(self, *, padded: bool, adapted: bool) -> Callable[..., Tensor] | None:
         modules = list(self._adaptable.values())

@@ -80,6 +80,9 @@ class Counted:
     def __init__(self, traced: TracedForward) -> None:
         self.traced, self.runs = traced, 0
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.traced, name)
+
     def run(self, ids: Tensor, mask: Tensor | None, lora: list[Tensor] | None = None) -> Tensor | None:
         states = self.traced.run(ids, mask, lora)
         self.runs += states is not None and lora is not None
