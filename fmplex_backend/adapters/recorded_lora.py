@@ -102,7 +102,7 @@ class RecordedLora:
 
 
 class _LastJoined(threading.local):
-    """By module, the weights that this thread's last pass joined: passes repeat. Compared by identity, none is stale."""
+    """By module, the weights that this thread's last pass joined: passes repeat. They are compared by identity."""
 
     def __init__(self) -> None:
         self.by_path: dict[str, tuple[list[LoraWeights], Tensor, Tensor]] = {}
