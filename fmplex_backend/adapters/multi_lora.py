@@ -40,7 +40,7 @@ OVERHEAD_ON_DEVICE = 500_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class _Product:
+class Product:
     """Runs of a part that one module multiplies together."""
 
     tokens: slice | None  # of the pass's, those of all rows one after the other; None: all
@@ -58,21 +58,23 @@ class _LoraPart:
     runs: tuple[tuple[int, int, int], ...]  # (slot, first row, row after the last), in order; none while captured
     slots: Tensor  # [end - start]
     captured: bool = False  # into a CUDA graph, whose rows have other slots at each replay
-    _planned: dict[Hashable, list[_Product]] = field(default_factory=dict)  # by what modules have in common
+    _planned: dict[Hashable, list[Product]] = field(default_factory=dict)  # by what modules have in common
 
-    def products(self, ranks: tuple[int, ...], tokens: int, x: Tensor, y: Tensor) -> list[_Product]:
+    def products(self, ranks: tuple[int, ...], tokens: int, of: int, width: int, dtype: torch.dtype) -> list[Product]:
         """How a module multiplies the runs, whose weights have these ranks there; 0: none.
 
-        x: [rows * tokens, in], y: [rows * tokens, out] of the whole pass.
+        Args:
+            tokens: of a row.
+            of: tokens of all rows of the pass.
+            width: of the module's inputs and outputs together.
         """
-        width = tokens * (x.shape[1] + y.shape[1])
-        key = (ranks, tokens, width, x.dtype)
+        key = (ranks, tokens, width, dtype)
         found = self._planned.get(key)
         if found is None:
-            on_cpu = x.device.type == "cpu"
-            overhead = OVERHEAD.get(x.dtype, OVERHEAD[torch.bfloat16]) if on_cpu else OVERHEAD_ON_DEVICE
-            joined = self._joined(ranks, overhead / width)
-            found = self._planned[key] = [self._product(own, ranks, tokens, len(x)) for own in joined]
+            on_cpu = self.slots.device.type == "cpu"
+            overhead = OVERHEAD.get(dtype, OVERHEAD[torch.bfloat16]) if on_cpu else OVERHEAD_ON_DEVICE
+            joined = self._joined(ranks, overhead / (tokens * width))
+            found = self._planned[key] = [self._product(own, ranks, tokens, of) for own in joined]
         return found
 
     def _joined(self, ranks: tuple[int, ...], worth: float) -> Iterator[list[int]]:
@@ -96,7 +98,7 @@ class _LoraPart:
         if own:
             yield own
 
-    def _product(self, runs: Sequence[int], ranks: tuple[int, ...], tokens: int, of: int) -> _Product:
+    def _product(self, runs: Sequence[int], ranks: tuple[int, ...], tokens: int, of: int) -> Product:
         slots, first, end = tuple(self.runs[each][0] for each in runs), self.runs[runs[0]][1], self.runs[runs[-1]][2]
         foreign = None
         if len(runs) > 1:
@@ -105,7 +107,7 @@ class _LoraPart:
             of_rows = self.slots[first - self.start : end - self.start].repeat_interleave(tokens)
             foreign = of_rows[:, None] != of_columns
         own = slice(first * tokens, end * tokens)
-        return _Product(None if own == slice(0, of) else own, slots, foreign)
+        return Product(None if own == slice(0, of) else own, slots, foreign)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,13 +180,16 @@ class _Pairs:
     def serves(self, part: _LoraPart) -> bool:
         return any(slot in self._ranks for slot, _, _ in part.runs)
 
+    def products(self, part: _LoraPart, tokens: int, of: int, width: int, dtype: torch.dtype) -> list[Product]:
+        """See `_LoraPart.products`."""
+        return part.products(tuple([self._ranks.get(slot, 0) for slot, _, _ in part.runs]), tokens, of, width, dtype)
+
     def add(self, part: _LoraPart, tokens: int, x: Tensor, y: Tensor) -> None:
         """x: [rows * tokens, in], y: [rows * tokens, out] of the whole pass; y changes.
 
         Beside a language model's next tokens what is done around the products counts: there is little of it.
         """
-        ranks = tuple([self._ranks.get(slot, 0) for slot, _, _ in part.runs])
-        for product in part.products(ranks, tokens, x, y):
+        for product in self.products(part, tokens, len(x), x.shape[1] + y.shape[1], x.dtype):
             a, b = self._weights(product.slots)
             own = product.tokens
             low = nn.functional.linear(x if own is None else x[own], a)  # [tokens, ranks]
@@ -244,6 +249,20 @@ class AdaptedLinear(nn.Module):
                 else:
                     stack.add(part, self._rows(x, part), self._rows(y, part, to_write=True))
         return y
+
+    def products(self, tokens: int) -> list[tuple[Product, list[LoraWeights]]]:
+        """What this thread's pass multiplies here, in order, where its rows have so many tokens each: LoRA alone."""
+        bank: AdapterBank = self.__dict__["bank"]
+        weight, found = self.base.weight, []
+        for part in bank.current.parts:
+            if isinstance(part, _LoraPart):
+                stack = self.stacks.get(part.bucket)
+                if isinstance(stack, _Pairs) and stack.serves(part):
+                    for each in stack.products(
+                        part, tokens, bank.current.rows * tokens, sum(weight.shape), weight.dtype
+                    ):
+                        found.append((each, [stack.filled[slot] for slot in each.slots]))
+        return found
 
     def _rows(self, x: Tensor, part: _LoraPart | _SoloPart, *, to_write: bool = False) -> Tensor:
         """The part's rows of x, [n, t, width]; to be written to they are a view, so that x changes with them."""
@@ -389,6 +408,16 @@ class AdapterBank:
     def applies_none(self) -> bool:
         """Whether no row of this thread's pass has an adapter."""
         return not self.current.parts
+
+    def products_of_pass(self, tokens: int) -> dict[str, list[tuple[Product, list[LoraWeights]]]] | None:
+        """By module, what this thread's pass adds to it (see `Product`), where its rows have so many tokens each.
+
+        None where that is not all that the pass applies.
+        """
+        if self.stacked or any(isinstance(part, _SoloPart) for part in self.current.parts):
+            return None
+        by_path = ((path, linear.products(tokens)) for path, linear in self._wrapped.items())
+        return {path: products for path, products in by_path if products}
 
     @contextmanager
     def applied(self, adapters: Sequence[Adapter | None], *, packed: bool = False) -> Iterator[None]:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from model_fixtures import save_adapter, save_tiny, text_runtime
+from model_fixtures import TINY, save_adapter, save_tiny, text_runtime
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from fmplex_backend.adapters.peft import load_adapter
+from fmplex_backend.adapters.peft import Adapter, load_adapter
 from fmplex_backend.families.text_encoder.runtime import TextEncoderRuntime
 from fmplex_backend.families.text_encoder.tokenizer import Tokens
 from fmplex_backend.families.text_encoder.traced import LONGEST, TracedForward
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +65,99 @@ def test_an_adapter_is_not_passed_over(runtime: TextEncoderRuntime, tmp_path: Pa
     assert (vectors["mixed"] - vectors["bare"]).abs().max() > 1e-3
 
 
+CONFIGS = {
+    "few": LoraConfig(r=3, target_modules=["query", "value"]),
+    "every": LoraConfig(r=5, target_modules="all-linear", use_rslora=True),
+    "pattern": LoraConfig(r=4, target_modules=["query", "output.dense"], rank_pattern={"query": 2}),
+    "dora": LoraConfig(r=2, target_modules=["value"], use_dora=True),
+    "whole": LoraConfig(r=2, target_modules=["value"], modules_to_save=["embeddings"]),
+}
+
+
+class Counted:
+    """A runtime's recordings, and how often one has run with adapters."""
+
+    def __init__(self, traced: TracedForward) -> None:
+        self.traced, self.runs = traced, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.traced, name)
+
+    def run(self, ids: Tensor, mask: Tensor | None, lora: list[Tensor] | None = None) -> Tensor | None:
+        states = self.traced.run(ids, mask, lora)
+        self.runs += states is not None and lora is not None
+        return states
+
+
+@pytest.fixture
+def attach(runtime: TextEncoderRuntime, tmp_path: Path) -> Iterator[Callable[[str], Adapter]]:
+    attached = []
+
+    def attach(name: str) -> Adapter:
+        path = save_adapter(tmp_path / f"{name}{len(attached)}", CONFIGS[name], seed=len(attached))
+        adapter = load_adapter(path, runtime.model, torch.float32, CPU, unread=runtime.unread, by_row=runtime.by_row)
+        runtime.bank.attach(adapter)
+        attached.append(adapter)
+        return adapter
+
+    yield attach
+    for adapter in attached:
+        runtime.bank.detach(adapter)
+
+
+def check(
+    runtime: TextEncoderRuntime, monkeypatch: pytest.MonkeyPatch, *rows: tuple[int, Adapter | None], recorded: bool
+) -> None:
+    """Rows of so many tokens: the same, bit by bit, as transformers' modules make of them."""
+    ordered = sorted(rows, key=lambda row: runtime.bank.order(row[1]))
+    tokens, adapters = rows_of(*(length for length, _ in ordered)), [adapter for _, adapter in ordered]
+    assert runtime.forward.traced is not None
+    counted: Any = Counted(runtime.forward.traced)
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime.forward, "traced", counted)
+        have = runtime.forward.launch(tokens, adapters, {"mean"}).hidden()
+        patch.setattr(runtime.forward, "traced", None)
+        want = runtime.forward.launch(tokens, adapters, {"mean"}).hidden()
+    assert counted.runs == int(recorded)
+    for place in range(len(rows)):
+        assert np.array_equal(have.row(place, "mean", None), want.row(place, "mean", None))
+
+
+def test_adapters_are_recorded_too(
+    runtime: TextEncoderRuntime, attach: Callable[[str], Adapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few, every, pattern, again = map(attach, ("few", "every", "pattern", "few"))
+    check(runtime, monkeypatch, (1, few), recorded=True)
+    check(runtime, monkeypatch, (9, few), (9, None), (9, every), (9, few), (9, pattern), (9, again), recorded=True)
+    check(runtime, monkeypatch, (9, few), (3, None), (1, every), (32, few), (5, pattern), (9, again), recorded=True)
+    check(runtime, monkeypatch, (40, every), (40, every), (40, None), recorded=True)
+
+
+@pytest.mark.parametrize("kind", ["dora", "whole"])
+def test_a_pass_with_adapters_that_are_no_plain_lora_is_the_models(
+    runtime: TextEncoderRuntime, attach: Callable[[str], Adapter], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    few, other = attach("few"), attach(kind)
+    check(runtime, monkeypatch, (9, few), (9, None), (9, other), recorded=False)
+    check(runtime, monkeypatch, (9, few), (9, None), recorded=True)
+
+
+def test_adapters_come_and_go_under_a_recording(
+    runtime: TextEncoderRuntime, attach: Callable[[str], Adapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stays = attach("few")
+    for name in ("few", "pattern", "every"):
+        check(runtime, monkeypatch, (9, stays), (9, attach(name)), recorded=True)
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_every_kind_of_model_records_adapters_where_it_records_at_all(kind: str, tmp_path: Path) -> None:
+    traced: Any = text_runtime(save_tiny(tmp_path / "model", kind)).forward.traced
+    used = {key for key, recording in traced._recordings.items() if recording is not None}
+    assert used in ({(False, False), (False, True)}, set(traced._recordings))
+    assert len(traced.adaptable) >= 6
+
+
 def test_modules_that_a_task_may_bring_whole_are_found_all_the_same(runtime: TextEncoderRuntime) -> None:
     assert "embeddings" in runtime.by_row
 
@@ -68,7 +165,8 @@ def test_modules_that_a_task_may_bring_whole_are_found_all_the_same(runtime: Tex
 def test_the_weights_are_the_models_own(runtime: TextEncoderRuntime) -> None:
     traced: Any = runtime.forward.traced
     own = {each.data_ptr() for each in runtime.model.parameters()}
-    for recorded in (traced._unpadded, traced._padded):
+    assert len(traced._recordings) == 4
+    for recorded in traced._recordings.values():
         assert {each.data_ptr() for each in recorded.parameters()} == own
         constants = [node.output().toIValue() for node in recorded.graph.findAllNodes("prim::Constant")]
         assert not any(each.numel() > 1 for each in constants if isinstance(each, Tensor)), (
