@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,17 @@ from testing.repositories import write_backbone
 class FakeTriton:
     """Tells `told` of a task, one after the other, and raises `problem` when it is loaded.
 
-    `read` is what it finds before the entry is written. `loaded` is what each load has found in it: backbone and tag.
+    `read` is what it finds before the entry is written, and `reserved` the tag that it keeps then, if any. `loaded` is
+    what each load has found in it: backbone and tag.
     """
 
     def __init__(self, root: Path) -> None:
         self.root, self.calls = root, list[str]()
         self.told: list[dict[str, Any] | Exception | None] = [{}]
         self.read: Any = ""
+        self.reserved: int | None = None
+        self.reserved_s = 5.0
+        self.write: Callable[[], object] = lambda: None  # what somebody else does before the entry is written
         self.problem: ServerProblem | None = None
         self.loaded: list[tuple[str, int]] = []
 
@@ -45,14 +50,15 @@ class FakeTriton:
             raise told
         return status(*([] if told is None else [task(name, **told)]))
 
-    def prefetch(self, backbone: str, name: str, timeout: float = 0) -> str | None:
+    def prefetch(self, backbone: str, name: str, timeout: float = 0) -> BackboneStatus:
         self.calls.append(f"prefetch {backbone}: {sorted(Repository(self.root, backbone).read())}")
         with FileLock(self.root / LOCK, timeout=0):  # else others could not write meanwhile
             pass
         if isinstance(self.read, Exception):
             raise self.read
-        assert self.read is None or isinstance(self.read, str)
-        return self.read
+        self.write()
+        found = {"prefetched": self.read, "reserved": self.reserved, "reserved_s": self.reserved_s}
+        return status().model_copy(update=found)
 
     def load(self, name: str) -> None:
         self.calls.append(f"load {name}")
