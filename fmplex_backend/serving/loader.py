@@ -160,9 +160,10 @@ class Loader:
         try:
             if not self.repository.has(name):
                 return None
-            backbone = backbone_stepped_into(read_config(root / name / CONFIG))
-            spec = Repository(root, backbone).read_task(name) if backbone else None
-        except (TaskProblem, OSError):
+            proto = read_config(root / name / CONFIG)
+            backbone = backbone_stepped_into(proto)
+            spec = Repository(root, backbone).entry_of(name, proto) if backbone else None
+        except (TaskProblem, TaskRefused, OSError):
             return None
         if not isinstance(spec, TaskSpec) or backbone == self.repository.backbone:
             return None

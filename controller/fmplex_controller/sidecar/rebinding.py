@@ -69,8 +69,8 @@ def _moved(repository: Rebinding, triton: Triton, task: str, backbone: str, ahea
     if seen.backbone == backbone:
         return None
     with ThreadPoolExecutor(2) as pool:  # both backbones are asked while the entry is checked
-        asked = pool.submit(lambda: _ahead(triton, seen.backbone, task) if ahead_s is None else ahead_s)
         read = pool.submit(triton.prefetch, backbone, task, PROBE_S)
+        asked = pool.submit(lambda: _ahead(triton, seen.backbone, task) if ahead_s is None else ahead_s)
         repository.check(task, backbone)
         found = read.result()
         if found.prefetched:

@@ -115,6 +115,56 @@ def test_an_older_backbone_has_the_task_before_the_server_loads_it(root: Path, j
     assert triton.calls == ["prefetch twin: []", "status twin: ['a']", "load a"]
 
 
+def test_where_its_tag_is_kept_for_it_the_server_loads_it_at_once(root: Path, journal: Journal) -> None:
+    triton: Any = FakeTriton(root)
+    triton.reserved = 1
+    moved = rebind(root, triton, "a", "twin", journal=journal, why="to see")
+    assert moved is not None
+    assert moved.tag == 1
+    assert triton.calls[0] == "prefetch twin: []"
+    assert sorted(triton.calls[1:]) == ["load a", "status twin: ['a']"], "in either order"
+
+
+@pytest.mark.parametrize("what", ["another tag", "too late", "another version", "another entry"])
+def test_what_was_not_agreed_is_agreed_before_the_server_loads_it(root: Path, journal: Journal, what: str) -> None:
+    triton: Any = FakeTriton(root)
+    triton.reserved = 1
+    if what == "another tag":
+        write_config(root, "b", 1)
+        write_version(root, "b", 1, text_task({"kind": "embedding"}))
+    elif what == "too late":
+        triton.reserved_s = rebinding.CHECK_S
+    elif what == "another version":
+        triton.write = lambda: write_version(root, "a", 2, text_task({"kind": "embedding"}))
+    else:
+        triton.write = lambda: write_config(root, "a", 1, weight=2.0)
+    assert rebind(root, triton, "a", "twin", journal=journal, why="to see") is not None
+    assert triton.calls == ["prefetch twin: []", "status twin: ['a']", "load a"]
+
+
+@pytest.mark.parametrize(
+    ("told_of_it", "problem", "message"),
+    [
+        ([{"state": "refused", "error": "why"}], None, "the backbone 'twin' refuses 'a': why"),
+        ([{"contested": True, "error": "VFM_1 is the tag of p"}], None, "VFM_1 is the tag of p"),
+        ([{"attached": False}, {"state": "refused", "error": "why"}], None, "the backbone 'twin' refuses 'a': why"),
+        ([None], None, "does not find 'a' in its model repository"),
+        ([DeadlineExceeded("no answer")], None, "no answer"),
+        ([{}], ServerProblem("it cannot be loaded"), "it cannot be loaded"),
+    ],
+)
+def test_what_is_refused_after_its_tag_was_kept_is_bound_and_loaded_as_it_was(
+    root: Path, journal: Journal, told_of_it: Any, problem: ServerProblem | None, message: str
+) -> None:
+    triton: Any = FakeTriton(root)
+    triton.reserved, triton.told, triton.problem = 1, list(told_of_it), problem
+    before = (root / "a" / "config.pbtxt").read_text()
+    with pytest.raises(FmplexError, match=message):
+        rebind(root, triton, "a", "twin", journal=journal, why="to see")
+    assert (root / "a" / "config.pbtxt").read_text() == before
+    assert triton.loaded == [("twin", 1), (BASE, 1)]
+
+
 def test_it_is_followed_until_the_engine_has_attached_it(root: Path, journal: Journal) -> None:
     triton: Any = FakeTriton(root)
     triton.told = [{"attached": False}, {"attached": False}, {"attached": True}]
