@@ -130,7 +130,7 @@ class Repository:
             return BrokenTask(name, None, TaskRefused(file, "(whole file)", problem, "Correct it, or move it away"))
 
     def entry_of(self, name: str, proto: Any) -> Entry | None:
-        """The same of an entry that was parsed by now; one that cannot be served may also raise TaskRefused."""
+        """The same of an entry that was parsed by now."""
         steps = self._steps(proto)
         return _entry(name, self.root / name / CONFIG, proto, steps) if steps else None
 

@@ -163,7 +163,7 @@ class Loader:
             proto = read_config(root / name / CONFIG)
             backbone = backbone_stepped_into(proto)
             spec = Repository(root, backbone).entry_of(name, proto) if backbone else None
-        except (TaskProblem, TaskRefused, OSError):
+        except (TaskProblem, OSError):
             return None
         if not isinstance(spec, TaskSpec) or backbone == self.repository.backbone:
             return None
