@@ -208,3 +208,5 @@ class BackboneStatus(Report):
     closed: tuple[ClosedAccount, ...] = ()  # the latest ones
     # Of a task that was to be read before it is bound here: why it would be refused, "" where it would not; else None.
     prefetched: str | None = None
+    reserved: int | None = None  # its tag, where that is kept here for it: `reserved_s` seconds from now, if need be
+    reserved_s: float = 0.0

@@ -24,11 +24,22 @@ from fmplex_backend.repository.configs import (
 from fmplex_backend.repository.loadable import check_loadable
 from fmplex_backend.repository.parameters import BackboneConfig
 from fmplex_backend.repository.tags import claimed, first_free, put_tag
+from fmplex_backend.repository.tasks import Stamp, stamp
 from fmplex_backend.repository.terms import AHEAD, REBOUND_AT
-from fmplex_backend.repository.versions import served_version
+from fmplex_backend.repository.versions import Version, served_version
 from fmplex_backend.repository.writer import ModelRepository
 
+NO_STAMP: Stamp = 0, 0, 0
 LEAST_AHEAD_S = 1e-6  # of the digits that are written: less is nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A task as it stands in the repository: its backbone, its entry, and the files of the version that is served."""
+
+    backbone: str
+    entry: Stamp
+    version: Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +48,8 @@ class Rebound:
 
     `at` is `rebound_at` as it stands in its entry: whoever binds the task anew, be it to the same backbone with the
     same tag, writes another one.
+
+    `as_seen` says whether nothing was written of the task between a look at it and this change.
 
     `former_tag` is None where the entry had several, which no server takes. Then they are in `odd_tags`: of each of its
     steps into the former backbone, by the tag's name, the output that it is shown as.
@@ -49,6 +62,7 @@ class Rebound:
     at: str
     former_tag: int | None
     odd_tags: tuple[Mapping[str, str], ...] = ()
+    as_seen: bool = False
 
 
 class Rebinding(ModelRepository):
@@ -58,7 +72,13 @@ class Rebinding(ModelRepository):
         """The backbone that a task is bound to; raises TaskProblem where there is none."""
         return backbone_stepped_into(self._task_entry(name))
 
-    def rebind(self, name: str, backbone: str, ahead_s: float = 0.0) -> Rebound | None:
+    def seen(self, name: str) -> Seen:
+        """A task as it stands there now; raises TaskProblem where it is bound to no backbone, or Refused."""
+        entry = self._stamp(name)  # first: what is written meanwhile is seen to be
+        proto = self._task_entry(name)
+        return self._seen(name, proto, entry)
+
+    def rebind(self, name: str, backbone: str, ahead_s: float = 0.0, seen: Seen | None = None) -> Rebound | None:
         """Write a task's entry for another backbone; None where it is bound to that already.
 
         A server goes on sending requests to the former one until it loads the task again. Raises as `check` does.
@@ -66,8 +86,10 @@ class Rebinding(ModelRepository):
         Args:
             ahead_s: the seconds of the former backbone's time by which the task has had more than its share there; it
                 begins with them on the new one.
+            seen: as the task was when it was looked at before.
         """
         with self._locked():
+            entry = self._stamp(name)
             proto = self._task_entry(name)
             former = backbone_stepped_into(proto)
             if former == backbone:
@@ -77,11 +99,12 @@ class Rebinding(ModelRepository):
             former_tag = own[0] if len(own) == 1 else None
             odd = () if former_tag is not None else tuple(map(_tags_shown, _steps(proto, former)))
             tag = self._tag_there(name, former_tag, backbone, slots)
+            as_seen = self._seen(name, proto, entry) == seen
             _step_into(proto, former, backbone)
             put_tag(proto, backbone, tag)
             at = _put_ahead(proto, ahead_s)
             self._replace_config(name, proto)
-            return Rebound(name, former, backbone, tag, at, former_tag, odd)
+            return Rebound(name, former, backbone, tag, at, former_tag, odd, as_seen)
 
     def check(self, name: str, backbone: str) -> None:
         """Raise TaskProblem or Refused where there is no such task or backbone, or that is of another model."""
@@ -113,6 +136,16 @@ class Rebinding(ModelRepository):
                 _put_odd_tags(now, rebound)
             _take_ahead(now)
             self._replace_config(rebound.task, now)
+
+    def _stamp(self, name: str) -> Stamp:
+        try:
+            return stamp(self.root / name / CONFIG)
+        except OSError:  # who reads it next says what is wrong
+            return NO_STAMP
+
+    def _seen(self, name: str, proto: Any, entry: Stamp) -> Seen:
+        version = served_version(self.root / name / CONFIG, proto)
+        return Seen(backbone_stepped_into(proto), entry, version)
 
     def _task_entry(self, name: str) -> Any:
         proto = read_config(self.root / name / CONFIG)

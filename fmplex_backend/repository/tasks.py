@@ -129,6 +129,11 @@ class Repository:
             problem = f"reading it raised {type(error).__name__}: {error}"
             return BrokenTask(name, None, TaskRefused(file, "(whole file)", problem, "Correct it, or move it away"))
 
+    def entry_of(self, name: str, proto: Any) -> Entry | None:
+        """The same of an entry that was parsed by now."""
+        steps = self._steps(proto)
+        return _entry(name, self.root / name / CONFIG, proto, steps) if steps else None
+
     def tag(self, name: str) -> int | None:
         """The tag in a directory's entry as it is now; None where it has none here. Raises OSError.
 

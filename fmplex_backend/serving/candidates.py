@@ -14,6 +14,7 @@ from itertools import count
 from fmplex_backend.errors import TaskRefused
 from fmplex_backend.repository.candidates import CandidateSpec, Compare, comparison
 from fmplex_backend.repository.tasks import TaskSpec
+from fmplex_backend.serving.ending import Ending
 from fmplex_backend.serving.portion import point
 from fmplex_backend.types import Extensions, Vfm
 
@@ -108,7 +109,8 @@ class Candidates:
 
     Args:
         load: reads and checks a version for an entry; raises TaskRefused.
-        attach, retire: let the engine do so.
+        attach: lets the engine do so.
+        ending: gets those that nothing is sent to any more.
         grace: seconds that requests may still be on their way to a vFM which no new ones are sent to.
     """
 
@@ -116,25 +118,13 @@ class Candidates:
         self,
         load: Callable[[TaskSpec], Extensions],
         attach: Callable[[Vfm, Extensions], None],
-        retire: Callable[[Vfm], None],
-        clock: Callable[[], float],
+        ending: Ending,
         grace: float,
     ) -> None:
-        self._load, self._attach, self._retire = load, attach, retire
-        self._clock, self.grace = clock, grace
+        self._load, self._attach = load, attach
+        self._ending, self.grace = ending, grace
         self.beside: Mapping[Vfm, Beside] = {}  # by the task's own vFM; replaced as a whole
-        self._ending: list[tuple[Vfm, float]] = []  # and until when they are kept
         self._said: dict[tuple[str, str], str] = {}  # by task and role, why it was refused
-
-    @property
-    def ending(self) -> list[Vfm]:
-        """Those that nothing new is sent to, and that are not retired yet. Any thread."""
-        return [vfm for vfm, _ in list(self._ending)]
-
-    @property
-    def are_settled(self) -> bool:
-        """Whether none is about to be retired."""
-        return not self._ending
 
     def settle(self, spec: TaskSpec, vfm: Vfm) -> Beside:
         """Try what a task's entry says beside its vFM."""
@@ -151,14 +141,6 @@ class Candidates:
         former = self.beside.get(vfm, NOTHING)
         self._publish(vfm, NOTHING)
         self._end(former.every)
-
-    def retire_due(self) -> None:
-        """Retire those that nothing is sent to any more."""
-        now = self._clock()
-        due = [vfm for vfm, until in self._ending if now >= until and not vfm.preparing]
-        self._ending = [(vfm, until) for vfm, until in self._ending if vfm not in due]
-        for vfm in due:
-            self._retire(vfm)
 
     def _tried(self, candidate: CandidateSpec, spec: TaskSpec, main: Vfm, former: Candidate | None) -> Candidate:
         if former is not None and _is_same(former, candidate, spec):
@@ -192,8 +174,9 @@ class Candidates:
         return Candidate(candidate, spec, since, vfm, compare=compare)
 
     def _end(self, candidates: Iterable[Candidate]) -> None:
-        until = self._clock() + self.grace
-        self._ending += [(each.vfm, until) for each in candidates if each.vfm is not None]
+        for each in candidates:
+            if each.vfm is not None:
+                self._ending.add(each.vfm, self.grace)
 
     def _publish(self, vfm: Vfm, now: Beside) -> None:
         others = {other: each for other, each in self.beside.items() if other is not vfm}

@@ -21,6 +21,7 @@ from fmplex_backend.repository.groups import GroupSpec
 from fmplex_backend.repository.tasks import BrokenTask, Entry, Repository, TaskSpec
 from fmplex_backend.serving.answer_cache import AnswerCache
 from fmplex_backend.serving.candidates import Candidates
+from fmplex_backend.serving.ending import Ending
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.serving.groups import Groups
 from fmplex_backend.serving.memory import give_back
@@ -49,6 +50,7 @@ from fmplex_backend.types import LEAST_WEIGHT, MAX_QUEUE_BYTES, Counts, Extensio
 log = logging.getLogger("fmplex")
 
 REMOVAL_GRACE_S = 2.0
+MOVED_GRACE_S = 30.0  # a load of a task may wait for a backbone's, and until it is through requests come as before
 LARGE_BYTES = 4 << 20  # of a version: more than a LoRA adapter and a head of a small encoder
 ALONE = Confinement()  # no roots beside a version itself
 RETRY_S = 5.0  # what raised when it was loaded is loaded again after this time
@@ -63,7 +65,8 @@ class Loader:
     Args:
         max_queue, max_queue_bytes, max_seconds: of vFMs whose task does not set them.
         slots: tags from 0 to slots - 1 exist.
-        grace: seconds that a task which was removed or moved is still served, where no other task claims its tag.
+        grace: seconds that a task which was removed is still served, where no other task claims its tag.
+        moved_grace: the same for one that has another tag or backbone now.
         confinement: what a version may have read.
         models: the server's.
         answers: where the answers of tasks are kept whose entry says `cache`.
@@ -80,13 +83,14 @@ class Loader:
         max_queue_bytes: int = MAX_QUEUE_BYTES,
         max_seconds: float = math.inf,
         grace: float = REMOVAL_GRACE_S,
+        moved_grace: float = MOVED_GRACE_S,
         confinement: Confinement = ALONE,
         models: Models | None = None,
         answers: AnswerCache | None = None,
     ) -> None:
         self.repository, self.runtime, self.engine = repository, runtime, engine
         self.max_queue, self.max_queue_bytes, self.max_seconds = max_queue, max_queue_bytes, max_seconds
-        self.slots, self.grace = slots, grace
+        self.slots, self.grace, self.moved_grace = slots, grace, moved_grace
         self.confinement = confinement
         self.models: Models = models or Unasked()
         self.answers = answers or AnswerCache(0)
@@ -98,7 +102,8 @@ class Loader:
             grace=grace,
         )
         self.groups = Groups(grace)
-        self.candidates = Candidates(self._load_version, self._attach_soon, self._retire_soon, engine.clock, grace)
+        self.ending = Ending(self._retire_soon, engine.clock)
+        self.candidates = Candidates(self._load_version, self._attach_soon, self.ending, grace)
         self.table: Table = {}
         self.standings: Sequence[Standing] = ()  # of every task, replaced as a whole like `table`
         self.log = TaskLog()
@@ -120,7 +125,7 @@ class Loader:
             except OSError as error:  # a file system that is away for a moment must not remove every task
                 log.error("the model repository cannot be read, the tasks stay as they are: %s", error)
                 return
-            self.tags.settle(self._entries)
+            self.tags.settle(self._entries, self._prefetching.reserved)
             entries = without_conflicts(
                 self._entries,
                 self.tags.claims.by_tag,
@@ -155,14 +160,26 @@ class Loader:
         try:
             if not self.repository.has(name):
                 return None
-            backbone = backbone_stepped_into(read_config(root / name / CONFIG))
-            spec = Repository(root, backbone).read_task(name) if backbone else None
+            proto = read_config(root / name / CONFIG)
+            backbone = backbone_stepped_into(proto)
+            spec = Repository(root, backbone).entry_of(name, proto) if backbone else None
         except (TaskProblem, OSError):
             return None
         if not isinstance(spec, TaskSpec) or backbone == self.repository.backbone:
             return None
         with self._refreshing:
             return self._prefetching.read(spec)
+
+    def reserve(self, name: str) -> tuple[int | None, float]:
+        """Keep the tag of a task that was read by `prefetch` for it, where no other task's requests may come with it.
+
+        Returns the tag, and the seconds that it is kept for; None where it is not. Any thread.
+        """
+        with self._refreshing:
+            return self._prefetching.reserve(name, self._is_free)
+
+    def _is_free(self, tag: int, name: str) -> bool:
+        return tag < self.slots and self.tags.is_free(tag, name)
 
     def _read(self, names: Iterable[str] | None) -> None:
         looked = None if names is None else set(names)
@@ -171,7 +188,10 @@ class Loader:
         self._entries = kept | found
 
     def _replace_table(self) -> None:
-        """Publish what answers each tag; vFMs that nothing refers to any more are retired after that."""
+        """Publish what answers each tag; vFMs that it does not refer to any more end after that.
+
+        Requests that were taken in by the former table may still be prepared, or about to be.
+        """
         table: dict[int, Answering] = {served.spec.vfm: served.vfm for served in self._served.values()}
         table = self.groups.table() | table
         for refused in self._refused.values():
@@ -180,26 +200,22 @@ class Loader:
         asked_for = {*self.tags.keepers, *self._leaving}
         table |= {tag: self._contested(tag, rivals) for tag, rivals in self.tags.rivals.items() if tag in asked_for}
         now = self.engine.clock()
-        ended = [
-            tag
-            for tag, (vfm, until) in self._leaving.items()
-            if tag in table or (now >= until and not vfm.preparing)  # what was taken in is still answered
-        ]
-        retired = [self._leaving.pop(tag)[0] for tag in ended]
+        ended = [tag for tag, (_, until) in self._leaving.items() if tag in table or now >= until]
+        replaced = [self._leaving.pop(tag) for tag in ended]
         leaving = {tag: vfm for tag, (vfm, _) in self._leaving.items()}
         self.table = table | leaving
         of_tasks = standings(self._served, self._refused, leaving)
         self.standings = (*of_tasks, *standings_of_groups(self.groups))
         self._published = self.tags.claims
-        for vfm in retired:  # the engine answers requests that were prepared by the former table
-            self._retire_soon(vfm)
-        self.candidates.retire_due()
+        for vfm, until in replaced:
+            self.ending.add(vfm, min(self.grace, max(0.0, until - now)))
+        self.ending.retire_due()
 
     @property
     def is_settled(self) -> bool:
         """Whether nothing changes before the repository does: False asks for another round soon."""
         waits = self.tags.rivals.keys() & self.tags.keepers.keys()
-        leaving = self._leaving or self.groups.leaving or not self.candidates.are_settled
+        leaving = self._leaving or self.groups.leaving or not self.ending.is_empty
         return not (waits or self.tags.newcomers or leaving) and self._prefetching.is_empty
 
     @property
@@ -375,11 +391,20 @@ class Loader:
     def _retire(self, change: Retire) -> None:
         spec, vfm = change.served.spec, change.served.vfm
         grace = 0.0 if change.cause == "refused" else self.grace
+        if change.cause == "moved" or (change.cause == "removed" and self._is_elsewhere(spec.name)):
+            grace = self.moved_grace
         self._leaving[spec.vfm] = (vfm, self.engine.clock() + grace)
         self.candidates.drop(vfm)
         self._served.pop(spec.name)
         if change.cause == "removed":
             self.log.removed(spec.name)
+
+    def _is_elsewhere(self, name: str) -> bool:
+        """Whether a task that is not in the entries any more is bound to another backbone."""
+        try:
+            return bool(backbone_stepped_into(read_config(self.repository.root / name / CONFIG)))
+        except TaskProblem:
+            return False
 
 
 def _set_part(vfm: Vfm, part: float, spec: TaskSpec) -> None:

@@ -1,9 +1,12 @@
-"""The version of a task that is about to be bound to this backbone, read before it is: then it is served at once."""
+"""The version of a task that is about to be bound to this backbone, read before it is: then it is served at once.
+
+Its tag can be kept for it, too: then the server can load the entry as soon as it is written.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from fmplex_backend.errors import TaskRefused
 from fmplex_backend.repository.check import check_entry
@@ -18,10 +21,10 @@ LEAST_APART_S, APART = 1.0, 10.0
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    name: str
-    version: Version
+    spec: TaskSpec  # its entry for the other backbone
     extensions: Extensions
     until: float
+    is_reserved: bool = False  # its tag
 
 
 class Prefetching:
@@ -54,16 +57,17 @@ class Prefetching:
         start = self._clock()
         self.drop_expired()
         kept = self._kept
-        if kept is not None and (kept.name, kept.version) == (spec.name, spec.version):
+        if kept is not None and _is_same(kept.spec, spec):
+            self._kept = replace(kept, spec=spec, is_reserved=kept.is_reserved and kept.spec.vfm == spec.vfm)
             return ""
         if self._refused is not None and self._refused[0] == spec:
             return self._refused[1]
-        another = kept is not None and kept.name != spec.name  # that is about to be bound here
+        another = kept is not None and kept.spec.name != spec.name  # that is about to be bound here
         if start < self._not_before or another:
             return None
         try:
             extensions = self._load(spec)
-            self._kept = _Kept(spec.name, spec.version, extensions, self._clock() + KEPT_S)
+            self._kept = _Kept(spec, extensions, self._clock() + KEPT_S)
             return ""
         except TaskRefused as error:
             self._refused = spec, str(error)
@@ -73,13 +77,35 @@ class Prefetching:
         finally:
             self._not_before = start + max(LEAST_APART_S, APART * (self._clock() - start))
 
+    def reserve(self, name: str, is_free: Callable[[int, str], bool]) -> tuple[int | None, float]:
+        """Keep the tag of the task that was read for it, as long as what was read; None where that cannot be.
+
+        Returns the tag, and the seconds that are left. The reservation is no claim: an entry is, and it ends with it.
+
+        Args:
+            is_free: whether no other task's requests may come with a tag here.
+        """
+        kept, left = self._kept, 0.0 if self._kept is None else self._kept.until - self._clock()
+        if kept is None or kept.spec.name != name or left <= 0 or not is_free(kept.spec.vfm, name):
+            return None, 0.0
+        self._kept = replace(kept, is_reserved=True)
+        return kept.spec.vfm, left
+
+    @property
+    def reserved(self) -> Mapping[int, str]:
+        """By tag, the task that it is kept for."""
+        kept = self._kept
+        if kept is None or not kept.is_reserved or self._clock() >= kept.until:
+            return {}
+        return {kept.spec.vfm: kept.spec.name}
+
     def take(self, spec: TaskSpec) -> Extensions | None:
         """What was read of the version of a task that is bound here now; None where it was not.
 
         Raises TaskRefused where its entry does not fit.
         """
         kept = self._kept
-        if kept is None or (kept.name, kept.version) != (spec.name, spec.version) or self._clock() >= kept.until:
+        if kept is None or not _is_same(kept.spec, spec) or self._clock() >= kept.until:
             return None
         self._kept = None
         self._not_before = float("-inf")  # the reading was of use, and the next one may be, too
@@ -92,4 +118,9 @@ class Prefetching:
         if kept is None or self._clock() < kept.until:
             return []
         self._kept = None
-        return [kept.version]
+        return [kept.spec.version]
+
+
+def _is_same(one: TaskSpec, other: TaskSpec) -> bool:
+    """Whether two entries are of one task, with the same files."""
+    return (one.name, one.version) == (other.name, other.version)

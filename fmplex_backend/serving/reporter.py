@@ -69,14 +69,20 @@ class Reporter:
 
     def _answer(self, call: Call, name: str, *, prefetch: bool = False) -> None:
         try:
-            prefetched = self.loader.prefetch(name) if prefetch else None
-            status = self.status(name).model_copy(update={"prefetched": prefetched})
+            ahead = self._read_ahead(name) if prefetch else {}
+            status = self.status(name).model_copy(update=ahead)
             document = status.model_dump_json().encode()
         except Exception as error:  # on the look-up thread it would end the process
             log.exception("telling the status")
             call.send(Failed(ExecutionFailed(f"the status cannot be told: {error}")), True)
             return
         call.send(Answer({STATUS.name: np.array([[document]], dtype=np.object_)}, NO_USAGE), True)
+
+    def _read_ahead(self, name: str) -> dict[str, Any]:
+        """Fields of the status that say whether a task can be bound here."""
+        prefetched = self.loader.prefetch(name)
+        tag, seconds = self.loader.reserve(name) if prefetched == "" else (None, 0.0)
+        return {"prefetched": prefetched, "reserved": tag, "reserved_s": seconds}
 
     def status(self, name: str = "") -> BackboneStatus:
         """The backbone as it is now, with all its tasks or the one that is named."""
@@ -167,8 +173,8 @@ class Reporter:
         return found.error if isinstance(found, Refusal) and isinstance(found.error, TagContested) else None
 
     def _closed(self) -> list[Closed]:
-        """With those of candidates that have just ended, on whose accounts nothing new comes."""
-        return [*(account_of(vfm) for vfm in self.loader.candidates.ending), *self.engine.closed]
+        """With those that are about to be, on whose accounts nothing new comes."""
+        return [*(account_of(vfm) for vfm in self.loader.ending.vfms), *self.engine.closed]
 
     def _account(self, vfm: Vfm, beside: Beside, running: Counter[Vfm]) -> dict[str, Any]:
         ahead_s = sum(map(self.engine.scheduler.ahead_s, beside.parts(vfm)))

@@ -56,6 +56,9 @@ class Claims:
         return {name: tag for tag, names in self.by_tag.items() for name in names}
 
 
+NONE_RESERVED: Mapping[int, str] = {}
+
+
 class Tags:
     """Decides, round by round, which task keeps a tag that several claim or that had another task before.
 
@@ -84,19 +87,29 @@ class Tags:
         self.newcomers: Mapping[int, tuple[str, ...]] = {}  # by tag: those that claim it and do not keep it
         # by tag: others than its last keeper whose requests may come with it
         self.rivals: Mapping[int, tuple[str, ...]] = {}
+        self._reserved: Mapping[int, str] = {}
         self.until = math.inf  # by the clock: when the first of them may send nothing any more, as far as that is known
         # by tag and task: until when its requests may come with it; None while that depends on the server
         self._senders: dict[int, dict[str, float | None]] = {}
 
-    def settle(self, entries: Mapping[str, Entry]) -> None:
-        """Take in what stands in the repository."""
+    def settle(self, entries: Mapping[str, Entry], reserved: Mapping[int, str] = NONE_RESERVED) -> None:
+        """Take in what stands in the repository.
+
+        Args:
+            reserved: by tag, the task that keeps it where it claims it, whoever else does.
+        """
+        self._reserved = reserved
         former = self.claims.tags()
         self.claims = Claims.of(entries, former)
         now = self.claims.tags()
         for name, tag in former.items():
             if now.get(name) != tag and (self.keepers[tag] == name or self.is_loaded(name) is not False):
                 self._senders.setdefault(tag, {})[name] = None
-        self.keepers = {tag: self._keeper(tag, names) for tag, names in self.claims.by_tag.items()}
+        keepers = {tag: self._keeper(tag, names) for tag, names in self.claims.by_tag.items()}
+        for tag, keeper in self.keepers.items():
+            if keepers.get(tag, keeper) != keeper:  # what it was sent may be on its way
+                self._senders.setdefault(tag, {})[keeper] = None
+        self.keepers = keepers
         self.newcomers = {
             tag: tuple(name for name in names if name != self.keepers[tag])
             for tag, names in self.claims.by_tag.items()
@@ -108,12 +121,18 @@ class Tags:
         ends = (until for senders in self._senders.values() for until in senders.values() if until is not None)
         self.until = min(ends, default=math.inf)
 
+    def is_free(self, tag: int, name: str) -> bool:
+        """Whether no other task claims a tag, and no requests of another may come with it."""
+        return tag not in self.claims.by_tag and not self._senders.get(tag, {}).keys() - {name}
+
     def may_send(self, name: str, tag: int) -> bool:
         """Whether the server may send a newcomer's requests now: asked when a request comes with a tag of several."""
         return name in self.rivals.get(tag, ()) or self.is_loaded(name) is not False
 
     def _keeper(self, tag: int, names: tuple[str, ...]) -> str:
-        """The one that has it; else the only one that is loaded; else the oldest."""
+        """The one it is reserved for; else that has it; else the only one that is loaded; else the oldest."""
+        if (holder := self._reserved.get(tag)) in names:
+            return str(holder)
         if (keeper := self.keepers.get(tag)) in names:
             return str(keeper)
         if len(names) == 1:

@@ -267,6 +267,9 @@ def _no_reply(reply: Reply, final: bool) -> None:
 # -- a loader with no model
 
 
+MOVED_TIMES = 15  # a task that has moved is answered for so many times the grace
+
+
 class LoaderRig:
     """A loader over the fake runtime; its engine runs when it is told to."""
 
@@ -282,6 +285,7 @@ class LoaderRig:
             max_queue=max_queue,
             slots=slots,
             grace=grace,
+            moved_grace=MOVED_TIMES * grace,
             models=self.models,
         )
 

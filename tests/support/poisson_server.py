@@ -173,6 +173,6 @@ class PoissonServer:
         """Every backbone serves every task."""
         return status(task(name, backbone=backbone))
 
-    def prefetch(self, backbone: str, name: str, timeout: float = 0) -> str:
+    def prefetch(self, backbone: str, name: str, timeout: float = 0) -> BackboneStatus:
         """None is refused."""
-        return ""
+        return status().model_copy(update={"prefetched": ""})

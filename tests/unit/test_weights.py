@@ -65,6 +65,13 @@ def test_a_pickle_under_that_name(tmp_path: Path) -> None:
     assert "not readable as safetensors" in refused(file).problem
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_numbers_whose_sum_is_none(tmp_path: Path, dtype: torch.dtype) -> None:
+    file = tmp_path / "weights.safetensors"
+    save_file({"large": torch.full((3,), torch.finfo(dtype).max, dtype=dtype)}, file)
+    assert bool(torch.isfinite(read_safetensors(file)["large"]).all())
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_values_that_are_no_numbers(tmp_path: Path, value: float, dtype: torch.dtype) -> None:

@@ -179,7 +179,7 @@ class Client(BaseClient):
 
         Args:
             prefetch: let it also read the version of this task, which is on another backbone and about to be bound to
-                this one; `prefetched` says what it found.
+                this one, and keep its tag for it; `prefetched` and `reserved` say what it found.
         """
         return run(self._status(backbone, task, self._deadline(timeout), prefetch=prefetch))
 

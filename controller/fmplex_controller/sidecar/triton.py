@@ -74,12 +74,12 @@ class Triton:
         """What a backbone tells of all its tasks, or of one after it has read the repository again."""
         return self._client.status(backbone, task, timeout=timeout)
 
-    def prefetch(self, backbone: str, task: str, timeout: float = ASK_S) -> str | None:
-        """Let a backbone read a task that is about to be bound to it; why it would refuse it, "" where it would not.
+    def prefetch(self, backbone: str, task: str, timeout: float = ASK_S) -> BackboneStatus:
+        """Let a backbone read a task that is about to be bound to it, and keep its tag for it.
 
-        None where it does not tell: it is an older one.
+        `prefetched` says why it would refuse it, "" where it would not, and None where it has not read it.
         """
-        return self._client.status(backbone, task, timeout=timeout, prefetch=True).prefetched
+        return self._client.status(backbone, task, timeout=timeout, prefetch=True)
 
     def probe(self, backbone: str) -> BackboneStatus | Miss:
         """What a backbone tells, or that its process does not answer.

@@ -218,3 +218,30 @@ def test_what_cannot_be_is_refused_and_nothing_written(
     with pytest.raises(TaskProblem, match=problem):
         Rebinding(root).rebind(task, backbone)
     assert (root / "a" / "config.pbtxt").read_bytes() == before
+
+
+@pytest.mark.parametrize("change", ["nothing", "its entry", "its version", "a new version"])
+def test_what_was_written_since_it_was_seen_is_told(root: Path, change: str) -> None:
+    repository = Rebinding(root)
+    seen = repository.seen("a")
+    assert (seen.backbone, seen.version.number) == (BASE, 1)
+    if change == "its entry":
+        write_config(root, "a", 1, weight=3.0)
+    elif change == "its version":
+        (root / "a" / "1" / "notes.txt").write_text("of its training")
+    elif change == "a new version":
+        write_version(root, "a", 2, EMBEDDING)
+    rebound = repository.rebind("a", "twin", seen=seen)
+    assert rebound is not None
+    assert rebound.as_seen == (change == "nothing")
+
+
+def test_nothing_is_as_it_was_seen_where_nobody_has_looked(root: Path) -> None:
+    rebound = Rebinding(root).rebind("a", "twin")
+    assert rebound is not None
+    assert not rebound.as_seen
+
+
+def test_what_is_bound_to_no_backbone_cannot_be_seen(root: Path) -> None:
+    with pytest.raises(TaskProblem, match="nothing"):
+        Rebinding(root).seen("nothing")

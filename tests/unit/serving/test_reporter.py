@@ -15,6 +15,7 @@ from service_fixtures import Gate, ServiceRig, until
 
 from fmplex_backend.serving.engine import AtWork
 from fmplex_backend.serving.intake import Call
+from fmplex_backend.serving.prefetching import KEPT_S
 from fmplex_backend.status import BackboneStatus, TaskStatus
 from fmplex_backend.types import MAX_QUEUE_BYTES, Answer, Failed, Reply
 
@@ -22,9 +23,9 @@ from fmplex_backend.types import MAX_QUEUE_BYTES, Answer, Failed, Reply
 class Asked:
     """A request for the status, and its one reply."""
 
-    def __init__(self, rig: ServiceRig, cells: Any) -> None:
+    def __init__(self, rig: ServiceRig, cells: Any, **parameters: str) -> None:
         self.replies: list[Reply] = []
-        rig.service.submit(Call({"TASK": cells}, ["STATUS"], {}, self._reply))
+        rig.service.submit(Call({"TASK": cells}, ["STATUS"], parameters, self._reply))
 
     def _reply(self, reply: Reply, final: bool) -> None:
         assert final
@@ -315,3 +316,12 @@ def test_a_hundred_tasks_take_little_time(tmp_path: Path) -> None:
         assert len(Asked(rig, bytes_of("")).status().tasks) == 100
         taken.append(time.perf_counter() - start)
     assert min(taken) < 0.02, "reading the answer included"
+
+
+def test_a_task_that_is_about_to_be_bound_here_is_read_and_its_tag_kept(rig: ServiceRig, tmp_path: Path) -> None:
+    write_task(tmp_path, "next", 9, backbone="other")
+    assert (status(rig, "next").prefetched, status(rig, "next").reserved) == (None, None)
+    found = Asked(rig, bytes_of("next"), prefetch="true").status()
+    assert (found.prefetched, found.reserved) == ("", 9)
+    assert 0 < found.reserved_s <= KEPT_S
+    assert found.tasks == (), "it is not bound here yet"

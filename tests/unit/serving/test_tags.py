@@ -117,6 +117,26 @@ def test_a_task_that_moved_is_no_rival_once_requests_come_with_its_new_tag(rig: 
     assert rig.tags.rivals == {}
 
 
+def test_a_tag_is_free_for_a_task_where_no_requests_of_another_can_come_with_it(rig: TagsRig) -> None:
+    rig.loaded = {"a"}
+    rig.settle(a=0)
+    assert not rig.tags.is_free(0, "b")
+    assert rig.tags.is_free(1, "b")
+    rig.settle(a=1)
+    assert rig.tags.is_free(0, "a"), "it was its own"
+    assert not rig.tags.is_free(0, "b")
+
+
+def test_one_that_had_a_tag_until_it_went_to_whom_it_was_kept_for_is_a_rival(rig: TagsRig) -> None:
+    """Requests that the server sent while it had the tag may be on their way, loaded as it may be or not."""
+    rig.settle(a=0)
+    rig.tags.settle({name: BrokenTask(name, 0, BROKEN) for name in "ab"}, {0: "b"})
+    assert (rig.tags.keepers, rig.tags.newcomers, rig.tags.rivals) == ({0: "b"}, {0: ("a",)}, {0: ("a",)})
+    rig.now += GRACE
+    rig.settle(a=0, b=0)
+    assert (rig.tags.keepers, rig.tags.rivals) == ({0: "b"}, {})
+
+
 def test_a_newcomer_that_was_never_loaded_is_no_rival(rig: TagsRig) -> None:
     rig.settle(a=0)
     rig.settle(a=0, b=0)

@@ -46,8 +46,8 @@ class Server:
     def status(self, backbone: str, name: str = "", timeout: float = 0) -> BackboneStatus:
         return status(task(name, backbone=backbone))
 
-    def prefetch(self, backbone: str, name: str, timeout: float = 0) -> str | None:
-        return ""
+    def prefetch(self, backbone: str, name: str, timeout: float = 0) -> BackboneStatus:
+        return status().model_copy(update={"prefetched": ""})
 
     def load(self, name: str) -> None:
         self.calls.append(name)

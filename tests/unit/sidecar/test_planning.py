@@ -124,8 +124,8 @@ class FakeTriton:
     def status(self, backbone: str, name: str = "", timeout: float = 0) -> BackboneStatus:
         return status(task(name))
 
-    def prefetch(self, backbone: str, name: str, timeout: float = 0) -> str | None:
-        return ""
+    def prefetch(self, backbone: str, name: str, timeout: float = 0) -> BackboneStatus:
+        return status().model_copy(update={"prefetched": ""})
 
     def load(self, name: str) -> None:
         self.calls.append(f"load {name}")

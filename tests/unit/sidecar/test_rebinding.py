@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,17 @@ from testing.repositories import write_backbone
 class FakeTriton:
     """Tells `told` of a task, one after the other, and raises `problem` when it is loaded.
 
-    `read` is what it finds before the entry is written. `loaded` is what each load has found in it: backbone and tag.
+    `read` is what it finds before the entry is written, and `reserved` the tag that it keeps then, if any. `loaded` is
+    what each load has found in it: backbone and tag.
     """
 
     def __init__(self, root: Path) -> None:
         self.root, self.calls = root, list[str]()
         self.told: list[dict[str, Any] | Exception | None] = [{}]
         self.read: Any = ""
+        self.reserved: int | None = None
+        self.reserved_s = 5.0
+        self.write: Callable[[], object] = lambda: None  # what somebody else does before the entry is written
         self.problem: ServerProblem | None = None
         self.loaded: list[tuple[str, int]] = []
 
@@ -45,14 +50,15 @@ class FakeTriton:
             raise told
         return status(*([] if told is None else [task(name, **told)]))
 
-    def prefetch(self, backbone: str, name: str, timeout: float = 0) -> str | None:
+    def prefetch(self, backbone: str, name: str, timeout: float = 0) -> BackboneStatus:
         self.calls.append(f"prefetch {backbone}: {sorted(Repository(self.root, backbone).read())}")
         with FileLock(self.root / LOCK, timeout=0):  # else others could not write meanwhile
             pass
         if isinstance(self.read, Exception):
             raise self.read
-        assert self.read is None or isinstance(self.read, str)
-        return self.read
+        self.write()
+        found = {"prefetched": self.read, "reserved": self.reserved, "reserved_s": self.reserved_s}
+        return status().model_copy(update=found)
 
     def load(self, name: str) -> None:
         self.calls.append(f"load {name}")
@@ -107,6 +113,56 @@ def test_an_older_backbone_has_the_task_before_the_server_loads_it(root: Path, j
     triton.read = None
     assert rebind(root, triton, "a", "twin", journal=journal, why="to see") is not None
     assert triton.calls == ["prefetch twin: []", "status twin: ['a']", "load a"]
+
+
+def test_where_its_tag_is_kept_for_it_the_server_loads_it_at_once(root: Path, journal: Journal) -> None:
+    triton: Any = FakeTriton(root)
+    triton.reserved = 1
+    moved = rebind(root, triton, "a", "twin", journal=journal, why="to see")
+    assert moved is not None
+    assert moved.tag == 1
+    assert triton.calls[0] == "prefetch twin: []"
+    assert sorted(triton.calls[1:]) == ["load a", "status twin: ['a']"], "in either order"
+
+
+@pytest.mark.parametrize("what", ["another tag", "too late", "another version", "another entry"])
+def test_what_was_not_agreed_is_agreed_before_the_server_loads_it(root: Path, journal: Journal, what: str) -> None:
+    triton: Any = FakeTriton(root)
+    triton.reserved = 1
+    if what == "another tag":
+        write_config(root, "b", 1)
+        write_version(root, "b", 1, text_task({"kind": "embedding"}))
+    elif what == "too late":
+        triton.reserved_s = rebinding.CHECK_S
+    elif what == "another version":
+        triton.write = lambda: write_version(root, "a", 2, text_task({"kind": "embedding"}))
+    else:
+        triton.write = lambda: write_config(root, "a", 1, weight=2.0)
+    assert rebind(root, triton, "a", "twin", journal=journal, why="to see") is not None
+    assert triton.calls == ["prefetch twin: []", "status twin: ['a']", "load a"]
+
+
+@pytest.mark.parametrize(
+    ("told_of_it", "problem", "message"),
+    [
+        ([{"state": "refused", "error": "why"}], None, "the backbone 'twin' refuses 'a': why"),
+        ([{"contested": True, "error": "VFM_1 is the tag of p"}], None, "VFM_1 is the tag of p"),
+        ([{"attached": False}, {"state": "refused", "error": "why"}], None, "the backbone 'twin' refuses 'a': why"),
+        ([None], None, "does not find 'a' in its model repository"),
+        ([DeadlineExceeded("no answer")], None, "no answer"),
+        ([{}], ServerProblem("it cannot be loaded"), "it cannot be loaded"),
+    ],
+)
+def test_what_is_refused_after_its_tag_was_kept_is_bound_and_loaded_as_it_was(
+    root: Path, journal: Journal, told_of_it: Any, problem: ServerProblem | None, message: str
+) -> None:
+    triton: Any = FakeTriton(root)
+    triton.reserved, triton.told, triton.problem = 1, list(told_of_it), problem
+    before = (root / "a" / "config.pbtxt").read_text()
+    with pytest.raises(FmplexError, match=message):
+        rebind(root, triton, "a", "twin", journal=journal, why="to see")
+    assert (root / "a" / "config.pbtxt").read_text() == before
+    assert triton.loaded == [("twin", 1), (BASE, 1)]
 
 
 def test_it_is_followed_until_the_engine_has_attached_it(root: Path, journal: Journal) -> None:
