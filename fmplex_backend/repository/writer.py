@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from google.protobuf import text_format
 
-from fmplex_backend.errors import BackboneRefused, TaskProblem, TaskRefused
+from fmplex_backend.errors import BackboneRefused, RepositoryLocked, TaskProblem, TaskRefused
 from fmplex_backend.families import family
 from fmplex_backend.repository.backbone import BackboneEntry
 from fmplex_backend.repository.candidates import without_candidates
@@ -344,7 +344,7 @@ class ModelRepository(RepositoryReader):
                 self._remove_leftovers()
                 yield
         except Timeout:
-            raise TaskProblem(
+            raise RepositoryLocked(
                 f"another process has held {self.root / LOCK} for {LOCK_S:.0f} s. Wait until it is done"
             ) from None
 

@@ -131,6 +131,8 @@ class Controller:
         self._ready_since.keep(models)
         self._gone_since.keep(gone)
         self._attempts = {name: attempt for name, attempt in self._attempts.items() if name in directories}
+        self._unwritten = {name: text for name, text in self._unwritten.items() if name in directories}
+        self.execution.forget_others(directories)
         backbones = {name for name, each in directories.items() if each.inspected.kind == "backbone"}
         self.probes.targets = frozenset(backbones & loaded)
         return Seen(directories, models, self._attempts, self._sick(backbones, directories, loaded, now), gone)
