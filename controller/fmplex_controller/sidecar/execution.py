@@ -142,7 +142,7 @@ class Execution:
         elif not action.confirms:
             log.info("%s is %s", action.name, "loaded as it is now" if action.again else "loaded")
             self.journal.tell("reloaded" if action.again else "loaded", action.name, action.why)
-        return Attempt(action.fingerprint, action.depends, error)
+        return Attempt(action.fingerprint, action.depends, error, action.again)
 
     def _refusal(self, action: Load, told: dict[str, BackboneStatus]) -> str:
         """Why a task's backbone refuses it, "" where it does not; raises ServerProblem where it does not say."""

@@ -150,7 +150,10 @@ class _Round:
         return attempt.error if attempt is not None and self._is_current(attempt, directory) else ""
 
     def _is_current(self, attempt: Attempt, directory: Directory) -> bool:
-        return (attempt.fingerprint, attempt.depends) == (directory.fingerprint, self._depends(directory))
+        """Whether it would come out the same now: somebody may have loaded by hand what could not be loaded then."""
+        by_hand = self._model(directory.name).ready and not attempt.again
+        as_then = (attempt.fingerprint, attempt.depends) == (directory.fingerprint, self._depends(directory))
+        return as_then and not by_hand
 
     def _depends(self, directory: Directory) -> str:
         """What an attempt goes by beside the directory: its backbone, or all of them where it is bound to none."""

@@ -35,6 +35,7 @@ class Attempt:
     fingerprint: str
     depends: str = ""  # what else the outcome depends on
     error: str = ""  # "" where it succeeded
+    again: bool = True  # it was loaded already; where it was not, somebody may have loaded it by hand since
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,3 +215,14 @@ def test_a_lock_that_others_hold_for_long_refuses_nobody(rig: Rig, monkeypatch: 
         assert rig.run(8) == ["load base", "load a"]
     assert sorted(rig.run(4)) == ["load b", "load c"]
     assert not [event for event in rig.events if event[0] in ("refused", "quarantined")]
+
+
+def test_what_is_loaded_by_hand_after_it_was_refused_is_taken_up_with_its_tasks(rig: Rig) -> None:
+    rig.write("a")
+    rig.triton.refuses["base"] = ServerProblem("no memory is left", "INTERNAL")
+    assert not rig.run(10)
+    assert "no memory is left" in rig.error("base")
+    rig.triton.refuses.clear()
+    rig.triton.load("base")
+    assert rig.run(5) == ["load base", "load a"]
+    assert not rig.error("base")
