@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,18 @@ class TestInspect:
         assert "task.json: (whole file): not readable as JSON" in found.problem
         shutil.rmtree(version)
         assert "there is no such version directory" in inspect(root, "a").problem
+
+    def test_an_entry_that_is_bound_anew_while_it_is_read(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write_task(root, "a", 1)
+        read = Repository.read_task
+
+        def bound_anew(repository: Repository, name: str) -> Any:
+            edit(file_of(root, "a"), f'"{BASE}"', '"second"')
+            return read(repository, name)
+
+        monkeypatch.setattr(Repository, "read_task", bound_anew)
+        with pytest.raises(OSError, match=r"a/config.pbtxt is being written"):
+            inspect(root, "a")
 
 
 class TestComplete:
