@@ -189,3 +189,18 @@ class TestComplete:
             Completion(root).complete("b")
         assert file_of(root, "a").read_text() == before
         assert not file_of(root, "b").exists()
+
+    def test_what_is_written_while_backbones_are_asked_stays(self, root: Path) -> None:
+        shutil.copytree(root / BASE, root / "second")
+        edit(file_of(root, "second"), f'name: "{BASE}"', 'name: "second"')
+
+        def prefer(name: str, fitting: Sequence[str]) -> str:
+            write_config(root, name, 5, weight=7.0, backbone="auto" if name == "a" else BASE)
+            return fitting[-1]
+
+        write_task(root, "a", 1, weight=3.0, backbone="auto")
+        write_version(root, "b", 1, EMBEDDING)
+        for name in "ab":
+            Completion(root, prefer).complete(name)
+        assert (served(root, "a", "second").weight, served(root, "a", "second").vfm) == (7.0, 5)
+        assert (served(root, "b").weight, served(root, "b").vfm) == (7.0, 5)
