@@ -80,7 +80,7 @@ class Journal:
         """Tell of what the block does, once it is done or has failed."""
         try:
             yield
-        except FmplexError as error:
+        except (FmplexError, OSError) as error:
             self.tell(kind, model, reason, str(error))
             raise
         self.tell(kind, model, reason)
