@@ -147,7 +147,9 @@ class _Round:
         if missing := self._missing_backbone(directory):
             return missing
         attempt = self.seen.attempts.get(directory.name)
-        return attempt.error if attempt is not None and self._is_current(attempt, directory) else ""
+        if attempt is None or directory.name in self.seen.sick:  # which is tried again until it is given up
+            return ""
+        return attempt.error if self._is_current(attempt, directory) else ""
 
     def _is_current(self, attempt: Attempt, directory: Directory) -> bool:
         """Whether it would come out the same now: somebody may have loaded by hand what could not be loaded then."""
