@@ -71,7 +71,7 @@ class Execution:
                     found[action.name] = self._load(action, told)
                 elif isinstance(action, Complete):
                     if not is_locked and (error := self._complete(action)):
-                        found[action.name] = Attempt(action.fingerprint, action.depends, error)
+                        found[action.name] = Attempt(action.fingerprint, action.depends, error, action.still_s)
                 elif isinstance(action, Unload):
                     self._unload(action)
             except ServerProblem as problem:
@@ -142,7 +142,7 @@ class Execution:
         elif not action.confirms:
             log.info("%s is %s", action.name, "loaded as it is now" if action.again else "loaded")
             self.journal.tell("reloaded" if action.again else "loaded", action.name, action.why)
-        return Attempt(action.fingerprint, action.depends, error, action.again)
+        return Attempt(action.fingerprint, action.depends, error, action.still_s, action.again)
 
     def _refusal(self, action: Load, told: dict[str, BackboneStatus]) -> str:
         """Why a task's backbone refuses it, "" where it does not; raises ServerProblem where it does not say."""

@@ -226,3 +226,17 @@ def test_what_is_loaded_by_hand_after_it_was_refused_is_taken_up_with_its_tasks(
     rig.triton.load("base")
     assert rig.run(5) == ["load base", "load a"]
     assert not rig.error("base")
+
+
+def test_what_was_refused_for_a_reason_that_has_passed_is_loaded_a_minute_later(rig: Rig) -> None:
+    rig.write("a")
+    rig.write("b", 2)
+    rig.triton.errors |= {"a": "a/1/decoder.safetensors: it cannot be read: Stale file handle", "b": "b/1: it is wrong"}
+    assert rig.run(10) == ["load base"]
+    assert "Stale file handle" in rig.error("a")
+    del rig.triton.errors["a"]
+    assert rig.run(40) == []
+    assert rig.run(20) == ["load a"]
+    assert not rig.error("a")
+    rig.run(600, 2.0)
+    assert rig.events.count(("refused", "b")) == 2
