@@ -115,6 +115,8 @@ class _Round:
         backbone = directory.inspected.backbone
         if backbone and backbone != AUTO and backbone not in self.seen.directories:
             return f"its backbone {backbone!r} is gone" if self.seen.gone_s.get(backbone, STILL_S) >= STILL_S else ""
+        if backbone in self.seen.directories and self.seen.directories[backbone].unloaded:
+            return f"the directory of its backbone {backbone!r} holds UNLOADED"
         for each in (name, backbone):
             sick = self.seen.sick.get(each)
             if sick is not None and sick.unload:

@@ -120,6 +120,11 @@ class TestUnload:
         assert one(reconcile(seen(backbone(), off, ready="base a"))) == Unload("a", "its directory holds UNLOADED")
         assert reconcile(seen(backbone(), off, ready="base")) == []
 
+    def test_tasks_are_unloaded_before_a_backbone_that_is_kept_so(self) -> None:
+        actions = reconcile(seen(backbone(unloaded=True), task("a", 1), task("z", 2), ready="base a z"))
+        assert names(actions, Unload) == ["a", "z", "base"]
+        assert actions[0] == Unload("a", "the directory of its backbone 'base' holds UNLOADED")
+
     def test_no_task_pulls_in_an_unloaded_backbone(self) -> None:
         assert reconcile(seen(backbone(unloaded=True), task("a", 1))) == []
 
