@@ -15,6 +15,7 @@
     |   |-- TaskRefused        a task's directory cannot be served                  INTERNAL
     |   `-- BackboneRefused    a backbone's config or environment is wrong          INTERNAL
     |-- TaskProblem            a task, its data or its place is not as it must be   INVALID_ARG
+    |   `-- RepositoryLocked   another process has held the repository's lock long  INVALID_ARG
     |-- ServerProblem          a server's answer to a client was an error           INTERNAL
     |   |-- Busy               the task's queue is full                             INTERNAL
     |   |-- ControlClosed      it wants its control key                           INTERNAL
@@ -160,6 +161,10 @@ class TaskProblem(FmplexError):
 
     code = "INVALID_ARG"
     reason = "task"
+
+
+class RepositoryLocked(TaskProblem):
+    """Another process is writing to the repository, and has been for long: nothing is wrong with the task."""
 
 
 class ServerProblem(FmplexError):

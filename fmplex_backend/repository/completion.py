@@ -32,14 +32,15 @@ class Completion(ModelRepository):
         A tag that another directory has, too, is replaced.
         """
         with self._locked():
+            is_there = (self.root / name / CONFIG).exists()
+            backbone = self._choose(name) if not is_there or self._unbound(self._proto(name)) else ""
+            # Backbones were asked, which may take seconds: what stands there now is what is completed.
             if not (self.root / name / CONFIG).exists():
-                return self._write_entry(name)
+                return self._write_entry(name, backbone)
             proto = self._proto(name)
             words = [] if proto.name in ("", name) else [f"its name, in the place of {proto.name!r}"]
             proto.name = name
-            steps = [step for step in proto.ensemble_scheduling.step if step.model_name == AUTO]
-            if steps and not (self.root / AUTO).is_dir():
-                backbone = self._choose(name)
+            if backbone and (steps := self._unbound(proto)):
                 for step in steps:
                     step.model_name = backbone
                 words.append(f"the backbone {backbone!r}")
@@ -47,6 +48,12 @@ class Completion(ModelRepository):
             if words:
                 self._replace_config(name, proto)
             return " and ".join(words)
+
+    def _unbound(self, proto: Any) -> list[Any]:
+        """The steps of an entry into whatever backbone fits."""
+        if (self.root / AUTO).is_dir():
+            return []
+        return [step for step in proto.ensemble_scheduling.step if step.model_name == AUTO]
 
     def _tag(self, name: str, proto: Any) -> list[str]:
         """Give an entry a tag, unless it has one to itself."""
@@ -65,8 +72,7 @@ class Completion(ModelRepository):
         put_tag(proto, backbone, tag)
         return [f"the tag VFM_{tag}"]
 
-    def _write_entry(self, name: str) -> str:
-        backbone = self._choose(name)
+    def _write_entry(self, name: str, backbone: str) -> str:
         tag = self._free_tag(name, backbone)
         pipeline = self._saved(self._version(name), backbone)
         proto = self._entry(name, backbone, pipeline, tag, Terms()).to_proto()

@@ -18,7 +18,8 @@ def set_unloaded(directory: Path, unloaded: bool) -> bool:
     if marker.exists() == unloaded:
         return False
     if unloaded:
-        marker.touch()
+        # A link that leads nowhere is not followed: the file would come into being elsewhere.
+        os.close(os.open(marker, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
     else:
         marker.unlink(missing_ok=True)
     return True

@@ -16,8 +16,8 @@ from fmplex_backend.repository.configs import (
     read_config,
 )
 from fmplex_backend.repository.groups import GroupSpec, is_group
-from fmplex_backend.repository.tasks import BrokenTask, Entry, ReadTask, Repository, TaskSpec
-from fmplex_backend.repository.versions import version_numbers
+from fmplex_backend.repository.tasks import BrokenTask, Entry, ReadTask, Repository, TaskSpec, is_hidden
+from fmplex_backend.repository.versions import is_directory, version_numbers
 
 
 class RepositoryReader:
@@ -125,7 +125,7 @@ class RepositoryReader:
         """Every directory that could be a model; raises TaskProblem where there is no repository."""
         if not self.root.is_dir():
             raise TaskProblem(f"there is no model repository {self.root}. Name a directory of Triton models")
-        return sorted(each.name for each in self.root.iterdir() if each.is_dir() and not each.name.startswith("."))
+        return sorted(each.name for each in self.root.iterdir() if not is_hidden(each.name) and is_directory(each))
 
     def slots(self, backbone: str) -> int:
         """How many tags a backbone has; raises BackboneRefused."""

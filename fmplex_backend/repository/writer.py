@@ -1,7 +1,7 @@
 """Writing tasks into a model repository atomically: a server sees the whole of a change, or nothing of it.
 
-Files are written into a staging directory beside the repository and renamed into place, under a lock; config.pbtxt is
-the last to change. Imports no torch.
+Files are written into a staging directory, beside the repository where that can be, and renamed into place, under a
+lock; config.pbtxt is the last to change. Imports no torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from google.protobuf import text_format
 
-from fmplex_backend.errors import BackboneRefused, TaskProblem, TaskRefused
+from fmplex_backend.errors import BackboneRefused, RepositoryLocked, TaskProblem, TaskRefused
 from fmplex_backend.families import family
 from fmplex_backend.repository.backbone import BackboneEntry
 from fmplex_backend.repository.candidates import without_candidates
@@ -99,7 +99,7 @@ class ModelRepository(RepositoryReader):
         """Raise the TaskProblem that `save` would raise whatever is saved, and where the disk is full or read-only."""
         self._tag_for(name, backbone, terms, held=held)
         folder = self.root.resolve()
-        for directory in (folder.parent, folder):
+        for directory in (self._staged_in, folder):
             if not os.access(directory, os.W_OK):
                 raise TaskProblem(f"{directory} cannot be written to. Save into another repository, or as its owner")
         free = shutil.disk_usage(folder).free
@@ -325,7 +325,7 @@ class ModelRepository(RepositoryReader):
 
     def _replace_config(self, name: str, proto: Any) -> None:
         # One file and no directory around it: each change of a directory may wait for the file system's journal.
-        descriptor, staging = tempfile.mkstemp(prefix=self._prefix, dir=self.root.resolve().parent)
+        descriptor, staging = tempfile.mkstemp(prefix=self._prefix, dir=self._staged_in)
         try:
             with open(descriptor, "w", encoding="utf-8") as file:
                 file.write(text_format.MessageToString(proto))
@@ -344,30 +344,39 @@ class ModelRepository(RepositoryReader):
                 self._remove_leftovers()
                 yield
         except Timeout:
-            raise TaskProblem(
+            raise RepositoryLocked(
                 f"another process has held {self.root / LOCK} for {LOCK_S:.0f} s. Wait until it is done"
             ) from None
 
     @property
     def _prefix(self) -> str:
-        """Of what is staged for this repository, which lies beside it; others may lie there too."""
+        """Of what is staged for this repository; others may lie beside it too."""
         return f".fmplex-staging-{self.root.resolve().name}-"
+
+    @property
+    def _staged_in(self) -> Path:
+        """Beside the repository, where no server looks; in it, hidden, where nothing beside it can be renamed into it.
+
+        That is so where it is a file system of its own, such as a container's volume, or its parent cannot be written.
+        """
+        root = self.root.resolve()
+        return root if os.path.ismount(root) or not os.access(root.parent, os.W_OK | os.X_OK) else root.parent
 
     def _remove_leftovers(self) -> None:
         """Remove what writers staged that were killed: under the lock nobody else stages anything for it."""
-        parent = self.root.resolve().parent
+        folder = self._staged_in
         staged = re.compile(re.escape(self._prefix) + r"[a-z0-9_]+")  # as `tempfile` names it
         with suppress(OSError):
-            for name in filter(staged.fullmatch, os.listdir(parent)):
+            for name in filter(staged.fullmatch, os.listdir(folder)):
                 with suppress(NotADirectoryError):
-                    shutil.rmtree(parent / name)
+                    shutil.rmtree(folder / name)
                     continue
-                os.unlink(parent / name)
+                os.unlink(folder / name)
 
     @contextmanager
     def _staging(self) -> Iterator[Path]:
         """A temporary directory on the repository's file system, which no server scans."""
-        folder = Path(tempfile.mkdtemp(prefix=self._prefix, dir=self.root.resolve().parent))
+        folder = Path(tempfile.mkdtemp(prefix=self._prefix, dir=self._staged_in))
         try:
             yield folder
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ def show(rows: Sequence[Row], columns: Sequence[str], first_to_go: Sequence[str]
 
 def as_fields(rows: Sequence[Row], columns: Sequence[str]) -> str:
     """Tabs between columns, and no blank in any cell: both `cut -f` and `awk` take it as it is."""
-    cells = [[row[column].replace(" ", "_") for column in columns] for row in rows]
+    cells = [[re.sub(r"\s", "_", row[column]) for column in columns] for row in rows]
     return "\n".join("\t".join(line) for line in [list(columns), *cells])
 
 

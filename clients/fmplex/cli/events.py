@@ -64,5 +64,5 @@ def line_of(event: Event, as_json: bool = False) -> str:
         return event.model_dump_json()
     outcome = "" if event.outcome == "done" else f" -> {' '.join(event.outcome.split())}"
     reason = f": {' '.join(event.reason.split())}" if event.reason else ""
-    model = f" {event.model}" if event.model else ""
+    model = f" {' '.join(event.model.split())}" if event.model else ""  # names may have ends of lines in them, too
     return f"{event.time.astimezone():%Y-%m-%d %H:%M:%S} {event.kind}{model}{reason}{outcome}"

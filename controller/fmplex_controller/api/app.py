@@ -67,13 +67,18 @@ class Source(Protocol):
 
 def make_app(source: Source, options: ApiOptions) -> FastAPI:
     """The application; `/openapi.json` describes it."""
-    # No /docs: FastAPI's page for it loads its scripts from elsewhere.
-    app = FastAPI(title="FMplex controller", version=metadata.version("fmplex"), docs_url=None, redoc_url=None)
+    # No /docs: FastAPI's page for it loads its scripts from elsewhere. Its /openapi.json would be open to everyone.
+    app = FastAPI(title="FMplex controller", version=metadata.version("fmplex"), openapi_url=None)
     if options.is_local:  # else a page elsewhere could have a browser of this host ask, by a name that leads here
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_HOSTS)
     doors = _Doors(source, options)
     app.include_router(_reading(source), dependencies=[Depends(doors.may_read)])
     app.include_router(_control(source), dependencies=[Depends(doors.may_control)])
+
+    @app.get("/openapi.json", include_in_schema=False, dependencies=[Depends(doors.may_read)])
+    def describe() -> dict[str, Any]:
+        return app.openapi()
+
     page = PAGE.read_text(encoding="utf-8")
     headers = _headers(page)
 

@@ -26,7 +26,7 @@ class OpenAiProcess(BesideProcess):
     def command(self) -> list[str]:
         return ["-m", MODULE, *self._options, self._server.grpc_url]
 
-    def ended(self, status: int, what_follows: str) -> None:
+    def ended(self, how: str, what_follows: str) -> None:
         """No journal tells of it."""
 
     def wait_ready(self) -> bool:

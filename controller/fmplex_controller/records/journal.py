@@ -52,19 +52,24 @@ class Journal:
 
     @staticmethod
     def opened(folder: Path, repository: Path, server: str) -> Journal:
-        """With log and ledger in a directory; with neither, and a line in the log that says why, where that fails."""
+        """With log and ledger in a directory; without what cannot be had, and a line in the log that says why."""
         try:
             make_folder(folder, repository, server)
             lock = FileLock(folder / "lock")
             lock.acquire(timeout=LOCK_S)
-            journal = Journal(EventLog(folder, CONTROLLER), Ledger(folder))
+            events = EventLog(folder, CONTROLLER)
         except Timeout:
             log.warning("%s: another controller records there already; this one records nothing", folder)
             return Journal()
         except (SetupProblem, OSError) as error:
             log.warning("neither events nor usage are recorded: %s", error)
             return Journal()
+        journal = Journal(events)
         journal.folder, journal._lock = folder, lock
+        try:
+            journal._ledger = Ledger(folder)
+        except SetupProblem as problem:
+            log.warning("usage is not recorded: %s", problem)
         return journal
 
     def tell(self, kind: str, model: str = "", reason: str = "", outcome: str = DONE) -> None:
@@ -80,7 +85,7 @@ class Journal:
         """Tell of what the block does, once it is done or has failed."""
         try:
             yield
-        except FmplexError as error:
+        except (FmplexError, OSError) as error:
             self.tell(kind, model, reason, str(error))
             raise
         self.tell(kind, model, reason)

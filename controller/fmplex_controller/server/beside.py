@@ -47,8 +47,8 @@ class BesideProcess(ABC):
         """Python's arguments."""
 
     @abstractmethod
-    def ended(self, status: int, what_follows: str) -> None:
-        """It has ended unasked, which is said on stderr."""
+    def ended(self, how: str, what_follows: str) -> None:
+        """It has ended unasked, or could not be started again, which is said on stderr."""
 
     def start(self) -> None:
         """Start it; the server's key reaches it as a variable, which other users cannot read."""
@@ -66,14 +66,23 @@ class BesideProcess(ABC):
         """Start it again where it has ended, after a pause that grows; to be called again and again."""
         if self._start_at is not None:
             if self._clock() >= self._start_at:
-                self.start()
+                self._start_again()
         elif self._process is not None and (code := self._process.poll()) is not None:
             self._process = None
-            pause = self._ends.add(self._clock())
-            again = f"given up; {self.without}" if pause is None else "started again"
-            print(f"fmplex: {self.name} ended with status {code}: {again}", file=sys.stderr, flush=True)
-            self.ended(code, again)
-            self._start_at = None if pause is None else self._clock() + pause
+            self._has_ended(f"with status {code}", f"ended with status {code}")
+
+    def _start_again(self) -> None:
+        try:
+            self.start()
+        except OSError as error:  # of this machine, which may have no memory or number left for a process
+            self._has_ended(f"it cannot be started: {error}", f"cannot be started: {error}")
+
+    def _has_ended(self, how: str, said: str) -> None:
+        pause = self._ends.add(self._clock())
+        again = f"given up; {self.without}" if pause is None else "started again"
+        print(f"fmplex: {self.name} {said}: {again}", file=sys.stderr, flush=True)
+        self.ended(how, again)
+        self._start_at = None if pause is None else self._clock() + pause
 
     def stop(self) -> None:
         """End it; nothing where it has ended."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Protocol
 
-from fmplex_backend.errors import NotReady, ServerExited
+from fmplex_backend.errors import NotReady, ServerExited, SetupProblem
 from fmplex_controller.records.journal import Journal
 from fmplex_controller.server.ends import Ends
 from fmplex_controller.server.process import Server
@@ -90,7 +90,7 @@ def _serve_again(server: Server, clock: Callable[[], float], companion: Companio
     while True:
         try:
             if has_ended:
-                server.restart()
+                _restart(server)
                 server.wait_ready()
                 print("fmplex: tritonserver serves again", file=sys.stderr, flush=True)
                 journal.tell("server-restarted", "", "it had ended unasked")
@@ -105,6 +105,13 @@ def _serve_again(server: Server, clock: Callable[[], float], companion: Companio
             print(f"fmplex: {reason} It is started again", file=sys.stderr, flush=True)
             has_ended = True
             _pause(server, pause)
+
+
+def _restart(server: Server) -> None:
+    try:
+        server.restart()
+    except (SetupProblem, OSError) as error:  # its repository may be away, or a port taken, for a moment
+        raise ServerExited(f"tritonserver could not be started: {str(error).rstrip('.')}.") from error
 
 
 def _pause(server: Server, seconds: float) -> None:

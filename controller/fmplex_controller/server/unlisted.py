@@ -30,9 +30,9 @@ def left_out(repository: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in sorted(os.listdir(repository)):
         path = repository / name
-        if not path.exists():
+        if not os.path.exists(path):  # nor can be followed
             found[name] = f"{path}: it is a link that leads nowhere, and Triton lists no model beside it. Remove it"
-        elif path.is_dir() and (reason := _misnamed(repository, name) or _fatal(path)):
+        elif os.path.isdir(path) and (reason := _misnamed(repository, name) or _fatal(path)):
             found[name] = reason
     return found | _kept_unloaded(repository, found)
 
@@ -40,7 +40,7 @@ def left_out(repository: Path) -> dict[str, str]:
 def _kept_unloaded(repository: Path, without: Mapping[str, str]) -> dict[str, str]:
     """Those with the file UNLOADED, and what would bring them along: tasks on them, and ensembles of them."""
     names = [name for name in _directories(repository) if name not in without]
-    found = {name: _marked(repository / name) for name in names if (repository / name / UNLOADED).exists()}
+    found = {name: _marked(repository / name) for name in names if os.path.exists(repository / name / UNLOADED)}
     uses: dict[str, set[str]] = {}
     for name in names if found else ():
         with contextlib.suppress(OSError):
@@ -68,7 +68,7 @@ def models_in(repository: Path) -> list[str]:
 
 
 def _directories(repository: Path) -> list[str]:
-    return sorted(name for name in os.listdir(repository) if (repository / name).is_dir())
+    return sorted(name for name in os.listdir(repository) if os.path.isdir(repository / name))
 
 
 def _fatal(directory: Path) -> str:

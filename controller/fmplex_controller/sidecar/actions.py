@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Complete:
-    """Write into a task's entry what it lacks; the outcome is remembered by `fingerprint` and `depends`."""
+    """Write into a task's entry what it lacks; the outcome is remembered by `fingerprint`, `depends`, `still_s`."""
 
     name: str
     fingerprint: str
     depends: str = ""
+    still_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class Load:
     again: bool = False  # it is loaded already
     confirms: bool = False  # and was so when this controller began: most likely nothing has changed
     why: str = field(default="", compare=False)
+    still_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

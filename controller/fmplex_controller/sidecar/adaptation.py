@@ -162,9 +162,14 @@ class Adaptation:
         statuses = {name: each.status for name, each in told.items()}
         known = self._known
         if known is None or self._stale or now - self._read_at > READ_S or statuses.keys() != known.asked:
-            self._stale, self._read_at = False, now
-            self._elastic = Backbones(self.root).elastic()
-            self._known = known = planning.read(self.root, statuses.values(), reuse=False)
+            self._stale = False
+            try:
+                elastic = Backbones(self.root).elastic()
+                self._known = known = planning.read(self.root, statuses.values(), reuse=False)
+            except (FmplexError, OSError):
+                self._stale = True  # what has changed is still to be read
+                raise
+            self._elastic, self._read_at = elastic, now
         return replace(known, statuses={name: statuses[name] for name in known.statuses})
 
     def _signal(self, known: Known, backbone: str, busy: float) -> Signal:

@@ -131,6 +131,8 @@ class Controller:
         self._ready_since.keep(models)
         self._gone_since.keep(gone)
         self._attempts = {name: attempt for name, attempt in self._attempts.items() if name in directories}
+        self._unwritten = {name: text for name, text in self._unwritten.items() if name in directories}
+        self.execution.forget_others(directories)
         backbones = {name for name, each in directories.items() if each.inspected.kind == "backbone"}
         self.probes.targets = frozenset(backbones & loaded)
         return Seen(directories, models, self._attempts, self._sick(backbones, directories, loaded, now), gone)
@@ -172,8 +174,20 @@ class Controller:
     def _take_in(self) -> None:
         for group, work in list(self._working.items()):
             if work.done():
-                self._attempts |= work.result()
+                attempts = work.result()
+                self._attempts |= attempts
                 del self._working[group]
+                for name, attempt in attempts.items():
+                    if attempt.error:
+                        self._refused(name, attempt.error)
+
+    def _refused(self, name: str, why: str) -> None:
+        with self._lock:
+            is_given_up = self.health.refused(name, why, self.clock())
+            reason = self.health.reason(name)
+        if is_given_up:
+            log.error("the backbone %s: %s", name, reason)
+            self.journal.tell("given-up", name, reason)
 
     def _report(self, action: Quarantine | Lift) -> None:
         written = self.execution.report(action)

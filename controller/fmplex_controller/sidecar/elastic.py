@@ -118,7 +118,7 @@ class Elastic:
         self._was_on: dict[tuple[str, str], float] = {}  # by task and backbone: when it was moved off it
         self._recent: deque[float] = deque()  # times of moves within the last minute
         self._left_at: dict[str, float] = {}  # by backbone: when its last task was moved off it
-        self._stopped_at: dict[str, float] = {}
+        self._tried_at: dict[tuple[str, str], float] = {}  # by what was done to which backbone
         self._start_at = float("-inf")  # no backbone is started before this time
         self._told_at: dict[str, float] = {}  # by overloaded backbone: when it was last seen to be so
 
@@ -189,8 +189,9 @@ class Elastic:
             return []
         plan = max_share(observed.situation, split=False, stop=False, only=names, pinned=pinned)
         for change in plan.starts:
-            if any(change.backbone.name in each.after for each in plan.moves):
-                return [Start(change.backbone.name, change.backbone.model, change.reason)]
+            name = change.backbone.name
+            if any(name in each.after for each in plan.moves) and self._may("start", name, now):
+                return [Start(name, change.backbone.model, change.reason)]
         return []
 
     # -- what is not needed any more
@@ -218,7 +219,7 @@ class Elastic:
                 for move in self._within_budget(fleet, moves):
                     self._left_at[name] = now
                     yield self._rebind(move, now)
-            elif now - self._left_at.get(name, float("-inf")) >= DRAIN_S and self._may_stop(name, now):
+            elif now - self._left_at.get(name, float("-inf")) >= DRAIN_S and self._may("stop", name, now):
                 yield Stop(name, f"for {self.settings.idle_s:g} s the others have had room for what is asked of it")
 
     def _failed(self, observed: Observed, now: float) -> Iterator[Stop]:
@@ -229,15 +230,15 @@ class Elastic:
             why = observed.failed.get(name, "")
             if not why and self._waits.seconds(name, True, now) >= LOAD_S:
                 why = f"it has not answered for {LOAD_S:g} s"
-            if why and self._may_stop(name, now):
+            if why and self._may("stop", name, now):
                 self._start_at = now + RETRY_S
                 yield Stop(name, f"it does not start, and none is started for {RETRY_S / 60:g} minutes: {why}")
 
-    def _may_stop(self, name: str, now: float) -> bool:
-        """Once a minute: that may fail."""
-        if now - self._stopped_at.get(name, float("-inf")) < MINUTE_S:
+    def _may(self, what: str, backbone: str, now: float) -> bool:
+        """Once a minute: that may fail, as where the repository cannot be written to."""
+        if now - self._tried_at.get((what, backbone), float("-inf")) < MINUTE_S:
             return False
-        self._stopped_at[name] = now
+        self._tried_at[what, backbone] = now
         return True
 
     # -- what keeps it from flapping
@@ -281,7 +282,7 @@ class Elastic:
         longest = max(self.settings.hold_s, MINUTE_S)
         self._was_on = {key: at for key, at in self._was_on.items() if now - at < self.settings.hold_s}
         self._moved_at = {task: at for task, at in self._moved_at.items() if now - at < longest}
-        self._stopped_at = {name: at for name, at in self._stopped_at.items() if now - at < MINUTE_S}
+        self._tried_at = {key: at for key, at in self._tried_at.items() if now - at < MINUTE_S}
         self._left_at = {name: at for name, at in self._left_at.items() if name in observed.started}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from fmplex.client.status import by_name
@@ -11,6 +11,7 @@ from fmplex_backend.errors import (
     ControlClosed,
     DeadlineExceeded,
     FmplexError,
+    RepositoryLocked,
     ServerProblem,
     TaskRefused,
     Unreachable,
@@ -37,7 +38,7 @@ class Execution:
     def __init__(self, root: Path, triton: Triton, journal: Journal, demands: Demands | None = None) -> None:
         self.root, self.triton, self.journal = root, triton, journal
         self._demands = demands or Demands()
-        self._said = ""  # the last problem that may pass
+        self._said: dict[str, str] = {}  # by directory, the last problem that may pass; by "" that of the server
 
     def report(self, action: Quarantine | Lift) -> bool:
         """Write or remove an ERROR.txt; whether that is done: the repository may be read-only."""
@@ -58,23 +59,36 @@ class Execution:
     def carry_out(self, actions: Sequence[Action]) -> Attempts:
         """One after the other; the attempts that are to be remembered.
 
-        Where the server or a backbone's process does not answer, the rest is left: the next round finds it again.
+        Where the server or a backbone's process does not answer, the rest is left: the next round finds it again. A
+        directory that cannot be written to holds up no other; nor does a lock, but for what would wait for it, too.
         """
         found: Attempts = {}
         told: dict[str, BackboneStatus] = {}
+        is_locked = False
         for action in actions:
             try:
                 if isinstance(action, Load):
                     found[action.name] = self._load(action, told)
                 elif isinstance(action, Complete):
-                    if error := self._complete(action):
-                        found[action.name] = Attempt(action.fingerprint, action.depends, error)
+                    if not is_locked and (error := self._complete(action)):
+                        found[action.name] = Attempt(action.fingerprint, action.depends, error, action.still_s)
                 elif isinstance(action, Unload):
                     self._unload(action)
-            except (ServerProblem, OSError) as error:
-                self._left_over(action, str(error))
+            except ServerProblem as problem:
+                self._left_over(action, "", str(problem))
                 break
+            except RepositoryLocked as locked:
+                is_locked = True
+                self._left_over(action, action.name, str(locked))
+            except OSError as failure:  # without the names in it: that of what is written aside is another each time
+                problem = f"{self.root / action.name}: {failure.strerror or failure}. Let the controller write there"
+                self._left_over(action, action.name, problem)
         return found
+
+    def forget_others(self, directories: Collection[str]) -> None:
+        """Of directories that are no more."""
+        for name in [name for name in list(self._said) if name and name not in directories]:
+            self._said.pop(name, None)
 
     def _unload(self, action: Unload) -> None:
         log.info("%s is unloaded: %s", action.name, action.why)
@@ -83,18 +97,22 @@ class Execution:
         self.triton.unload(action.name)
         self.journal.tell("unloaded", action.name, action.why)
 
-    def _left_over(self, action: Action, problem: str) -> None:
-        if problem != self._said:
-            self._said = problem
+    def _left_over(self, action: Action, of: str, problem: str) -> None:
+        """Say why it is left, once for each directory or for the server (`of`)."""
+        if self._said.get(of) != problem:
+            self._said[of] = problem
             log.warning("%s", problem)
             self.journal.tell("postponed", action.name, f"to {type(action).__name__.lower()} it", problem)
 
     def _complete(self, action: Complete) -> str:
         try:
             written = Completion(self.root, self._preferred).complete(action.name)
+        except (ServerProblem, RepositoryLocked):
+            raise
         except FmplexError as error:
             self.journal.tell("refused", action.name, "its entry is not complete", str(error))
             return str(error)
+        self._said.pop(action.name, None)
         if written:
             log.info("%s has been given %s", action.name, written)
             self.journal.tell("completed", action.name, f"it lacked {written}")
@@ -124,7 +142,7 @@ class Execution:
         elif not action.confirms:
             log.info("%s is %s", action.name, "loaded as it is now" if action.again else "loaded")
             self.journal.tell("reloaded" if action.again else "loaded", action.name, action.why)
-        return Attempt(action.fingerprint, action.depends, error)
+        return Attempt(action.fingerprint, action.depends, error, action.still_s, action.again)
 
     def _refusal(self, action: Load, told: dict[str, BackboneStatus]) -> str:
         """Why a task's backbone refuses it, "" where it does not; raises ServerProblem where it does not say."""

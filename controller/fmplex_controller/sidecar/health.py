@@ -86,6 +86,18 @@ class Health:
         self._end(patient, miss.reason, now)
         return True
 
+    def refused(self, backbone: str, why: str, now: float) -> bool:
+        """The server could not load it; whether it is given up now.
+
+        What could not be loaded since its process ended may find its memory free again a moment later: that is another
+        end. Nothing is tried again by itself that had not been served before.
+        """
+        patient = self._patients.get(backbone)
+        if patient is None or not patient.reason or patient.is_given_up:
+            return False
+        self._end(patient, why, now)
+        return patient.is_given_up
+
     def _end(self, patient: _Patient, reason: str, now: float) -> None:
         pause = patient.ends.add(now)
         patient.reason, patient.since, patient.unloaded, patient.misses = reason, now, False, 0

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+from fmplex_backend.errors import TaskProblem, TaskRefused
 from fmplex_backend.repository.directory import UNLOADED, fingerprint
 from fmplex_backend.repository.inspection import Inspected, inspect
 from fmplex_backend.repository.reader import RepositoryReader
 from fmplex_controller.sidecar.reconcile import BAD_S
 from fmplex_controller.sidecar.report import error_in
 from fmplex_controller.sidecar.seen import Directory, Since
+
+MODEL = Inspected("model")  # what is not known to be anything else
 
 
 class Observer:
@@ -34,8 +38,13 @@ class Observer:
         """Every directory by name; raises TaskProblem or OSError where the repository cannot be read."""
         with self._lock:
             changed, self._changed = self._changed, set()
+        try:
+            names = self._reader.names()
+        except (TaskProblem, OSError):
+            self.changed(changed)  # it is still to be looked at
+            raise
         found: dict[str, Directory] = {}
-        for name in self._reader.names():
+        for name in names:
             known = self._known.get(name)
             if known is None or changed is None or name in changed or known.still_s < BAD_S:
                 found[name] = self._look(name, known, now)
@@ -47,12 +56,20 @@ class Observer:
         return found
 
     def _look(self, name: str, known: Directory | None, now: float) -> Directory:
-        path = self.root / name
+        path, is_unloaded = self.root / name, known is not None and known.unloaded
         try:
             mark = fingerprint(path)
             is_known = known is not None and known.fingerprint == mark
             inspected = known.inspected if known is not None and is_known else inspect(self.root, name)
+            is_unloaded = (path / UNLOADED).exists()
+        except PermissionError as error:  # which does not pass by itself
+            mark, inspected = str(error), replace(known.inspected if known else MODEL, problem=_closed(path, error))
         except OSError as error:  # going away, or its file system is: it counts as changing
-            mark, inspected = f"{error} {now}", known.inspected if known else Inspected("model")
+            mark, inspected = f"{error} {now}", known.inspected if known else MODEL
         still = self._since.seconds(name, mark, now)
-        return Directory(name, mark, still, inspected, (path / UNLOADED).exists(), error_in(path))
+        return Directory(name, mark, still, inspected, is_unloaded, error_in(path))
+
+
+def _closed(path: Path, error: OSError) -> str:
+    problem, remedy = f"it cannot be read: {error.strerror}", "Let the controller's user and the server's read it"
+    return str(TaskRefused(error.filename or path, "(directory)", problem, remedy))

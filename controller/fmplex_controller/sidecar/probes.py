@@ -33,7 +33,10 @@ class Probes:
         """Until stopped."""
         with ThreadPoolExecutor(32, "fmplex-probe") as pool:
             while not stop.wait(self.period_s):
-                self.send(pool)
+                try:
+                    self.send(pool)
+                except RuntimeError as error:  # no thread can be started at the moment; those there are go on
+                    log.warning("backbones cannot be probed at the moment: %s", error)
 
     def send(self, pool: ThreadPoolExecutor) -> None:
         """Probe each of the targets once, but for those of which too many probes are under way."""

@@ -32,5 +32,5 @@ class SidecarProcess(BesideProcess):
     def command(self) -> list[str]:
         return ["-m", MODULE, *self._options, str(self._server.options.repository.resolve()), self._server.grpc_url]
 
-    def ended(self, status: int, what_follows: str) -> None:
-        self.journal.tell("controller-ended", "", f"with status {status}", what_follows)
+    def ended(self, how: str, what_follows: str) -> None:
+        self.journal.tell("controller-ended", "", how, what_follows)

@@ -15,6 +15,7 @@ from fmplex_controller.sidecar.seen import Attempt, Directory, Model, Seen
 
 STILL_S = 1.0  # a directory is loaded, and a model without a directory unloaded, after so long without a change
 BAD_S = 5.0  # what is wrong may be that a copy is not finished: it is said after so long without a change
+ONCE_MORE_S = 60.0  # what was refused is tried once more: another host may see changes of a shared file system so late
 DOWN_S = 2.0  # what others have unloaded is loaded again after so long: they may be about to load it themselves
 ABSENT = Model(ready=False, for_s=DOWN_S)
 
@@ -77,7 +78,7 @@ class _Round:
         leaving = any(self._model(name).ready for name in self.seen.gone_s)
         waits = task.still_s < STILL_S or task.unloaded or bool(self.problems[task.name]) or leaving
         if not waits and self._lacks(task) and (self._is_unbound(task) or task.inspected.backbone in self.slots_left):
-            yield Complete(task.name, task.fingerprint, self._depends(task))
+            yield Complete(task.name, task.fingerprint, self._depends(task), task.still_s)
 
     def _loads(self, directory: Directory) -> Iterator[Action]:
         name, model = directory.name, self._model(directory.name)
@@ -93,7 +94,8 @@ class _Round:
             return
         confirms = model.ready and name not in self.seen.attempts
         why = self._why_load(directory)
-        yield Load(name, directory.fingerprint, self._depends(directory), backbone, model.ready, confirms, why)
+        depends, still_s = self._depends(directory), directory.still_s
+        yield Load(name, directory.fingerprint, depends, backbone, model.ready, confirms, why, still_s)
 
     # -- what these go by
 
@@ -113,6 +115,8 @@ class _Round:
         backbone = directory.inspected.backbone
         if backbone and backbone != AUTO and backbone not in self.seen.directories:
             return f"its backbone {backbone!r} is gone" if self.seen.gone_s.get(backbone, STILL_S) >= STILL_S else ""
+        if backbone in self.seen.directories and self.seen.directories[backbone].unloaded:
+            return f"the directory of its backbone {backbone!r} holds UNLOADED"
         for each in (name, backbone):
             sick = self.seen.sick.get(each)
             if sick is not None and sick.unload:
@@ -147,10 +151,18 @@ class _Round:
         if missing := self._missing_backbone(directory):
             return missing
         attempt = self.seen.attempts.get(directory.name)
-        return attempt.error if attempt is not None and self._is_current(attempt, directory) else ""
+        if attempt is None or directory.name in self.seen.sick:  # which is tried again until it is given up
+            return ""
+        return attempt.error if self._is_current(attempt, directory) else ""
 
     def _is_current(self, attempt: Attempt, directory: Directory) -> bool:
-        return (attempt.fingerprint, attempt.depends) == (directory.fingerprint, self._depends(directory))
+        """Whether it would most likely come out the same now.
+
+        What could not be loaded then, somebody may have loaded by hand; or the reason may have been one that passes.
+        """
+        by_hand = self._model(directory.name).ready and not attempt.again
+        as_then = (attempt.fingerprint, attempt.depends) == (directory.fingerprint, self._depends(directory))
+        return as_then and not by_hand and not attempt.still_s < ONCE_MORE_S <= directory.still_s
 
     def _depends(self, directory: Directory) -> str:
         """What an attempt goes by beside the directory: its backbone, or all of them where it is bound to none."""

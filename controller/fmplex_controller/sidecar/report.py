@@ -27,7 +27,9 @@ def write_error(directory: Path, text: str) -> None:
     """Write the file at once as a whole; raises OSError where the directory cannot be written to."""
     aside = directory / f".{ERROR_FILE}.{os.getpid()}"
     try:
-        aside.write_text(f"{FRONT}{printable(text)}{BACK}", encoding="utf-8")
+        aside.unlink(missing_ok=True)  # a link there could lead anywhere
+        with aside.open("x", encoding="utf-8") as file:
+            file.write(f"{FRONT}{printable(text)}{BACK}")
         aside.replace(directory / ERROR_FILE)
     finally:
         with contextlib.suppress(OSError):

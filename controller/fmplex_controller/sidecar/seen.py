@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
@@ -35,6 +36,8 @@ class Attempt:
     fingerprint: str
     depends: str = ""  # what else the outcome depends on
     error: str = ""  # "" where it succeeded
+    still_s: float = math.inf  # for which its directory had been as it was
+    again: bool = True  # it was loaded already; where it was not, somebody may have loaded it by hand since
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,7 @@ def test_other_sites_cannot_ask_a_browser_to() -> None:
 
 def test_beyond_this_host_everything_but_the_empty_page_wants_the_token() -> None:
     asked = client(FakeSource("k3y"), "10.0.0.1", "t0ken")
-    for path in ("/v1/status", "/v1/events", "/v1/usage", "/metrics"):
+    for path in ("/v1/status", "/v1/events", "/v1/usage", "/metrics", "/openapi.json"):
         assert asked.get(path).status_code == 401
         assert asked.get(path, headers=bearer("")).status_code == 401
         assert asked.get(path, headers=bearer("t0ken")).status_code == 200

@@ -8,6 +8,8 @@ import pytest
 
 from fmplex.cli import columns
 from fmplex.cli.columns import as_fields, as_table, fitted
+from fmplex.cli.events import line_of
+from fmplex_controller.records.events import event_now
 
 ROWS = [
     {"task": "sentiment", "state": "serving", "figure": "accuracy 0.93", "tag": "1"},
@@ -58,3 +60,12 @@ def test_a_terminal_says_what_was_left_out(monkeypatch: pytest.MonkeyPatch, caps
     assert all(len(line) <= 57 for line in said[:-1])
     assert said[-1].startswith("(tag, figure: in a wider terminal")
     assert "ein-sehr-langer-name-für-eine-aufgabe" in said[2]
+
+
+def test_a_name_with_tabs_and_ends_of_lines_stays_in_its_cell() -> None:
+    name = "a\n2\tb"
+    assert as_fields([{"task": name, "tag": "1"}], ("task", "tag")).splitlines() == ["task\ttag", "a_2_b\t1"]
+
+
+def test_an_event_is_one_line_whatever_its_model_is_called() -> None:
+    assert len(line_of(event_now("loaded", "a\n2026-11-27 10:00:00 loaded b")).splitlines()) == 1

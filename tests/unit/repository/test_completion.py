@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,18 @@ class TestInspect:
         shutil.rmtree(version)
         assert "there is no such version directory" in inspect(root, "a").problem
 
+    def test_an_entry_that_is_bound_anew_while_it_is_read(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write_task(root, "a", 1)
+        read = Repository.read_task
+
+        def bound_anew(repository: Repository, name: str) -> Any:
+            edit(file_of(root, "a"), f'"{BASE}"', '"second"')
+            return read(repository, name)
+
+        monkeypatch.setattr(Repository, "read_task", bound_anew)
+        with pytest.raises(OSError, match=r"a/config.pbtxt is being written"):
+            inspect(root, "a")
+
 
 class TestComplete:
     def test_a_version_alone_gets_a_config(self, root: Path) -> None:
@@ -176,3 +189,18 @@ class TestComplete:
             Completion(root).complete("b")
         assert file_of(root, "a").read_text() == before
         assert not file_of(root, "b").exists()
+
+    def test_what_is_written_while_backbones_are_asked_stays(self, root: Path) -> None:
+        shutil.copytree(root / BASE, root / "second")
+        edit(file_of(root, "second"), f'name: "{BASE}"', 'name: "second"')
+
+        def prefer(name: str, fitting: Sequence[str]) -> str:
+            write_config(root, name, 5, weight=7.0, backbone="auto" if name == "a" else BASE)
+            return fitting[-1]
+
+        write_task(root, "a", 1, weight=3.0, backbone="auto")
+        write_version(root, "b", 1, EMBEDDING)
+        for name in "ab":
+            Completion(root, prefer).complete(name)
+        assert (served(root, "a", "second").weight, served(root, "a", "second").vfm) == (7.0, 5)
+        assert (served(root, "b").weight, served(root, "b").vfm) == (7.0, 5)

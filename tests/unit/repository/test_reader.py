@@ -105,3 +105,9 @@ def test_slots_that_are_no_number(root: Path, reader: RepositoryReader) -> None:
     edit(root / BACKBONE / "config.pbtxt", '"4"', '"many"')
     with pytest.raises(BackboneRefused, match=r"base/config\.pbtxt: parameters\.vfm_slots: .*'many'"):
         reader.slots(BACKBONE)
+
+
+def test_a_link_that_cannot_be_followed_hides_no_other(tmp_path: Path) -> None:
+    root = tiny_repository(tmp_path)
+    (root / "link").symlink_to("x" * 300)
+    assert RepositoryReader(root).names() == [BACKBONE]

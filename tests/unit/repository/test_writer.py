@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -378,3 +381,60 @@ def test_what_a_killed_writer_has_left_is_removed_and_nothing_else(root: Path) -
     ModelRepository(root).set("a", Terms(weight=2.0))
     assert not [each for each in ours if each.exists()]
     assert all(each.is_dir() for each in others)
+
+
+def is_beside(root: Path, path: str | os.PathLike[str]) -> bool:
+    return root.resolve() not in Path(path).resolve().parents
+
+
+def be_a_volume(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a repository be a file system of its own, as a container's volume is: a rename leads neither in nor out."""
+    is_mount = os.path.ismount
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == root.resolve() or is_mount(path))
+    for name in ("rename", "replace"):
+        rename = getattr(os, name)
+
+        def within(old: str, new: str, rename: Callable[[str, str], None] = rename) -> None:
+            if is_beside(root, old) != is_beside(root, new):
+                raise OSError(errno.EXDEV, "Invalid cross-device link")
+            rename(old, new)
+
+        monkeypatch.setattr(os, name, within)
+
+
+def test_a_repository_that_is_a_volume_is_written_to(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    be_a_volume(root, monkeypatch)
+    models = ModelRepository(root)
+    for version in (1, 2):
+        save(root, "a")
+        assert models.versions("a")[-1] == version
+    models.set("a", Terms(weight=2.0))
+    assert spec(root, "a").weight == 2.0
+    models.remove("a")
+    assert sorted(os.listdir(root)) == [".fmplex.lock", BASE]
+
+
+def test_a_repository_beside_which_nothing_can_be_written_is_written_to(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = os.access
+
+    def not_beside(path: str | os.PathLike[str], mode: int) -> bool:
+        return Path(path) != root.resolve().parent and access(path, mode)
+
+    monkeypatch.setattr(os, "access", not_beside)
+    monkeypatch.setattr(tempfile, "mkstemp", partial(inside_only, root, tempfile.mkstemp))
+    monkeypatch.setattr(tempfile, "mkdtemp", partial(inside_only, root, tempfile.mkdtemp))
+    ModelRepository(root).check_place("a", BASE, Terms())
+    save(root, "a")
+    left = root / f".fmplex-staging-{root.name}-abc_1234"
+    left.mkdir()
+    ModelRepository(root).set("a", Terms(weight=2.0))
+    assert spec(root, "a").weight == 2.0
+    assert not left.exists()
+
+
+def inside_only(root: Path, make: Callable[..., Any], *, prefix: str, dir: Path) -> Any:
+    if dir != root.resolve():
+        raise PermissionError(errno.EACCES, "Permission denied")
+    return make(prefix=prefix, dir=dir)

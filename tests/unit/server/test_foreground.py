@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fmplex_backend.errors import ServerExited
+from fmplex_backend.errors import ServerExited, SetupProblem
 from fmplex_controller.records.journal import Journal
 from fmplex_controller.server import foreground
 from fmplex_controller.server.ends import MOST
@@ -27,6 +28,7 @@ class Process:
         self.started = self.stopping = False
         self.calls: list[str] = []
         self.ends = 0  # so many times it ends unasked before it serves
+        self.problems: list[Exception] = []  # each keeps it from being started again once
 
     def start(self) -> None:
         self.started = True
@@ -39,6 +41,8 @@ class Process:
 
     def restart(self) -> None:
         self.calls.append("restart")
+        if self.problems:
+            raise self.problems.pop()
 
     def wait(self, timeout: float | None = None) -> int:
         if self.ends:
@@ -141,6 +145,19 @@ class TestForeground:
         assert capsys.readouterr().err.count("fmplex: status -8 It is started again") == 2
         restarts = ["server-ended", "server-restarted"] * 2
         assert companion.events == ["server-started", *restarts, "server-stopped"]
+
+    def test_where_it_cannot_be_started_for_a_moment_it_is_a_moment_later(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(foreground, "_pause", lambda server, seconds: None)
+        process, companion = Process(code=0, signals=1), Companion()
+        process.ends = 1
+        process.problems = [SetupProblem("there is no repository"), BlockingIOError(errno.EAGAIN, "no process is left")]
+        assert serve(process, companion) == 0
+        assert process.calls == ["restart"] * 3 + ["terminate", "stop"]
+        assert "tritonserver could not be started: there is no repository. It is started" in capsys.readouterr().err
+        ends = ["server-ended"] * 3
+        assert companion.events == ["server-started", *ends, "server-restarted", "server-stopped"]
 
     def test_but_not_for_ever(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(foreground, "_pause", lambda server, seconds: None)

@@ -26,13 +26,14 @@ def spoilt(repository: Path) -> Path:
         (repository / name / "1").mkdir(parents=True)
     (repository / "fatal" / str(2**63)).mkdir()
     (repository / "dangling").symlink_to("nowhere")
+    (repository / "endless").symlink_to("x" * 300)
     (repository / "a file").touch()
     return repository
 
 
 def test_what_is_left_out_and_why(spoilt: Path) -> None:
     reasons = left_out(spoilt)
-    assert list(reasons) == ["dangling", "fatal", LATIN]
+    assert list(reasons) == ["dangling", "endless", "fatal", LATIN]
     assert "leads nowhere" in reasons["dangling"]
     assert str(2**63) in reasons["fatal"]
     assert "Rename" in reasons[LATIN]

@@ -11,11 +11,14 @@ from backend_fixtures import text_task, write_config, write_version
 from live_server import status, task
 from task_fixtures import BASE, tiny_repository
 
+from fmplex_backend.errors import TaskProblem
+from fmplex_backend.repository.configs import Terms
 from fmplex_backend.repository.reader import RepositoryReader
+from fmplex_backend.repository.writer import ModelRepository
 from fmplex_backend.status import BackboneStatus, Cost
 from fmplex_controller.records.events import Event
 from fmplex_controller.records.journal import Journal
-from fmplex_controller.sidecar.adaptation import Adaptation, ElasticOptions
+from fmplex_controller.sidecar.adaptation import Adaptation, ElasticOptions, _Told
 from fmplex_controller.sidecar.backbones import Backbones
 from fmplex_controller.sidecar.elastic import Settings
 from fmplex_controller.sidecar.planning import Limits
@@ -236,3 +239,17 @@ def test_options_cross_the_command_line() -> None:
     options = ElasticOptions(Settings(moves_per_minute=3, start=False), Limits(memory=5))
     flag, text = options.arguments
     assert (flag, ElasticOptions.of(text)) == ("--elastic", options)
+
+
+def test_what_changes_while_the_repository_is_away_is_read_when_it_is_back(rig: Rig) -> None:
+    told = [_Told(each, rig.server.now) for each in rig.server.told()]
+    read = {each.status.name: each for each in told}
+    root = rig.server.root
+    assert rig.adaptation._read(read, 0.0).specs["a"][1].weight == 1.0
+    ModelRepository(root).set("a", Terms(weight=2.0))
+    rig.adaptation.changed({"a"})
+    root.rename(root.with_name("away"))
+    with pytest.raises(TaskProblem, match="there is no model repository"):
+        rig.adaptation._read(read, 1.0)
+    root.with_name("away").rename(root)
+    assert rig.adaptation._read(read, 2.0).specs["a"][1].weight == 2.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,11 +12,14 @@ from typing import Any
 import pytest
 from backend_fixtures import write_version
 from controller_rig import EMBEDDING, Rig
+from filelock import FileLock
 from live_server import status
 from task_fixtures import BASE, tiny_repository
 
 from fmplex_backend.errors import ServerProblem, Unreachable
+from fmplex_backend.repository import writer
 from fmplex_backend.repository.configs import read_config
+from fmplex_backend.repository.writer import ModelRepository
 from fmplex_controller.sidecar.adaptation import ElasticOptions
 from fmplex_controller.sidecar.controller import POLL_S, SOON_S
 from fmplex_controller.sidecar.seen import Miss
@@ -184,3 +188,55 @@ def test_the_file_unloaded_comes_and_goes(rig: Rig) -> None:
     (rig.root / "a" / "UNLOADED").unlink()
     assert rig.run(5) == ["load a"]
     assert rig.events[2:] == [("kept-unloaded", "a"), ("unloaded", "a"), ("released", "a"), ("loaded", "a")]
+
+
+def test_directories_that_cannot_be_written_to_hold_up_no_other(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    aside = itertools.count()
+
+    def refuse(_models: ModelRepository, _name: str, _proto: Any) -> None:
+        raise PermissionError(13, "Permission denied", f"/.fmplex-staging-{next(aside)}")
+
+    rig.write("a")
+    for name in "bc":
+        shutil.copytree(rig.root / "a", rig.root / name)
+    with monkeypatch.context() as patched:
+        patched.setattr(ModelRepository, "_replace_config", refuse)
+        assert rig.run(10) == ["load base", "load a"]
+    assert [event for event in rig.events if event[0] == "postponed"] == [("postponed", "b"), ("postponed", "c")]
+    assert sorted(rig.run(4)) == ["load b", "load c"]
+
+
+def test_a_lock_that_others_hold_for_long_refuses_nobody(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "LOCK_S", 0.0)
+    rig.write("a")
+    for name in "bc":
+        shutil.copytree(rig.root / "a", rig.root / name)
+    with FileLock(rig.root / writer.LOCK):
+        assert rig.run(8) == ["load base", "load a"]
+    assert sorted(rig.run(4)) == ["load b", "load c"]
+    assert not [event for event in rig.events if event[0] in ("refused", "quarantined")]
+
+
+def test_what_is_loaded_by_hand_after_it_was_refused_is_taken_up_with_its_tasks(rig: Rig) -> None:
+    rig.write("a")
+    rig.triton.refuses["base"] = ServerProblem("no memory is left", "INTERNAL")
+    assert not rig.run(10)
+    assert "no memory is left" in rig.error("base")
+    rig.triton.refuses.clear()
+    rig.triton.load("base")
+    assert rig.run(5) == ["load base", "load a"]
+    assert not rig.error("base")
+
+
+def test_what_was_refused_for_a_reason_that_has_passed_is_loaded_a_minute_later(rig: Rig) -> None:
+    rig.write("a")
+    rig.write("b", 2)
+    rig.triton.errors |= {"a": "a/1/decoder.safetensors: it cannot be read: Stale file handle", "b": "b/1: it is wrong"}
+    assert rig.run(10) == ["load base"]
+    assert "Stale file handle" in rig.error("a")
+    del rig.triton.errors["a"]
+    assert rig.run(40) == []
+    assert rig.run(20) == ["load a"]
+    assert not rig.error("a")
+    rig.run(600, 2.0)
+    assert rig.events.count(("refused", "b")) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -395,3 +396,15 @@ def test_every_move_takes_load_off_what_is_overloaded_to_where_it_fits(one: Worl
                 assert one.asked()[action.backbone] <= TIGHT + 1e-6
                 assert one.asked()[action.former] < before[action.former]
         assert places == one.places or actions
+
+
+def test_a_backbone_that_cannot_be_written_is_tried_once_a_minute() -> None:
+    world = World({"a": 0.7, "b": 0.7}, {"a": "base", "b": "base"}, ["base"])
+    tried = []
+    for _ in range(500):
+        tried += [
+            world.now for action in world.elastic.decide(world.observed(), world.now) if isinstance(action, Start)
+        ]
+        world.now += world.step_s
+    assert len(tried) == 4
+    assert all(later - earlier >= 60.0 for earlier, later in pairwise(tried))

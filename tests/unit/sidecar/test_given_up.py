@@ -136,15 +136,29 @@ def test_a_load_by_hand_of_what_dies_again_is_no_beginning(beside: Beside) -> No
     assert beside.is_given_up()
 
 
+def test_one_that_cannot_be_loaded_at_once_is_tried_again(beside: Beside) -> None:
+    rig = beside.rig
+    rig.triton.dead.add(BASE)
+    rig.triton.refuses[BASE] = ServerProblem("no memory is left", "INTERNAL")
+    assert rig.run(5.0, probes=True) == ["unload a", "unload base"]
+    assert beside.state()[0] == "dead"
+    rig.triton.refuses.clear()
+    rig.triton.dead.clear()
+    assert rig.run(15.0, probes=True) == ["load base", "load a"]
+    assert beside.state() == ("serving", "")
+    assert not beside.events("quarantined")
+
+
 def test_one_that_cannot_be_loaded_again_is_not_tried_over_and_over(beside: Beside) -> None:
     rig = beside.rig
     rig.triton.dead.add(BASE)
     rig.triton.refuses[BASE] = ServerProblem("no memory is left", "INTERNAL")
     assert rig.run(60.0, probes=True) == ["unload a", "unload base"]
-    assert beside.state()[0] == "dead"
+    assert beside.state()[0] == "given up"
     assert "Triton does not load it: no memory is left" in rig.error(BASE)
     assert not rig.run(HOUR_S, 20.0, probes=True)
-    assert len(beside.events("refused")) == 1
+    assert len(beside.events("refused")) == MOST
+    assert len(beside.events("given-up")) == 1
     rig.triton.refuses.clear()
     rig.triton.dead.clear()
     mend(rig)

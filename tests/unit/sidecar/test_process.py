@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fmplex_controller.server import beside as beside_module
 from fmplex_controller.server.key import ControlKey
 from fmplex_controller.server.options import ServerOptions
 from fmplex_controller.sidecar import process as process_module
@@ -100,3 +102,27 @@ def test_it_runs_until_it_is_stopped(rig: Rig) -> None:
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     rig.sidecar.stop()
+
+
+def test_a_machine_that_can_start_none_at_the_moment_may_a_second_later(
+    rig: Rig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.set("WAITS", "")
+    rig.sidecar.start()
+    assert rig.process.wait(20) == 0
+    rig.sidecar.keep()
+    with monkeypatch.context() as patched:
+        patched.setattr(beside_module.subprocess, "Popen", refuse)
+        rig.sidecar.keep()
+    assert rig.process is None
+    rig.now += 1.0
+    rig.sidecar.keep()
+    assert rig.process is not None
+    said = capsys.readouterr().err
+    assert (
+        "fmplex: the controller cannot be started: [Errno 11] Resource temporarily unavailable: started again" in said
+    )
+
+
+def refuse(*_: Any, **__: Any) -> None:
+    raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")

@@ -9,7 +9,7 @@ import pytest
 
 from fmplex_backend.repository.inspection import Inspected
 from fmplex_controller.sidecar.actions import Action, Complete, Lift, Load, Quarantine, Unload
-from fmplex_controller.sidecar.reconcile import BAD_S, DOWN_S, STILL_S, reconcile
+from fmplex_controller.sidecar.reconcile import BAD_S, DOWN_S, ONCE_MORE_S, STILL_S, reconcile
 from fmplex_controller.sidecar.seen import Attempt, Directory, Model, Seen, Sick, Since
 
 LONG = 100.0
@@ -93,6 +93,17 @@ class TestLoad:
         for other in (replace(failed, fingerprint="before"), replace(failed, depends="before")):
             assert names(reconcile(replace(now, attempts={**now.attempts, "a": other})), Load) == ["a"]
 
+    def test_what_failed_soon_is_tried_once_more_a_minute_later(self) -> None:
+        """The server's host may not have seen yet what was written on this one, or its file system was away."""
+        soon = Attempt("a-files", "base-files", "its backbone does not find it", still_s=STILL_S)
+        for still_s, last, loads in (
+            (ONCE_MORE_S - 0.1, soon, []),
+            (ONCE_MORE_S, soon, ["a"]),
+            (2 * ONCE_MORE_S, replace(soon, still_s=ONCE_MORE_S), []),
+        ):
+            now = seen(backbone(), task("a", 1, still_s), ready="base")
+            assert names(reconcile(replace(now, attempts={**now.attempts, "a": last})), Load) == loads
+
 
 class TestUnload:
     def test_one_whose_directory_is_gone_after_a_while(self) -> None:
@@ -108,6 +119,11 @@ class TestUnload:
         off = replace(task("a", 1), unloaded=True)
         assert one(reconcile(seen(backbone(), off, ready="base a"))) == Unload("a", "its directory holds UNLOADED")
         assert reconcile(seen(backbone(), off, ready="base")) == []
+
+    def test_tasks_are_unloaded_before_a_backbone_that_is_kept_so(self) -> None:
+        actions = reconcile(seen(backbone(unloaded=True), task("a", 1), task("z", 2), ready="base a z"))
+        assert names(actions, Unload) == ["a", "z", "base"]
+        assert actions[0] == Unload("a", "the directory of its backbone 'base' holds UNLOADED")
 
     def test_no_task_pulls_in_an_unloaded_backbone(self) -> None:
         assert reconcile(seen(backbone(unloaded=True), task("a", 1))) == []
