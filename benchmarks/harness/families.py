@@ -75,7 +75,8 @@ class Measured:
         model: makes what the backbone's config names, in a folder if need be.
         hidden: the width of its vectors.
         heads: of which a set of tasks takes ten, in turn.
-        points: at which throughput is measured; fairness at the last one.
+        points: at which throughput is measured.
+        fair: at which shares are.
         seconds: of a round of throughput, and of the load of which the shares are taken.
         part: of transformers' model, that adapters are on; "": all of it.
     """
@@ -86,6 +87,7 @@ class Measured:
     bmax: int
     heads: tuple[Recipe, ...]
     points: tuple[Point, ...]
+    fair: Point
     seconds: tuple[float, float]
     part: str = ""
 
@@ -98,7 +100,11 @@ class Measured:
 
     def rivals(self, weights: Mapping[str, float]) -> list[Task]:
         """Classifiers with these weights."""
-        return [self._task(name, POOLED[0], parameters={"weight": f"{weight:g}"}) for name, weight in weights.items()]
+        encoder = dict(self.fair.encoder)
+        return [
+            self._task(name, POOLED[0], encoder=encoder, parameters={"weight": f"{weight:g}"})
+            for name, weight in weights.items()
+        ]
 
     def _task(self, name: str, recipe: Recipe, **more: Any) -> Task:
         reads = self.points[0].reads
@@ -111,7 +117,6 @@ class Measured:
             "family": self.family,
             "truncates": False,
             "reads": (reads.name, data_type, dims),
-            "encoder": dict(self.points[0].encoder),
         }
         return Task(name, 0, **{**own, **recipe, **more})
 
@@ -226,28 +231,39 @@ FORECASTS: tuple[Recipe, ...] = tuple(
     for steps in (24, 96)
 )
 PICTURES = Reads("IMAGE_BYTES")
-VISION = Measured(
-    "vision-encoder",
-    _dino,
-    384,
-    8,
-    (
-        *POOLED,
-        {"decoder": "classification", "options": {"pooling": "cls"}},
-        {"decoder": "embedding", "options": {"pooling": "cls"}},
-    ),
-    (Point("224 x 224", PICTURES, photograph),),
-    (8.0, 24.0),
+BY_CLASS_TOKEN: tuple[Recipe, ...] = tuple(
+    {"decoder": kind, "options": {"pooling": "cls"}} for kind in ("classification", "embedding")
 )
-SERIES = Measured("time-series", _patchtst, 96, 32, (*FORECASTS, *POOLED), (_series_of(1), _series_of(32)), (3.0, 8.0))
+CLIPS = Point("clips of 2 s", Reads("AUDIO_BYTES"), clip)
+VISION = Measured(
+    family="vision-encoder",
+    model=_dino,
+    hidden=384,
+    bmax=8,
+    heads=(*POOLED, *BY_CLASS_TOKEN),
+    points=(Point("224 x 224", PICTURES, photograph),),
+    fair=Point("112 x 112", PICTURES, photograph, encoder={"side": 112}),  # more batches in as many seconds
+    seconds=(4.0, 20.0),
+)
+SERIES = Measured(
+    family="time-series",
+    model=_patchtst,
+    hidden=96,
+    bmax=32,
+    heads=(*FORECASTS, *POOLED),
+    points=(_series_of(1), _series_of(32)),
+    fair=_series_of(1),
+    seconds=(2.0, 5.0),
+)
 AUDIO = Measured(
-    "audio-encoder",
-    _whisper,
-    384,
-    32,
-    POOLED,
-    (Point("clips of 2 s", Reads("AUDIO_BYTES"), clip),),
-    (5.0, 16.0),
-    "encoder",
+    family="audio-encoder",
+    model=_whisper,
+    hidden=384,
+    bmax=32,
+    heads=POOLED,
+    points=(CLIPS,),
+    fair=CLIPS,
+    seconds=(3.0, 12.0),
+    part="encoder",
 )
 BY_FAMILY = {each.family: each for each in (VISION, SERIES, AUDIO)}
