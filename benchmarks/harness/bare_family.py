@@ -49,12 +49,16 @@ class BareFamily(Child):
 # -- in the process
 
 
+def _settings(model: str) -> dict[str, Any]:
+    return {"model": model, "threads": 1, "dtype": subject().dtype}
+
+
 def _vision(model: str) -> tuple[Prepare, Forward]:
     from fmplex_backend.families.vision_encoder.huggingface import load_backbone
     from fmplex_backend.families.vision_encoder.parameters import VisionEncoderConfig
     from fmplex_backend.families.vision_encoder.preprocessing import ImageReader
 
-    loaded = load_backbone(VisionEncoderConfig(model=model, threads=1, dtype=subject().dtype), FILE, DEVICE)
+    loaded = load_backbone(VisionEncoderConfig.model_validate(_settings(model)), FILE, DEVICE)
     reader = ImageReader("IMAGE_BYTES", loaded.preprocessor, None)
 
     def prepare(contents: list[bytes]) -> tuple[Tensor, ...]:
@@ -73,7 +77,7 @@ def _audio(model: str) -> tuple[Prepare, Forward]:
     from fmplex_backend.families.audio_encoder.parameters import AudioEncoderConfig
     from fmplex_backend.families.audio_encoder.preprocessing import AudioReader
 
-    loaded = load_backbone(AudioEncoderConfig(model=model, threads=1, dtype=subject().dtype), FILE, DEVICE)
+    loaded = load_backbone(AudioEncoderConfig.model_validate(_settings(model)), FILE, DEVICE)
     reader, encoder = AudioReader("AUDIO_BYTES", loaded.preprocessor, SILENCE), loaded.model
     own: list[int] = []
 
@@ -125,7 +129,7 @@ def main() -> None:
     torch.set_num_threads(1)
     prepare, forward = LOAD[setup["family"]](setup["model"])
     measured = BY_FAMILY[setup["family"]]
-    size = max(1, measured.bmax // measured.points[setup["point"]].rows)
+    size: int = max(1, measured.bmax // measured.points[setup["point"]].rows)
     contents = [base64.b64decode(each) for each in setup["inputs"]]
     batches = [contents[start : start + size] for start in range(0, len(contents) - size + 1, size)]
     ready = list(map(prepare, batches))

@@ -205,7 +205,13 @@ def _whisper(folder: Path) -> str:
     sizes: dict[str, Any] = {"num_mel_bins": 80, "d_model": 384, "max_source_positions": 1500}
     encoder: dict[str, Any] = {"encoder_layers": 4, "encoder_attention_heads": 6, "encoder_ffn_dim": 1536}
     decoder: dict[str, Any] = {"decoder_layers": 1, "decoder_attention_heads": 6, "decoder_ffn_dim": 64}
-    tokens = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    tokens: dict[str, Any] = {
+        "vocab_size": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 1,
+    }
     torch.manual_seed(0)
     model: Any = WhisperModel(WhisperConfig(**sizes, **encoder, **decoder, **tokens))
     model.save_pretrained(folder / "whisper")
