@@ -97,13 +97,18 @@ def _audio(model: str) -> tuple[Prepare, Forward]:
 
 
 def _series(model: str) -> tuple[Prepare, Forward]:
-    from fmplex_backend.families.time_series.huggingface import load_backbone
+    from transformers import AutoConfig, AutoModel
+
+    from fmplex_backend.families.time_series.huggingface import load_backbone, served_config
     from fmplex_backend.families.time_series.parameters import TimeSeriesConfig
     from fmplex_backend.families.time_series.preprocessing import Preprocessor, SeriesReader
 
     config = TimeSeriesConfig(model=model, threads=1)
     loaded = load_backbone(config, FILE, DEVICE)
     reader = SeriesReader(Preprocessor(loaded.anatomy, config.max_channels), None, None, 0)
+    # Not the loaded model, in which transformers' modules are laid out for speed.
+    own = served_config(AutoConfig.from_pretrained(loaded.directory), loaded.anatomy.architecture)
+    plain: Any = AutoModel.from_pretrained(loaded.directory, config=own).eval()
 
     def prepare(contents: list[bytes]) -> tuple[Tensor, ...]:
         series = np.stack([np.frombuffer(content, dtype=np.float32) for content in contents])
@@ -112,7 +117,7 @@ def _series(model: str) -> tuple[Prepare, Forward]:
         return torch.from_numpy(np.stack(values)), torch.from_numpy(np.stack(observed))
 
     def forward(values: Tensor, observed: Tensor) -> Tensor:
-        states: Tensor = loaded.model(past_values=values, past_observed_mask=observed).last_hidden_state
+        states: Tensor = plain(past_values=values, past_observed_mask=observed).last_hidden_state
         return states.mean(dim=(1, 2))
 
     return prepare, forward

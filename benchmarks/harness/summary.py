@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.experiments import capacity, churn, groups, sharing
+from benchmarks.experiments import capacity, churn, families, groups, sharing
 
 Row = dict[str, Any]
 
@@ -40,6 +40,14 @@ def _throughput(kind: str) -> Callable[[Results], str]:
     def said(results: Results) -> str:
         long, short = (results.row("throughput", kind=kind, tokens=tokens)["ratio"] for tokens in (64, 16))
         return f"{long:.2f} ({short:.2f})"
+
+    return said
+
+
+def _of_family(experiment: str, point: str) -> Callable[[Results], str]:
+    def said(results: Results) -> str:
+        head, lora = (results.row(experiment, what="throughput", kind=kind, point=point) for kind in ("head", "lora"))
+        return f"{head['ratio']:.2f} ({lora['ratio']:.2f})"
 
     return said
 
@@ -128,6 +136,19 @@ LINES = (
         "throughput",
         _throughput("head"),
         "0.97 (0.87)",
+    ),
+    *(
+        Line(
+            f"the same of 10 tasks with heads (with LoRA) on {what}",
+            experiment,
+            _of_family(experiment, point),
+            f"{families.TARGETS['head']:g} ({families.TARGETS['lora']:g})",
+        )
+        for what, experiment, point in (
+            ("DINOv2-small, pictures of 224 x 224", "vision", "224 x 224"),
+            ("a small PatchTST, series of 32 channels", "series", "32 channels"),
+            ("an encoder as Whisper tiny.en's, clips of 2 s", "audio", "clips of 2 s"),
+        )
     ),
     Line(
         "answers per second of 10 head-only tasks asked the same texts, times those of separate texts, 64 tokens (16)",
