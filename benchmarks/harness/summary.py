@@ -45,11 +45,10 @@ def _throughput(kind: str) -> Callable[[Results], str]:
 
 
 def _of_family(experiment: str, point: str) -> Callable[[Results], str]:
-    def said(results: Results) -> str:
-        head, lora = (results.row(experiment, what="throughput", kind=kind, point=point) for kind in ("head", "lora"))
-        return f"{head['ratio']:.2f} ({lora['ratio']:.2f})"
+    def ratio(results: Results, kind: str) -> str:
+        return f"{results.row(experiment, what='throughput', kind=kind, point=point)['ratio']:.2f}"
 
-    return said
+    return lambda results: f"{ratio(results, 'head')} ({ratio(results, 'lora')})"
 
 
 def _mean(layout: str, tasks: int) -> Callable[[Results], str]:
