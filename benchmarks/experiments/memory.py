@@ -10,6 +10,7 @@ meanwhile.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,13 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
 
 
 def _row(kind: str, few: int, many: int, target: float, rounds: int) -> dict[str, Any]:
-    seen = interleave({"few": lambda _: memory(kind, few), "many": lambda _: memory(kind, many)}, rounds)
+    return {"kind": kind} | compared(lambda count: memory(kind, count), few, many, target, rounds)
+
+
+def compared(memory: Callable[[int], float], few: int, many: int, target: float, rounds: int) -> dict[str, Any]:
+    """What `memory` says of so many tasks, in turns."""
+    seen = interleave({"few": lambda _: memory(few), "many": lambda _: memory(many)}, rounds)
     return {
-        "kind": kind,
         "few": few,
         "many": many,
         "target": target,

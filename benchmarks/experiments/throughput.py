@@ -39,14 +39,17 @@ def measure(arm: Arm, kinds: dict[str, list[str]], tokens: int, generator: Gener
 
 
 def _row(kind: str, tokens: int, outcomes: list[Outcome], limit: list[float]) -> dict[str, Any]:
+    target = TARGETS_IN.get(subject().dtype, TARGETS)[kind, tokens]
+    return {"kind": kind, "tokens": tokens, "target": target} | of_bare(outcomes, limit)
+
+
+def of_bare(outcomes: list[Outcome], limit: list[float]) -> dict[str, Any]:
+    """Rounds through the server against those of the bare loop; raises where a request failed."""
     if failures := sum(each.failures for each in outcomes):
-        raise RuntimeError(f"{failures} requests failed")
+        raise RuntimeError(f"{failures} requests failed: {[each.errors for each in outcomes]}")
     rates = [each.per_second for each in outcomes]
     ratios = [a / b for a, b in zip(rates, limit, strict=True)]
     return {
-        "kind": kind,
-        "tokens": tokens,
-        "target": TARGETS_IN.get(subject().dtype, TARGETS)[kind, tokens],
         "ratio": statistics.median(ratios),
         "ratio_min": min(ratios),
         "ratio_max": max(ratios),

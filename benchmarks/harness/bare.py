@@ -10,6 +10,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
+from itertools import count
 
 import torch
 from transformers import AutoModel, AutoTokenizer
@@ -34,6 +36,16 @@ class Bare(Child):
         return float(self.ask({"seconds": seconds}))
 
 
+def rate(run: Callable[[int], int], seconds: float) -> float:
+    """Items per second of a step that is called with its number, and says how many items it has run."""
+    done, start = 0, time.perf_counter()
+    for number in count():
+        done += run(number)
+        if (now := time.perf_counter()) - start >= seconds:
+            break
+    return done / (now - start)
+
+
 def main() -> None:
     """Answer every line of stdin with a rate."""
     logging.disable_progress_bar()
@@ -47,23 +59,20 @@ def main() -> None:
     model = AutoModel.from_pretrained(model_directory(), dtype=own.dtype).to(device).eval()
     batches = [setup["texts"][i : i + setup["batch"]] for i in range(0, len(setup["texts"]), setup["batch"])]
 
-    def loop(seconds: float) -> float:
-        done, start = 0, time.perf_counter()
-        while (now := time.perf_counter()) - start < seconds or not done:
-            batch = batches[(done // setup["batch"]) % len(batches)]
-            tokens = tokenizer(batch, padding=True, truncation=True, return_tensors="pt")
-            whole = bool(tokens["attention_mask"].all())
-            with torch.inference_mode():
-                mask = None if whole else tokens["attention_mask"].to(device)
-                states = model(input_ids=tokens["input_ids"].to(device), attention_mask=mask).last_hidden_state
-                states.float().mean(dim=1).cpu().numpy()
-            done += len(batch)
-        return done / (now - start)
+    def run(number: int) -> int:
+        batch = batches[number % len(batches)]
+        tokens = tokenizer(batch, padding=True, truncation=True, return_tensors="pt")
+        whole = bool(tokens["attention_mask"].all())
+        with torch.inference_mode():
+            mask = None if whole else tokens["attention_mask"].to(device)
+            states = model(input_ids=tokens["input_ids"].to(device), attention_mask=mask).last_hidden_state
+            states.float().mean(dim=1).cpu().numpy()
+        return len(batch)
 
-    loop(0.5)
+    rate(run, 0.5)
     print(0, flush=True)
     for line in sys.stdin:
-        print(loop(json.loads(line)["seconds"]), flush=True)
+        print(rate(run, json.loads(line)["seconds"]), flush=True)
 
 
 if __name__ == "__main__":

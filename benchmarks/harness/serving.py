@@ -45,6 +45,15 @@ def service_seconds(server: Serving) -> dict[str, float]:
     return {task: value for (family, task, _), value in samples if family == "fmplex_service_seconds_total"}
 
 
+def received_seconds(server: Serving) -> dict[str, float]:
+    """The same with the seconds of preparing their requests, which count for a task's share too."""
+    found: dict[str, float] = {}
+    for (family, task, _), value in server.metrics().items():
+        if family in ("fmplex_service_seconds_total", "fmplex_preparation_seconds_total"):
+            found[task] = found.get(task, 0.0) + value
+    return found
+
+
 def pss_mib(server: Serving) -> float:
     """Proportional set size of tritonserver and its models' processes, summed."""
     processes = (server.process, *server.stubs().values())

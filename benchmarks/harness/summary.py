@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.experiments import capacity, churn, groups, sharing
+from benchmarks.experiments import capacity, churn, families, groups, sharing
 
 Row = dict[str, Any]
 
@@ -42,6 +42,13 @@ def _throughput(kind: str) -> Callable[[Results], str]:
         return f"{long:.2f} ({short:.2f})"
 
     return said
+
+
+def _of_family(experiment: str, point: str) -> Callable[[Results], str]:
+    def ratio(results: Results, kind: str) -> str:
+        return f"{results.row(experiment, what='throughput', kind=kind, point=point)['ratio']:.2f}"
+
+    return lambda results: f"{ratio(results, 'head')} ({ratio(results, 'lora')})"
 
 
 def _mean(layout: str, tasks: int) -> Callable[[Results], str]:
@@ -128,6 +135,19 @@ LINES = (
         "throughput",
         _throughput("head"),
         "0.97 (0.87)",
+    ),
+    *(
+        Line(
+            f"the same of 10 tasks with heads (with LoRA) on {what}",
+            experiment,
+            _of_family(experiment, point),
+            f"{families.TARGETS['head']:g} ({families.TARGETS['lora']:g})",
+        )
+        for what, experiment, point in (
+            ("DINOv2-small, pictures of 224 x 224", "vision", "224 x 224"),
+            ("a small PatchTST, series of 32 channels", "series", "32 channels"),
+            ("an encoder as Whisper tiny.en's, clips of 2 s", "audio", "clips of 2 s"),
+        )
     ),
     Line(
         "answers per second of 10 head-only tasks asked the same texts, times those of separate texts, 64 tokens (16)",

@@ -7,6 +7,7 @@ copies, checks) would make the generator, and not the server, the bottleneck on 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import gc
 import itertools
@@ -23,19 +24,27 @@ import grpc
 from tritonclient.grpc import service_pb2
 
 from benchmarks.load import http
-from benchmarks.load.plan import OUTPUTS, Outcome, Plan, Stream
+from benchmarks.load.plan import OUTPUTS, TEXT, Outcome, Plan, Reads, Stream
 from benchmarks.load.record import Record, summary
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
 
-def message(task: str, text: str, *, usage: bool, slo_ms: float = 0.0, outputs: Sequence[str] = OUTPUTS) -> bytes:
-    """A serialised ModelInferRequest of one text."""
+def message(
+    task: str,
+    text: str,
+    *,
+    usage: bool,
+    slo_ms: float = 0.0,
+    outputs: Sequence[str] = OUTPUTS,
+    reads: Reads = TEXT,
+) -> bytes:
+    """A serialised ModelInferRequest of one text, or of what `reads` says."""
     request = service_pb2.ModelInferRequest(model_name=task)
-    request.inputs.add(name="TEXT", datatype="BYTES", shape=[1, 1])
-    data = text.encode()
-    request.raw_input_contents.append(struct.pack("<I", len(data)) + data)
-    for output in (*outputs, "usage") if usage else outputs:
+    request.inputs.add(name=reads.name, datatype=reads.datatype, shape=[1, *reads.dims])
+    data = text.encode() if reads == TEXT else base64.b64decode(text)
+    request.raw_input_contents.append(struct.pack("<I", len(data)) + data if reads.datatype == "BYTES" else data)
+    for output in (*outputs, "usage") if usage and outputs else outputs:
         request.outputs.add(name=output)
     if slo_ms:
         request.parameters["slo_ms"].string_param = f"{slo_ms:g}"
@@ -137,7 +146,9 @@ class Sender:
             elif self.plan.protocol == "http":
                 found = http.message(self.plan.url, task, text, stream.outputs, slo_ms)
             else:
-                found = message(task, text, usage=self.plan.usage, slo_ms=slo_ms, outputs=stream.outputs)
+                found = message(
+                    task, text, usage=self.plan.usage, slo_ms=slo_ms, outputs=stream.outputs, reads=stream.reads
+                )
             self._messages[task, text] = found
         return found
 

@@ -14,6 +14,18 @@ OUTPUTS = ("SCORES", "LABEL")
 
 
 @dataclass(frozen=True, slots=True)
+class Reads:
+    """The input of a stream's requests; dims of one item. Of others than TEXT, each text is its content in base64."""
+
+    name: str = "TEXT"
+    datatype: str = "BYTES"
+    dims: tuple[int, ...] = (1,)
+
+
+TEXT = Reads()
+
+
+@dataclass(frozen=True, slots=True)
 class Stream:
     """Requests that go to `tasks` in turn, with `texts` in turn.
 
@@ -28,8 +40,9 @@ class Stream:
     slo_ms: float = 0.0  # answers within it are counted; 0: none
     ask_slo: bool = False  # send it with each request, too
     together: bool = False
-    outputs: Sequence[str] = OUTPUTS  # that are asked for
+    outputs: Sequence[str] = OUTPUTS  # that are asked for; none: all that the task has (gRPC only)
     ids: str = ""  # what the requests' ids begin with, before a number that counts up; "": they have none (gRPC only)
+    reads: Reads = TEXT  # another one over gRPC only
 
     @property
     def name(self) -> str:
@@ -60,7 +73,11 @@ class Plan:
     @staticmethod
     def from_json(document: dict[str, Any]) -> Plan:
         """What `to_json` has written."""
-        streams = [Stream(**stream | {"outputs": tuple(stream["outputs"])}) for stream in document.pop("streams")]
+        streams = []
+        for stream in document.pop("streams"):
+            name, datatype, dims = stream["reads"].values()
+            reads = Reads(name, datatype, tuple(dims))
+            streams.append(Stream(**stream | {"outputs": tuple(stream["outputs"]), "reads": reads}))
         return Plan(streams=streams, **document)
 
 

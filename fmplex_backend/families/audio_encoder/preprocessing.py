@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fmplex_backend.errors import InvalidRequest
 from fmplex_backend.families.audio_encoder.clips import RATE, Array, check_samples, check_seconds, decoded
+from fmplex_backend.families.audio_encoder.spectrum import Spectrum, extracted
 
 FRAMES = 2  # of features, that become a token: the second convolution has this stride
 
@@ -58,6 +59,7 @@ class Preprocessor:
         self.extractor, self.window, self.most = extractor, window, most
         self.samples_per_token = FRAMES * int(extractor.hop_length)
         self.margin = FRAMES * int(extractor.n_fft)  # zeros after the last frame: the transform mirrors the end
+        self.spectrum = Spectrum.of(extractor)
 
     def read(self, samples: Array, silence: float) -> list[Frames]:
         """Samples [n] -> one row; of a clip longer than the window, equal parts, a row each."""
@@ -72,13 +74,9 @@ class Preprocessor:
         # The extractor's own features of the whole window, as far as they are read: what follows is as silent. Only at
         # the end of the window itself does it reflect what is before.
         margin = 0 if length == self.window else self.margin
-        found = self.extractor(
-            samples,
-            sampling_rate=RATE,
-            padding="max_length",
-            max_length=length * self.samples_per_token + margin,
-            return_tensors="np",
-        )["input_features"][0]
+        if self.spectrum is not None and margin:
+            return Frames(self.spectrum.features(samples, FRAMES * length).tobytes(), own, length)
+        found = extracted(self.extractor, samples, length * self.samples_per_token + margin)
         features = np.ascontiguousarray(found[:, : FRAMES * length], dtype=np.float32)
         return Frames(features.tobytes(), own, length)
 

@@ -31,6 +31,7 @@ class Architecture:
         package: what has the class, where that is not transformers, whose AutoModel then does not know the model
             without its head; `install`: how to have it.
         unread: fields that a backbone's config must not have set, and why.
+        transposed: classes of modules whose answers are views that Linears after them take slowly.
     """
 
     run: Callable[[Any, Any, Any], Ran]
@@ -42,6 +43,7 @@ class Architecture:
     package: str = ""
     install: str = ""
     unread: tuple[tuple[str, str], ...] = ()
+    transposed: tuple[str, ...] = ()
 
     def forecasts_any(self, config: Any) -> bool:
         """Whether a config's head forecasts each channel by itself, all by the same weights."""
@@ -86,6 +88,7 @@ ARCHITECTURES = {
         _masked_by("past_observed_mask"),
         lambda config: bool(config.share_embedding and not config.channel_attention),
         "PatchTSTForPrediction",
+        transposed=("PatchTSTBatchNorm",),
     ),
     "patchtsmixer": Architecture(
         _masked_by("observed_mask"), lambda config: config.mode == "common_channel", "PatchTSMixerForPrediction"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -90,13 +91,24 @@ class DepthMap(MapDecoder):
         """Over all pixels whose value is known, in its own unit; `mean_rmse` is of saying the rows' mean everywhere."""
         from fmplex_backend.decoders.figures import DIGITS, Evaluation
 
-        errors, wanted = [], []
+        # Sums over pixels: those of all rows together may be more than fit into memory.
+        pixels, absolute, squared, mean, scattered = 0, 0.0, 0.0, 0.0, 0.0
         for depth, each in zip(self._depths(rows), outputs, strict=True):
             known = ~np.isnan(depth)
-            errors.append((resized(each["MAP"], depth.shape) - depth)[known])
-            wanted.append(depth[known])
-        error, value = np.concatenate(errors).astype(np.float64), np.concatenate(wanted).astype(np.float64)
-        if not error.size:
+            value = depth[known].astype(np.float64)
+            error = resized(each["MAP"], depth.shape)[known] - value
+            absolute, squared = absolute + float(np.abs(error).sum()), squared + float(np.square(error).sum())
+            if value.size:  # joined by their means: a sum of squares would lose the digits of what is far from 0
+                away = float(value.mean()) - mean
+                scattered += float(np.square(value - value.mean()).sum())
+                scattered += away * away * pixels * value.size / (pixels + value.size)
+                mean += away * value.size / (pixels + value.size)
+                pixels += value.size
+        if not pixels:
             raise TaskProblem(f"{rows.source}: no pixel has a known value to compare with. Give rows where some have")
-        figures = {"rmse": np.sqrt(np.square(error).mean()), "mae": np.abs(error).mean(), "mean_rmse": value.std()}
-        return Evaluation({name: round(float(each), DIGITS) for name, each in figures.items()}, len(rows))
+        figures = {
+            "rmse": math.sqrt(squared / pixels),
+            "mae": absolute / pixels,
+            "mean_rmse": math.sqrt(scattered / pixels),
+        }
+        return Evaluation({name: round(each, DIGITS) for name, each in figures.items()}, len(rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import math
 from contextlib import aclosing
@@ -16,8 +17,9 @@ from tritonclient.grpc import service_pb2
 from benchmarks.load import Plan, Stream, closed
 from benchmarks.load.arrivals import poisson
 from benchmarks.load.client import Sender
+from benchmarks.load.client import message as tensor_message
 from benchmarks.load.http import HttpCalls, HttpError, message
-from benchmarks.load.plan import Outcome
+from benchmarks.load.plan import Outcome, Reads
 from benchmarks.load.record import Record, percentile_ms, summary
 from benchmarks.load.traces import read_trace, replay
 
@@ -68,6 +70,25 @@ def test_texts_go_to_tasks_in_turn_or_to_all_at_once(together: bool, expected: s
     asyncio.run(Sender(Plan("url", [stream], seconds=0.05, warmup=0.0), call).run())
     assert {*sent} == expected
     assert most == (2 if together else 1)
+
+
+@pytest.mark.parametrize(
+    ("reads", "content", "sent"),
+    [
+        (Reads("IMAGE_BYTES"), b"\xff\xd8", b"\x02\0\0\0\xff\xd8"),
+        (Reads("SERIES", "FP32", (2, 1)), b"\0\0\x80?" * 2, b"\0\0\x80?" * 2),
+    ],
+)
+def test_other_inputs_than_texts_are_sent(reads: Reads, content: bytes, sent: bytes) -> None:
+    """And all outputs are asked for where none is named."""
+    text = base64.b64encode(content).decode()
+    request = service_pb2.ModelInferRequest.FromString(tensor_message("a", text, usage=True, outputs=(), reads=reads))
+    (tensor,) = request.inputs
+    assert (tensor.name, tensor.datatype, tuple(tensor.shape)) == (reads.name, reads.datatype, (1, *reads.dims))
+    assert list(request.raw_input_contents) == [sent]
+    assert not request.outputs
+    plan = Plan("url", [Stream(["a"], [text], 1, outputs=(), reads=reads)])
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))).streams[0].reads == reads
 
 
 def test_requests_over_http_keep_their_connections_and_errors_are_told() -> None:

@@ -18,6 +18,7 @@ from peft import LoraConfig, get_peft_model
 from task_fixtures import labelled
 from transformers import AutoImageProcessor, AutoModel, WhisperConfig, WhisperModel
 
+from fmplex import Label
 from fmplex_backend.repository.writer import ModelRepository
 from testing.repositories import write_backbone
 
@@ -310,3 +311,16 @@ def dino_weights(width: int, layers: int, patch: int, side: int, registers: int)
         norms = [f"blocks.{layer}.norm{number}.{part}" for number in (1, 2) for part in ("weight", "bias")]
         shapes |= dict.fromkeys([*norms, f"blocks.{layer}.ls1.gamma", f"blocks.{layer}.ls2.gamma"], (width,))
     return {name: torch.randn(shape) for name, shape in shapes.items()}
+
+
+def test_picture_answers(tmp_path: Path) -> None:
+    """Its own pictures are what their names say to nobody but a reader; they are drawn over the answers."""
+    module = example("picture_answers")
+    pictures = [module.drawn(name) for name in module.OWN]
+    assert {each.size for each in pictures} == {(module.SIDE, module.SIDE)}
+    answer = Label("ship", {"cat": 0.004, "ship": 0.9, "truck": 0.096})
+    captions = [module.caption({"object": answer, "kind": answer})] * len(pictures)
+    assert captions[0] == "object: ship 0.90, truck 0.10\nkind: ship 0.90, truck 0.10"
+    module.draw(tmp_path / "answers.svg", pictures, captions)
+    written = (tmp_path / "answers.svg").read_text()
+    assert written.count("<image ") == len(pictures) == 6

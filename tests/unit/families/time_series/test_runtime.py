@@ -32,6 +32,7 @@ from series_fixtures import (
     serve,
     tiny_series_model,
 )
+from transformers import AutoModel
 
 from fmplex_backend.adapters.multi_lora import AdapterBank
 from fmplex_backend.errors import BackboneRefused, InvalidRequest, TaskRefused
@@ -101,6 +102,22 @@ def expected(kind: str, model: Any, item: Array, pooling: str) -> Any:
         found.append(channel[seen].amax(dim=0) if pooling == "max" else channel[seen].mean(dim=0))
     whole = torch.stack(found)
     return (whole.amax(dim=0) if pooling == "max" else whole.mean(dim=0)).numpy()
+
+
+def test_what_attention_and_feedforward_read_is_laid_out_in_order() -> None:
+    """Batch norms answer with transposed views, which torch multiplies slowly; what is computed stays the same."""
+    runtime, seen = series_runtime(directory_of("patchtst")), []
+    for path, module in runtime.model.named_modules():
+        if isinstance(module, torch.nn.Linear) and ".layers." in path:
+            module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
+    values, known = filled(series(0, CONTEXT, 1))
+    with torch.inference_mode():
+        ours = runtime.model(**given("patchtst", values, known)).last_hidden_state
+        plain = AutoModel.from_pretrained(directory_of("patchtst")).eval()
+        theirs = plain(**given("patchtst", values, known)).last_hidden_state
+    assert len(seen) == 2 * 6  # layers, each with four Linears of attention and two behind it
+    assert all(seen)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", MODELS)

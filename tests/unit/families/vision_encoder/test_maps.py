@@ -194,6 +194,26 @@ def test_values_are_means_of_what_is_known() -> None:
     assert float(DepthMap(size=2).loss(values[None], depth, None)) == pytest.approx(0.5)
 
 
+def test_figures_of_depths_are_over_all_known_pixels() -> None:
+    numbers = np.random.default_rng(0)
+    depths = [(1e4 + numbers.normal(place, 2, (5 + place, 8))).astype(np.float32) for place in range(4)]
+    depths[1][2:] = np.nan
+    depths[2][:] = np.nan
+    maps = [(1e4 + numbers.normal(0, 2, (3, 4))).astype(np.float32) for _ in depths]
+    pictures = [Picture(picture(0, 8 * len(depth), 64)) for depth in depths]
+    rows = Rows(pictures, depths, [], "rows")
+    found = DepthMap(size=(3, 4)).figures(rows, [{"MAP": each} for each in maps])
+    errors = [resized(each, depth.shape) - depth.astype(np.float64) for each, depth in zip(maps, depths, strict=True)]
+    error, wanted = (np.concatenate([each.ravel() for each in parts]) for parts in (errors, depths))
+    assert found.figures == {
+        "rmse": pytest.approx(np.sqrt(np.nanmean(error**2)), abs=1e-3),
+        "mae": pytest.approx(np.nanmean(np.abs(error)), abs=1e-3),
+        "mean_rmse": pytest.approx(np.nanstd(wanted.astype(np.float64)), abs=1e-3),
+    }
+    with pytest.raises(TaskProblem, match="no pixel has a known value"):
+        DepthMap(size=2).figures(Rows([pictures[2]], [depths[2]], [], "rows"), [{"MAP": maps[0]}])
+
+
 def test_results_read_as_people_want_them() -> None:
     found = LabelMap(np.array([[0, 0], [2, 0]], np.uint8), {"sky": 0.6, "sea": 0.1, "land": 0.3})
     assert found.shares == {"sky": 0.75, "land": 0.25}

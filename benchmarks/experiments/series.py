@@ -1,0 +1,22 @@
+"""Time series: the demo's PatchTST (303,852 weights), from series of 1 and of 32 channels, Bmax 32.
+
+Memory of ten tasks against one, ten tasks against the bare backbone, fair shares: see `families`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.experiments.families import measure, show
+from benchmarks.harness.families import SERIES
+
+__all__ = ["run", "show"]
+
+
+def run(*, quick: bool = False) -> list[dict[str, Any]]:
+    """A row for each figure."""
+    return measure(SERIES, quick=quick)
+
+
+if __name__ == "__main__":
+    show(run())
