@@ -27,6 +27,7 @@ from testing.adapters import lora, save_adapter
 from testing.language_models import save_tiny
 
 FILE = Path("backbone/config.pbtxt")
+TOKEN_BYTES = 3 * 2 * 32 * 4  # of keys and values: layers, both, numbers, bytes
 NEAR = 1e-4  # best logits so close may be told apart otherwise
 
 
@@ -598,7 +599,24 @@ def test_an_architecture_without_attention_of_the_registry_is_refused(tmp_path: 
 
 def test_too_little_memory_is_refused(model: Path) -> None:
     with pytest.raises(BackboneRefused, match=r"kv_cache_bytes.* there is room for 16 tokens"):
-        backbone(model, kv_cache_bytes=16 * 3 * 2 * 32 * 4)
+        backbone(model, kv_cache_bytes=16 * TOKEN_BYTES)
+
+
+def test_what_is_too_short_by_max_length_is_not_said_to_lack_memory(model: Path) -> None:
+    with pytest.raises(BackboneRefused, match=r"parameters.max_length: it is 32. Say 64 or more"):
+        backbone(model, max_length=32)
+    with pytest.raises(BackboneRefused, match=r"parameters.kv_cache_bytes: there is room for 48 tokens"):
+        backbone(model, max_length=32, kv_cache_bytes=48 * TOKEN_BYTES)
+
+
+@pytest.mark.parametrize("blocks", [4, 5, 8, 9, 91])
+def test_a_profile_is_measured_in_the_blocks_that_there_are(model: Path, blocks: int) -> None:
+    """Whatever their number, from the least that a backbone is loaded with on; the one that pads contexts is left."""
+    runtime = backbone(model, kv_cache_bytes=blocks * 16 * TOKEN_BYTES)
+    shapes = [shape for shape, _ in runtime.profile()]
+    assert len(shapes) == 5
+    assert all(0 < shape.longest <= runtime.max_length for shape in shapes)
+    assert all(not keys[:16].any() for keys, _ in runtime.cache.layers.values())
 
 
 def test_a_chat_without_a_template_is_refused(rig: Rig, tmp_path: Path) -> None:
