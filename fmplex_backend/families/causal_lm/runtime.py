@@ -282,9 +282,8 @@ class CausalLmRuntime:
         answer, counts = request.prepared, self._counts(request.vfm)
         if chooses and chosen is None:
             self.memory.blocks.drop(request.extensions)  # what has no numbers is nothing to go on from
-            return Failed(
-                NotFinite(f"the logits of {request.vfm.name!r} hold NaN: its weights are too large for this prompt")
-            )
+            problem = "hold NaN or infinite numbers: its weights are too large for this prompt"
+            return Failed(NotFinite(f"the logits of {request.vfm.name!r} {problem}"))
         reason = answer.advance(chosen)
         self.memory.keep(request, answer.computed)
         if chosen is not None:

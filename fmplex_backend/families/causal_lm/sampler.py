@@ -20,12 +20,15 @@ Spell = Callable[[int], str]  # a token's text
 
 
 def choose(logits: Tensor, answers: Sequence[Answer], spell: Spell) -> list[Chosen | None]:
-    """The next token of each answer, None where its logits hold a NaN. logits: [n, vocabulary]."""
+    """The next token of each answer, None where its logits hold no best number. logits: [n, vocabulary].
+
+    That is a NaN, an infinity, or nothing but -inf: nothing can be drawn from them, and who tried would end the pass.
+    """
     logits = logits.float()
     best = logits.argmax(dim=-1)  # of a row with a NaN it is that
     found: list[int | None] = [
-        None if nan else token
-        for token, nan in zip(best.tolist(), logits.gather(1, best[:, None])[:, 0].isnan().tolist(), strict=True)
+        token if finite else None
+        for token, finite in zip(best.tolist(), logits.gather(1, best[:, None])[:, 0].isfinite().tolist(), strict=True)
     ]
     return [
         None if token is None else _chosen(logits[row], token, answer, spell)
@@ -36,9 +39,9 @@ def choose(logits: Tensor, answers: Sequence[Answer], spell: Spell) -> list[Chos
 def _chosen(logits: Tensor, best: int, answer: Answer, spell: Spell) -> Chosen:
     sampling = answer.asked.sampling
     token = best
-    if sampling.temperature or sampling.penalises or answer.closed_to_end:
+    if sampling.draws or sampling.penalises or answer.closed_to_end:
         scores = penalised(logits, answer)
-        token = int(scores.argmax()) if not sampling.temperature else _drawn(filtered(scores, sampling), answer)
+        token = _drawn(filtered(scores, sampling), answer) if sampling.draws else int(scores.argmax())
     if not answer.tells_logprobs:
         return Chosen(token)
     return Chosen(token, _told(logits, token, sampling.logprobs or 0, spell))

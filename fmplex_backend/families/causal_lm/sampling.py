@@ -13,6 +13,7 @@ from fmplex_backend.errors import InvalidRequest
 from fmplex_backend.section import CHECKED
 
 MAX_STOPS, MAX_STOP = 16, 256  # strings, characters of one
+LEAST_TEMPERATURE = 1e-5  # vLLM's: divided by less, logits may be infinite, and nothing can be drawn from these
 
 
 def _listed(value: Any) -> Any:
@@ -29,8 +30,8 @@ class Sampling:
 
     Args:
         max_tokens: the longest answer.
-        min_tokens: the shortest: no token that ends the answer is chosen before.
-        temperature: divides the logits; 0 takes the best token always.
+        min_tokens: the shortest: no token that ends the answer is chosen before, and no stop string looked for.
+        temperature: divides the logits; 0, and what is below 1e-5, takes the best token always.
         top_k: of so many best tokens; 0 or -1: of all.
         top_p: of the fewest best tokens that have this probability together (Holtzman et al. 2020).
         min_p: of those that have at least this part of the best one's probability.
@@ -50,7 +51,7 @@ class Sampling:
     top_k: Annotated[int, Field(ge=-1)] = 0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] = 1.0
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] = 1.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     stop: Annotated[tuple[StopString, ...], Field(max_length=MAX_STOPS), BeforeValidator(_listed)] = ()
@@ -58,6 +59,11 @@ class Sampling:
     ignore_eos: bool = False
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
     logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
+
+    @property
+    def draws(self) -> bool:
+        """Whether tokens are drawn; else the best one is taken always."""
+        return self.temperature >= LEAST_TEMPERATURE
 
     @property
     def penalises(self) -> bool:

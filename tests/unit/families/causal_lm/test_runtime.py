@@ -260,6 +260,20 @@ def test_a_seed_makes_an_answer_again_whatever_else_runs(rig: Rig) -> None:
     assert all(rig.answer(each) for each in others)
 
 
+def test_hardly_any_temperature_breaks_nobody_elses_pass(rig: Rig) -> None:
+    """A pass that breaks is run again one by one, and a seed's next number drawn twice."""
+    seeded = rig.ask(0, "fox", seed=7, max_tokens=12, ignore_eos=True)
+    rig.run()
+    again = rig.ask(0, "fox", seed=7, max_tokens=12, ignore_eos=True)
+    for _ in range(4):
+        rig.engine.step(wait=False)
+    best, cold = (rig.ask(1, "dog", temperature=each, max_tokens=5, ignore_eos=True) for each in (0, 1e-40))
+    rig.run()
+    assert rig.answer(best) == rig.answer(cold)
+    assert rig.answer(again) == rig.answer(seeded)
+    assert rig.engine.counts.broken_passes == 0
+
+
 def test_an_answer_ends_at_the_time_limit_with_what_it_has(rig: Rig) -> None:
     whole, parts, early = (
         rig.ask(0, "日本語 🙂", temperature=0, max_tokens=60, ignore_eos=True, stream=stream, stop="zzz")
