@@ -65,6 +65,8 @@ class Reader:
         except Exception as error:  # Jinja's, or whatever a template raises on purpose
             problem = f"it cannot be rendered: {error}"
             raise TaskRefused(file, "decoder.chat_template", problem, "Correct it") from None
+        if unknown := reader.unknown_in(empty):
+            raise TaskRefused(file, "decoder.system", f"system prompt or template hold {unknown}", "Leave it out")
         if len(empty) >= max_length:
             problem = f"system prompt and template fill {len(empty)} of the backbone's {max_length} tokens"
             raise TaskRefused(file, "decoder.system", problem, "Shorten them")
@@ -94,6 +96,8 @@ class Reader:
         room = self.max_length - len(prompt)
         if not prompt:
             raise InvalidRequest(f"{what} holds no tokens: there is nothing to go on from")
+        if unknown := self.unknown_in(prompt):
+            raise InvalidRequest(f"{what} holds {unknown}: leave it out")
         if room < 1:
             raise InvalidRequest(
                 f"{what} and the task's template are {len(prompt)} tokens, the backbone takes {self.max_length} of "
@@ -113,6 +117,14 @@ class Reader:
         echo = "" if excluded else text
         summed = _flag(request, RETURN_CUMULATIVE.name, default=False)
         return Asked(prompt, sampling, _flag(request, STREAM.name, default=False), echo, summed)
+
+    def unknown_in(self, tokens: Sequence[int]) -> str:
+        """The first token that the tokenizer has and the model has not, or "".
+
+        One such token in a pass ends it for everybody, and on a GPU the process.
+        """
+        odd = next((token for token in tokens if token >= self.vocabulary), None)
+        return "" if odd is None else f"{self.tokenizer.decode([odd])!r}, a token that the model does not have"
 
     def tokens(self, text: str) -> list[int]:
         """The prompt of a text."""

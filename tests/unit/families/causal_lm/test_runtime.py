@@ -562,6 +562,20 @@ def test_wishes_that_cannot_be_met(rig: Rig, wishes: dict[str, Any], says: str) 
     assert says in str(caught.value)
 
 
+def test_a_token_that_the_tokenizer_alone_has(model: Path, versions: list[Path], tmp_path: Path) -> None:
+    """Some fine-tuned models come with a tokenizer that has more than their embedding: it would end others' pass."""
+    runtime = backbone(model)
+    runtime.tokenizer.add_tokens(["<tool>"])
+    rig = Rig(runtime, versions)
+    for task, wishes in ((0, {}), (1, {"messages": [{"role": "user", "content": "a <tool> b"}]})):
+        with pytest.raises(InvalidRequest, match="holds '<tool>', a token that the model does not have: leave it out"):
+            rig.ask(task, "" if wishes else "a <tool> b", **wishes)
+    document = {"family": "causal-lm", "decoder": {"system": "use <tool>"}}
+    (tmp_path / "task.json").write_text(json.dumps(document))
+    with pytest.raises(TaskRefused, match=r"decoder.system: .*'<tool>', a token that the model does not have"):
+        runtime.load(tmp_path)
+
+
 def test_numbers_may_come_as_text_as_vllms_clients_send_them(rig: Rig) -> None:
     request = rig.ask(0, "fox", temperature="0", max_tokens="3", ignore_eos="true")
     rig.run()
