@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from openai_tasks import FakeTasks, Said, told
 from starlette.testclient import TestClient
@@ -17,7 +18,11 @@ from tritonclient.utils import InferenceServerException
 
 from fmplex.client.problems import server_problem
 from fmplex.client.wire import Address
-from fmplex_backend.errors import DeadlineExceeded, FmplexError, ServerProblem, Unreachable
+from fmplex_backend.errors import DeadlineExceeded, FmplexError, InvalidRequest, ServerProblem, Unreachable
+from fmplex_backend.families.causal_lm.asking import Reader
+from fmplex_backend.families.causal_lm.sampling import Sampling
+from fmplex_backend.families.causal_lm.sections import Generator, Prompt
+from fmplex_backend.types import Request, Vfm
 
 HELLO = {"model": "chat", "messages": [{"role": "user", "content": "Hello"}]}
 LOCAL = "http://127.0.0.1:9000"
@@ -278,6 +283,27 @@ def test_a_model_that_there_is_not(asks: TestClient, door: str, fields: dict[str
     status, param, code, message = error(asks.post(f"/v1/{door}", json={**fields, "model": "other"}))
     assert (status, param, code) == (404, "model", "model_not_found")
     assert message.startswith("The model `other` does not exist")
+
+
+@pytest.mark.parametrize(
+    ("text", "sampling", "param"),
+    [("x" * 5000, {}, "text_input"), ("x" * 8, {}, "text_input"), ("xx", {"max_tokens": 7}, "max_tokens")],
+)
+def test_what_is_too_long_has_openais_code(
+    asks: TestClient, tasks: FakeTasks, text: str, sampling: dict[str, Any], param: str
+) -> None:
+    """In the words of the backbone's own reader; clients cut their conversations by the code."""
+
+    def tokenizer(given: str) -> dict[str, list[int]]:
+        return {"input_ids": [1] * len(given)}
+
+    reader = Reader(tokenizer, Prompt(), Generator(), Sampling(), chat=False, max_length=8, vocabulary=10)
+    inputs = {"text_input": np.array([[text.encode()]], dtype=np.object_)}
+    wishes = {"sampling_parameters": json.dumps(sampling)}
+    with pytest.raises(InvalidRequest) as refused:
+        reader.read(Request(Vfm(0, "chat"), inputs, (), 0.0, lambda *_: None, parameters=wishes))
+    tasks.parts = [of_triton("INVALID_ARGUMENT", str(refused.value))]
+    assert error(chat(asks))[:3] == (400, param, "context_length_exceeded")
 
 
 def test_the_log_has_what_clients_are_not_told(
