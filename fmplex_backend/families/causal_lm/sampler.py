@@ -1,7 +1,7 @@
 """From logits to the next token of each sequence.
 
-The order is that of transformers' `generate` and of vLLM: penalties, temperature, top-k, top-p, min-p. Sequences that
-take the best token and ask for nothing else share one argmax.
+The order is that of transformers' `generate` and of vLLM: biases, penalties, temperature, top-k, top-p, min-p.
+Sequences that take the best token and ask for nothing else share one argmax.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def choose(logits: Tensor, answers: Sequence[Answer], spell: Spell) -> list[Chos
 def _chosen(logits: Tensor, best: int, answer: Answer, spell: Spell) -> Chosen:
     sampling = answer.asked.sampling
     token = best
-    if sampling.draws or sampling.penalises or answer.closed_to_end:
+    if sampling.draws or sampling.changes_scores or answer.closed_to_end:
         scores = penalised(logits, answer)
         token = _drawn(filtered(scores, sampling), answer) if sampling.draws else int(scores.argmax())
     if not answer.tells_logprobs:
@@ -50,6 +50,9 @@ def _chosen(logits: Tensor, best: int, answer: Answer, spell: Spell) -> Chosen:
 def penalised(logits: Tensor, answer: Answer) -> Tensor:
     """[vocabulary], without tokens that must not come now."""
     scores, sampling = logits.clone(), answer.asked.sampling
+    if sampling.logit_bias:
+        tokens, biases = zip(*sampling.logit_bias, strict=True)
+        scores.index_add_(0, torch.tensor(tokens, device=logits.device), torch.tensor(biases, device=logits.device))
     penalty = sampling.repetition_penalty
     if penalty != 1:
         seen = torch.tensor(answer.tokens, device=logits.device).unique()

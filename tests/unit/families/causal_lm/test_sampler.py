@@ -92,6 +92,23 @@ def test_a_penalty_changes_the_best_token() -> None:
     assert chosen.token == 7
 
 
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_biases_are_added_before_penalties(temperature: float) -> None:
+    raw = logits(1)
+    own = answer([7], temperature=temperature, logit_bias={"7": 4.5, 8: -100}, repetition_penalty=2.0)
+    wanted = raw.clone()
+    biased = float(raw[7]) + 4.5
+    wanted[7] = biased * 2 if biased < 0 else biased / 2
+    wanted[8] -= 100
+    torch.testing.assert_close(penalised(raw, own), wanted)
+    (chosen,) = choose(raw[None], [answer([1], temperature=temperature, logit_bias={"11": 100})], str)
+    assert chosen is not None
+    assert chosen.token == 11
+    for wrong in ({"5": 101}, {"x": 1}, {str(each): 1 for each in range(301)}, 5):
+        with pytest.raises(InvalidRequest, match=r"sampling_parameters\.logit_bias"):
+            own.asked.sampling.overridden({"logit_bias": wrong}, "sampling_parameters")
+
+
 def test_draws_have_their_probabilities() -> None:
     raw = torch.full((1, VOCABULARY), -torch.inf)
     raw[0, :3] = torch.tensor([0.5, 0.3, 0.2]).log()
