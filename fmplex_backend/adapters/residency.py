@@ -222,6 +222,8 @@ class Residency:
             kept = adapter.kept
             assert kept is not None
             if self.used + kept.bytes > self.budget and not self._evict_for(adapter, kept.bytes):
+                if _is_spare(adapter):  # so are all that are wanted: for copies nobody is kept from beginning
+                    self._leaving = None
                 return
             self._loading[adapter] = self._wanted.pop(adapter)
             self.used += kept.bytes

@@ -18,8 +18,11 @@ _BY_CLIENT, _BY_TRITON = re.compile(r"^\S+:\d+: "), re.compile(r"^in ensemble '[
 TIME_IS_OVER = ("(its max_seconds)", "Request timeout expired")  # a backbone's words, and Triton's
 TOO_LATE = "There was no answer within the time that the server, or the task, gives a request: send less at a time"
 UNAVAILABLE = "The server cannot be reached, or is not ready: try again later"
+# A backbone's words for prompt and max_tokens that are too long for it: clients cut the conversation by OpenAI's code.
+_TOO_LONG = re.compile(r"tokens are more than the backbone's|of prompt and answer together|far beyond \d+ tokens")
+SAMPLING = "sampling_parameters."  # before the name of a field that clients of this API send by that name alone
 # Whose names the backbone's messages begin with.
-_NAMED = re.compile(r"sampling_parameters\.(?P<field>\w+)|(?P<input>messages|text_input)\b")
+_NAMED = re.compile(rf"{re.escape(SAMPLING)}(?P<field>\w+)|(?P<input>messages|text_input)\b")
 
 
 class ApiProblem(Exception):
@@ -80,5 +83,7 @@ def of_problem(error: FmplexError, model: str) -> ApiProblem:
         return ApiProblem(404, problem, param="model", code="model_not_found")
     if isinstance(error, TaskProblem) or status in BAD:
         named = _NAMED.match(text)
-        return ApiProblem(400, text, param=(named["field"] or named["input"]) if named else None)
+        code = "context_length_exceeded" if _TOO_LONG.search(text) else None
+        param = (named["field"] or named["input"]) if named else None
+        return ApiProblem(400, text.removeprefix(SAMPLING), param=param, code=code)
     return ApiProblem(500, text, kind=SERVER)

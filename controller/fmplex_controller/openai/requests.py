@@ -14,7 +14,7 @@ MAX_CHOICES = 128  # of one request: its n times its prompts
 MAX_BEST = 20  # logarithmic probabilities of each token, OpenAI's limit for chats
 # Of vLLM's names beside OpenAI's; the backbone says which values they may have.
 PASSED_ON = (
-    *("temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty"),
+    *("temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty", "logit_bias"),
     *("top_k", "min_p", "repetition_penalty", "min_tokens", "stop_token_ids", "ignore_eos"),
 )
 # They change no answer here.
@@ -24,7 +24,6 @@ IGNORED = {
 }
 # What is not there, and the values that ask for nothing.
 REFUSED: Mapping[str, tuple[Any, ...]] = {
-    "logit_bias": ({},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),

@@ -28,6 +28,7 @@ from fmplex_backend.types import Request
 
 TOKEN_BYTES = 512  # no token of a text has more on average: a longer text need not be tokenised to be refused
 MAX_JSON = 1 << 16  # bytes of sampling_parameters
+OPENING = {"logit_bias": "{"}  # of a parameter's text that is JSON; of the others a list
 WORDS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -65,12 +66,15 @@ class Reader:
         except Exception as error:  # Jinja's, or whatever a template raises on purpose
             problem = f"it cannot be rendered: {error}"
             raise TaskRefused(file, "decoder.chat_template", problem, "Correct it") from None
+        if unknown := reader.unknown_in(empty):
+            raise TaskRefused(file, "decoder.system", f"system prompt or template hold {unknown}", "Leave it out")
         if len(empty) >= max_length:
             problem = f"system prompt and template fill {len(empty)} of the backbone's {max_length} tokens"
             raise TaskRefused(file, "decoder.system", problem, "Shorten them")
-        if odd := [token for token in defaults.stop_token_ids if not 0 <= token < vocabulary]:
-            problem = f"there is no token {odd[0]}: the model has {vocabulary}"
-            raise TaskRefused(file, "decoder.stop_token_ids", problem, "Leave it out")
+        for field, token in defaults.named_tokens:
+            if not 0 <= token < vocabulary:
+                problem = f"there is no token {token}: the model has {vocabulary}"
+                raise TaskRefused(file, f"decoder.{field}", problem, "Leave it out")
         return reader
 
     def read(self, request: Request) -> Asked:
@@ -83,10 +87,9 @@ class Reader:
             )
         wishes, source = _wishes(request)
         sampling = self.defaults.overridden(wishes, source) if wishes else self.defaults
-        if odd := [token for token in sampling.stop_token_ids if not 0 <= token < self.vocabulary]:
-            raise InvalidRequest(
-                f"{source}.stop_token_ids: there is no token {odd[0]}: the model has {self.vocabulary}"
-            )
+        for field, token in sampling.named_tokens:
+            if not 0 <= token < self.vocabulary:
+                raise InvalidRequest(f"{source}.{field}: there is no token {token}: the model has {self.vocabulary}")
         what, size = ("text_input", len(text)) if turns is None else ("messages", sum(map(_size, turns)))
         if size > self.max_length * TOKEN_BYTES:
             raise InvalidRequest(f"{what} has {size} characters, far beyond {self.max_length} tokens: cut it")
@@ -94,6 +97,8 @@ class Reader:
         room = self.max_length - len(prompt)
         if not prompt:
             raise InvalidRequest(f"{what} holds no tokens: there is nothing to go on from")
+        if unknown := self.unknown_in(prompt):
+            raise InvalidRequest(f"{what} holds {unknown}: leave it out")
         if room < 1:
             raise InvalidRequest(
                 f"{what} and the task's template are {len(prompt)} tokens, the backbone takes {self.max_length} of "
@@ -113,6 +118,14 @@ class Reader:
         echo = "" if excluded else text
         summed = _flag(request, RETURN_CUMULATIVE.name, default=False)
         return Asked(prompt, sampling, _flag(request, STREAM.name, default=False), echo, summed)
+
+    def unknown_in(self, tokens: Sequence[int]) -> str:
+        """The first token that the tokenizer has and the model has not, or "".
+
+        One such token in a pass ends it for everybody, and on a GPU the process.
+        """
+        odd = next((token for token in tokens if token >= self.vocabulary), None)
+        return "" if odd is None else f"{self.tokenizer.decode([odd])!r}, a token that the model does not have"
 
     def tokens(self, text: str) -> list[int]:
         """The prompt of a text."""
@@ -196,7 +209,7 @@ def _wishes(request: Request) -> tuple[Mapping[str, Any], str]:
     name = SAMPLING_PARAMETERS.name
     cells = _given(request, name)
     if not cells:
-        own = {key: _listed(value) for key, value in request.parameters.items() if key in FIELDS}
+        own = {key: _listed(value, OPENING.get(key, "[")) for key, value in request.parameters.items() if key in FIELDS}
         return own, "parameters"
     text = _decoded(cells[0], name)
     if len(cells) > 1 or len(text) > MAX_JSON:
@@ -216,9 +229,9 @@ def _given(request: Request, name: str) -> list[Any]:
     return _cells(request, name) or ([] if parameter is None else [parameter])
 
 
-def _listed(value: Any) -> Any:
-    """A list, where a parameter's text is one in JSON: parameters hold no lists."""
-    if isinstance(value, str) and value.startswith("["):
+def _listed(value: Any, opening: str) -> Any:
+    """A list or an object, where a parameter's text is one in JSON: parameters hold neither."""
+    if isinstance(value, str) and value.startswith(opening):
         with suppress(ValueError, RecursionError):
             return json.loads(value)
     return value

@@ -54,6 +54,7 @@ from fmplex_backend.types import (
 GIB = 1 << 30
 CHUNKS = {"cpu": 64, "cuda": 512}  # tokens of a prompt in a step: about as long as that many sequences' next tokens
 TOKEN_BYTES = 128  # about what a token of a sequence takes, in lists and until it is sent
+LEAST = 4 * BLOCK  # tokens of prompt and answer that a backbone takes at least
 PROFILE = ((1, 1, 32), (8, 1, 32), (8, 1, 256), (1, 32, 32), (1, 64, 256))  # sequences, new tokens, context
 
 
@@ -111,10 +112,8 @@ class CausalLmRuntime:
             problem = f"{config.max_length} is more than the model's {loaded.max_positions}"
             raise BackboneRefused(file, "parameters.max_length", problem, "Lower it")
         self.max_length = min(config.max_length or loaded.max_positions, self.memory.capacity)
-        if self.max_length < 4 * BLOCK:
-            needed = max(1, 4 * BLOCK * loaded.token_bytes)
-            problem = f"there is room for {self.max_length} tokens, {loaded.token_bytes} bytes each"
-            raise BackboneRefused(file, "parameters.kv_cache_bytes", problem, f"Say {needed} or more")
+        if self.max_length < LEAST:
+            raise _too_short(config, file, self.memory.capacity, loaded.token_bytes)
         self._decode = partial(self.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     # -- off the engine thread
@@ -239,12 +238,14 @@ class CausalLmRuntime:
 
     def profile(self) -> Iterator[tuple[PassShape, float]]:
         """Time a pass of each of a few shapes, after a warm-up."""
-        longest = min(self.max_length, self.memory.capacity // max(sequences for sequences, _, _ in PROFILE))
+        count = self.memory.blocks.count
         for position, (sequences, new, context) in enumerate([PROFILE[0], *PROFILE]):
-            context = max(1, min(context, longest))
+            sequences = min(sequences, count)
+            context = min(context, self.max_length, count // sequences * BLOCK)
             per = -(-context // BLOCK)
             spans = [
-                Span(min(new, context), context, range(number * per, (number + 1) * per)) for number in range(sequences)
+                Span(min(new, context), context, range(1 + number * per, 1 + (number + 1) * per))
+                for number in range(sequences)
             ]
             ids = torch.zeros(sum(span.new for span in spans), dtype=torch.int64)
             start = perf_counter()
@@ -281,9 +282,8 @@ class CausalLmRuntime:
         answer, counts = request.prepared, self._counts(request.vfm)
         if chooses and chosen is None:
             self.memory.blocks.drop(request.extensions)  # what has no numbers is nothing to go on from
-            return Failed(
-                NotFinite(f"the logits of {request.vfm.name!r} hold NaN: its weights are too large for this prompt")
-            )
+            problem = "hold NaN or infinite numbers: its weights are too large for this prompt"
+            return Failed(NotFinite(f"the logits of {request.vfm.name!r} {problem}"))
         reason = answer.advance(chosen)
         self.memory.keep(request, answer.computed)
         if chosen is not None:
@@ -325,6 +325,19 @@ class CausalLmRuntime:
         if found := paths & {*adapter.lora, *adapter.solo}:
             problem = f"{found.pop()} makes the logits, and takes no adapter here"
             raise TaskRefused(file, "target_modules", problem, "Train without that target module")
+
+
+def _too_short(config: CausalLmConfig, file: Path, room: int, token_bytes: int) -> BackboneRefused:
+    """What is wrong where prompt and answer may be so short that no request is worth asking: memory, or a parameter."""
+    if room < LEAST:
+        problem = f"there is room for {room} tokens, {token_bytes} bytes each"
+        return BackboneRefused(file, "parameters.kv_cache_bytes", problem, f"Say {LEAST * token_bytes} or more")
+    if config.max_length:
+        return BackboneRefused(
+            file, "parameters.max_length", f"it is {config.max_length}", f"Say {LEAST} or more, or 0"
+        )
+    problem = f"{config.model!r} takes fewer than {LEAST} tokens"
+    return BackboneRefused(file, "parameters.model", problem, "Choose another model")
 
 
 def _shape(spans: Sequence[Span], adapter_groups: int) -> PassShape:

@@ -1,7 +1,7 @@
 """From logits to the next token of each sequence.
 
-The order is that of transformers' `generate` and of vLLM: penalties, temperature, top-k, top-p, min-p. Sequences that
-take the best token and ask for nothing else share one argmax.
+The order is that of transformers' `generate` and of vLLM: biases, penalties, temperature, top-k, top-p, min-p.
+Sequences that take the best token and ask for nothing else share one argmax.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ Spell = Callable[[int], str]  # a token's text
 
 
 def choose(logits: Tensor, answers: Sequence[Answer], spell: Spell) -> list[Chosen | None]:
-    """The next token of each answer, None where its logits hold a NaN. logits: [n, vocabulary]."""
+    """The next token of each answer, None where its logits hold no best number. logits: [n, vocabulary].
+
+    That is a NaN, an infinity, or nothing but -inf: nothing can be drawn from them, and who tried would end the pass.
+    """
     logits = logits.float()
     best = logits.argmax(dim=-1)  # of a row with a NaN it is that
     found: list[int | None] = [
-        None if nan else token
-        for token, nan in zip(best.tolist(), logits.gather(1, best[:, None])[:, 0].isnan().tolist(), strict=True)
+        token if finite else None
+        for token, finite in zip(best.tolist(), logits.gather(1, best[:, None])[:, 0].isfinite().tolist(), strict=True)
     ]
     return [
         None if token is None else _chosen(logits[row], token, answer, spell)
@@ -36,9 +39,9 @@ def choose(logits: Tensor, answers: Sequence[Answer], spell: Spell) -> list[Chos
 def _chosen(logits: Tensor, best: int, answer: Answer, spell: Spell) -> Chosen:
     sampling = answer.asked.sampling
     token = best
-    if sampling.temperature or sampling.penalises or answer.closed_to_end:
+    if sampling.draws or sampling.changes_scores or answer.closed_to_end:
         scores = penalised(logits, answer)
-        token = int(scores.argmax()) if not sampling.temperature else _drawn(filtered(scores, sampling), answer)
+        token = _drawn(filtered(scores, sampling), answer) if sampling.draws else int(scores.argmax())
     if not answer.tells_logprobs:
         return Chosen(token)
     return Chosen(token, _told(logits, token, sampling.logprobs or 0, spell))
@@ -47,6 +50,9 @@ def _chosen(logits: Tensor, best: int, answer: Answer, spell: Spell) -> Chosen:
 def penalised(logits: Tensor, answer: Answer) -> Tensor:
     """[vocabulary], without tokens that must not come now."""
     scores, sampling = logits.clone(), answer.asked.sampling
+    if sampling.logit_bias:
+        tokens, biases = zip(*sampling.logit_bias, strict=True)
+        scores.index_add_(0, torch.tensor(tokens, device=logits.device), torch.tensor(biases, device=logits.device))
     penalty = sampling.repetition_penalty
     if penalty != 1:
         seen = torch.tensor(answer.tokens, device=logits.device).unique()

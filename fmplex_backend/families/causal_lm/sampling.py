@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Annotated, Any
 
@@ -13,6 +13,8 @@ from fmplex_backend.errors import InvalidRequest
 from fmplex_backend.section import CHECKED
 
 MAX_STOPS, MAX_STOP = 16, 256  # strings, characters of one
+MAX_BIASES, MAX_BIAS = 300, 100  # tokens, and what is added to the logits of one: OpenAI's limits
+LEAST_TEMPERATURE = 1e-5  # vLLM's: divided by less, logits may be infinite, and nothing can be drawn from these
 
 
 def _listed(value: Any) -> Any:
@@ -20,6 +22,12 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _pairs(value: Any) -> Any:
+    """An object by tokens, as OpenAI has it, in the place of pairs."""
+    return tuple(value.items()) if isinstance(value, Mapping) else value
+
+
+Bias = Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP)]
 
 
@@ -29,8 +37,8 @@ class Sampling:
 
     Args:
         max_tokens: the longest answer.
-        min_tokens: the shortest: no token that ends the answer is chosen before.
-        temperature: divides the logits; 0 takes the best token always.
+        min_tokens: the shortest: no token that ends the answer is chosen before, and no stop string looked for.
+        temperature: divides the logits; 0, and what is below 1e-5, takes the best token always.
         top_k: of so many best tokens; 0 or -1: of all.
         top_p: of the fewest best tokens that have this probability together (Holtzman et al. 2020).
         min_p: of those that have at least this part of the best one's probability.
@@ -38,6 +46,7 @@ class Sampling:
             already has (Keskar et al. 2019).
         presence_penalty: is taken from the logits of tokens that the answer already has.
         frequency_penalty: likewise, once for each time it has them.
+        logit_bias: numbers from -100 to 100 by token, which are added to its logits before all else.
         stop: strings that end the answer before them. stop_token_ids: tokens that end it likewise.
         ignore_eos: go on after the model's own end.
         seed: of the random numbers; without one they differ each time.
@@ -50,9 +59,10 @@ class Sampling:
     top_k: Annotated[int, Field(ge=-1)] = 0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] = 1.0
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] = 1.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    logit_bias: Annotated[tuple[tuple[int, Bias], ...], Field(max_length=MAX_BIASES), BeforeValidator(_pairs)] = ()
     stop: Annotated[tuple[StopString, ...], Field(max_length=MAX_STOPS), BeforeValidator(_listed)] = ()
     stop_token_ids: Annotated[tuple[int, ...], Field(max_length=MAX_STOPS)] = ()
     ignore_eos: bool = False
@@ -60,9 +70,21 @@ class Sampling:
     logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
 
     @property
-    def penalises(self) -> bool:
-        """Whether what was there before changes the scores of tokens."""
-        return self.repetition_penalty != 1 or bool(self.presence_penalty or self.frequency_penalty)
+    def draws(self) -> bool:
+        """Whether tokens are drawn; else the best one is taken always."""
+        return self.temperature >= LEAST_TEMPERATURE
+
+    @property
+    def changes_scores(self) -> bool:
+        """Whether scores are others than the logits: by what was there before, or by the request itself."""
+        penalties = self.presence_penalty or self.frequency_penalty
+        return self.repetition_penalty != 1 or bool(penalties or self.logit_bias)
+
+    @property
+    def named_tokens(self) -> Iterator[tuple[str, int]]:
+        """Each token that is named by its number, with the field that does."""
+        yield from (("stop_token_ids", token) for token in self.stop_token_ids)
+        yield from (("logit_bias", token) for token, _ in self.logit_bias)
 
     def overridden(self, wishes: Mapping[str, Any], source: str) -> Sampling:
         """With what a request says; raises InvalidRequest that names the field in `source`."""

@@ -110,6 +110,8 @@ class Generator(Sampling, Decoder):
     def _consistent(self) -> Self:
         if self.chat is False and (self.system or self.chat_template):
             raise ValueError("system and chat_template need a chat: leave chat at its default, or say true")
+        if self.min_tokens > self.max_tokens:  # else every request that says nothing of them is refused
+            raise ValueError(f"min_tokens is {self.min_tokens}, more than max_tokens, which is {self.max_tokens}")
         return self
 
     @property

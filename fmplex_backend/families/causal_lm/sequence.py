@@ -117,7 +117,10 @@ class Sequence:
             self._let_go()
             return "stop"
         last = self.generated >= self.asked.sampling.max_tokens
-        self._text += self._stops.add(self.detokenizer.add(chosen.token, last=last))
+        text = self.detokenizer.add(chosen.token, last=last)
+        # Stop strings are looked for behind the fewest tokens that are wanted, as vLLM does.
+        may_stop = self.generated > self.asked.sampling.min_tokens
+        self._text += self._stops.add(text) if may_stop else text
         if self._stops.stopped:
             return "stop"
         if last:

@@ -2,7 +2,8 @@
 
 A token may hold a part of a character, so text is held back while it ends in the replacement character. A token's text
 may depend on those before it, so the new text is what decoding the last tokens with it adds to decoding them without
-it (as vLLM and TGI do).
+it (as vLLM and TGI do). That would be more with each token while none brings text that is certain, of special tokens
+after an end that is ignored and of bytes that make no characters, so that after some tokens it is taken as it is.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+MOST_HELD = 32  # tokens whose text is held back; a character has four bytes at most
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -35,8 +37,9 @@ class Detokenizer:
     def _rest(self, *, last: bool) -> str:
         known = self.decode(self._tokens[self._start : self._read])
         whole = self.decode(self._tokens[self._start :])
-        if len(whole) <= len(known) or (whole.endswith(REPLACEMENT) and not last):
-            return whole[len(known) :] if last else ""
+        uncertain = len(whole) <= len(known) or whole.endswith(REPLACEMENT)
+        if uncertain and not last and len(self._tokens) - self._read < MOST_HELD:
+            return ""
         self._start, self._read = self._read, len(self._tokens)
         return whole[len(known) :]
 

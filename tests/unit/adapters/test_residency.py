@@ -204,6 +204,23 @@ def test_nobody_gives_way_to_one_whose_request_was_dropped(house: House) -> None
     assert all(house.residency.is_ready(house.request(task)) for task in (0, 1))
 
 
+def test_nobody_gives_way_for_good_where_copies_alone_are_left_to_wait(house: House) -> None:
+    """The copy takes nothing from who waits, and who waits would be kept out for one that has gone."""
+    begun = house.run(*map(house.request, (0, 1)))
+    assert not house.residency.is_ready(house.copy(2))
+    house.vfms[0].start = 5.0
+    dropped, waiting = house.request(3), house.request(0)
+    house.residency.expect(waiting)
+    assert not house.residency.is_ready(dropped)
+    assert not house.residency.is_ready(waiting), "it is to leave for the other"
+    house.vfms[3].queue.clear()
+    house.residency.end(dropped)
+    assert house.residency.is_ready(waiting)
+    for request in begun:
+        house.residency.end(request)
+    assert house.residency.is_ready(waiting)
+
+
 def test_one_that_was_read_stays_until_its_requests_come(house: House) -> None:
     house.expect(2, 3)
     house.settle()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from openai_tasks import FakeTasks, Said, told
 from starlette.testclient import TestClient
@@ -17,7 +18,11 @@ from tritonclient.utils import InferenceServerException
 
 from fmplex.client.problems import server_problem
 from fmplex.client.wire import Address
-from fmplex_backend.errors import DeadlineExceeded, FmplexError, ServerProblem, Unreachable
+from fmplex_backend.errors import DeadlineExceeded, FmplexError, InvalidRequest, ServerProblem, Unreachable
+from fmplex_backend.families.causal_lm.asking import Reader
+from fmplex_backend.families.causal_lm.sampling import Sampling
+from fmplex_backend.families.causal_lm.sections import Generator, Prompt
+from fmplex_backend.types import Request, Vfm
 
 HELLO = {"model": "chat", "messages": [{"role": "user", "content": "Hello"}]}
 LOCAL = "http://127.0.0.1:9000"
@@ -62,7 +67,15 @@ def events(response: Any) -> list[dict[str, Any]]:
 
 def test_a_chat(asks: TestClient, tasks: FakeTasks) -> None:
     found = chat(
-        asks, temperature=0.5, stop="x", max_tokens=9, max_completion_tokens=8, top_k=3, presence_penalty=1, user="me"
+        asks,
+        temperature=0.5,
+        stop="x",
+        max_tokens=9,
+        max_completion_tokens=8,
+        top_k=3,
+        presence_penalty=1,
+        logit_bias={"5": -100},
+        user="me",
     ).json()
     (choice,) = found["choices"]
     assert choice["message"] == {"role": "assistant", "content": "Hello", "refusal": None}
@@ -73,7 +86,7 @@ def test_a_chat(asks: TestClient, tasks: FakeTasks) -> None:
     assert (task, text, stream) == ("chat", "", False)
     assert json.loads(parameters["messages"]) == HELLO["messages"]
     asked = {"temperature": 0.5, "stop": "x", "max_tokens": 8, "top_k": 3, "presence_penalty": 1}
-    assert tasks.sampling() == asked
+    assert tasks.sampling() == asked | {"logit_bias": {"5": -100}}
 
 
 def test_a_stream_with_usage_at_its_end(asks: TestClient) -> None:
@@ -159,7 +172,6 @@ def test_models_and_health(asks: TestClient, tasks: FakeTasks) -> None:
 @pytest.mark.parametrize(
     ("fields", "param", "says"),
     [
-        ({"logit_bias": {"5": 1}}, "logit_bias", "does not support it"),
         ({"tools": [{"type": "function"}]}, "tools", "does not support it"),
         ({"response_format": {"type": "json_object"}}, "response_format", "does not support it"),
         ({"store": True}, "store", "does not support it"),
@@ -263,7 +275,7 @@ def test_errors_of_the_server(
         answer = chat(asks, stream=stream)
         found, named, coded, message = error(answer)
         assert (found, named, coded) == (status, param, code or "None")
-        assert not re.search(r"in ensemble|:\d|internal", message)
+        assert not re.search(r"in ensemble|:\d|internal|sampling_parameters", message)
         assert ("retry-after" in answer.headers) == (status in (429, 503))
     tasks.parts = [Said("Hel"), problem]
     *parts, last = events(chat(asks, stream=True))
@@ -278,6 +290,27 @@ def test_a_model_that_there_is_not(asks: TestClient, door: str, fields: dict[str
     status, param, code, message = error(asks.post(f"/v1/{door}", json={**fields, "model": "other"}))
     assert (status, param, code) == (404, "model", "model_not_found")
     assert message.startswith("The model `other` does not exist")
+
+
+@pytest.mark.parametrize(
+    ("text", "sampling", "param"),
+    [("x" * 5000, {}, "text_input"), ("x" * 8, {}, "text_input"), ("xx", {"max_tokens": 7}, "max_tokens")],
+)
+def test_what_is_too_long_has_openais_code(
+    asks: TestClient, tasks: FakeTasks, text: str, sampling: dict[str, Any], param: str
+) -> None:
+    """In the words of the backbone's own reader; clients cut their conversations by the code."""
+
+    def tokenizer(given: str) -> dict[str, list[int]]:
+        return {"input_ids": [1] * len(given)}
+
+    reader = Reader(tokenizer, Prompt(), Generator(), Sampling(), chat=False, max_length=8, vocabulary=10)
+    inputs = {"text_input": np.array([[text.encode()]], dtype=np.object_)}
+    wishes = {"sampling_parameters": json.dumps(sampling)}
+    with pytest.raises(InvalidRequest) as refused:
+        reader.read(Request(Vfm(0, "chat"), inputs, (), 0.0, lambda *_: None, parameters=wishes))
+    tasks.parts = [of_triton("INVALID_ARGUMENT", str(refused.value))]
+    assert error(chat(asks))[:3] == (400, param, "context_length_exceeded")
 
 
 def test_the_log_has_what_clients_are_not_told(

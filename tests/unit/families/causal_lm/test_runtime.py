@@ -27,6 +27,7 @@ from testing.adapters import lora, save_adapter
 from testing.language_models import save_tiny
 
 FILE = Path("backbone/config.pbtxt")
+TOKEN_BYTES = 3 * 2 * 32 * 4  # of keys and values: layers, both, numbers, bytes
 NEAR = 1e-4  # best logits so close may be told apart otherwise
 
 
@@ -257,6 +258,20 @@ def test_a_seed_makes_an_answer_again_whatever_else_runs(rig: Rig) -> None:
     rig.run()
     assert rig.answer(first) == rig.answer(again) != rig.answer(other)
     assert all(rig.answer(each) for each in others)
+
+
+def test_hardly_any_temperature_breaks_nobody_elses_pass(rig: Rig) -> None:
+    """A pass that breaks is run again one by one, and a seed's next number drawn twice."""
+    seeded = rig.ask(0, "fox", seed=7, max_tokens=12, ignore_eos=True)
+    rig.run()
+    again = rig.ask(0, "fox", seed=7, max_tokens=12, ignore_eos=True)
+    for _ in range(4):
+        rig.engine.step(wait=False)
+    best, cold = (rig.ask(1, "dog", temperature=each, max_tokens=5, ignore_eos=True) for each in (0, 1e-40))
+    rig.run()
+    assert rig.answer(best) == rig.answer(cold)
+    assert rig.answer(again) == rig.answer(seeded)
+    assert rig.engine.counts.broken_passes == 0
 
 
 def test_an_answer_ends_at_the_time_limit_with_what_it_has(rig: Rig) -> None:
@@ -536,7 +551,9 @@ def test_a_conversation_is_not_put_before_its_answer_and_may_be_refused_by_the_t
         ({"temperature": -1}, "sampling_parameters.temperature"),
         ({"top_p": 0}, "sampling_parameters.top_p"),
         ({"max_tokens": 5000}, "sampling_parameters.max_tokens: 5000"),
-        ({"stop_token_ids": [9999]}, "there is no token 9999"),
+        ({"stop_token_ids": [9999]}, "sampling_parameters.stop_token_ids: there is no token 9999"),
+        ({"logit_bias": {"9999": 1}}, "sampling_parameters.logit_bias: there is no token 9999"),
+        ({"logit_bias": {"5": 1000}}, "sampling_parameters.logit_bias: input should be less than or equal to 100"),
         ({"stop": ""}, "sampling_parameters.stop"),
         ({"min_tokens": 9, "max_tokens": 3}, "min_tokens: 9"),
     ],
@@ -545,6 +562,20 @@ def test_wishes_that_cannot_be_met(rig: Rig, wishes: dict[str, Any], says: str) 
     with pytest.raises(InvalidRequest) as caught:
         rig.ask(0, "fox", **wishes)
     assert says in str(caught.value)
+
+
+def test_a_token_that_the_tokenizer_alone_has(model: Path, versions: list[Path], tmp_path: Path) -> None:
+    """Some fine-tuned models come with a tokenizer that has more than their embedding: it would end others' pass."""
+    runtime = backbone(model)
+    runtime.tokenizer.add_tokens(["<tool>"])
+    rig = Rig(runtime, versions)
+    for task, wishes in ((0, {}), (1, {"messages": [{"role": "user", "content": "a <tool> b"}]})):
+        with pytest.raises(InvalidRequest, match="holds '<tool>', a token that the model does not have: leave it out"):
+            rig.ask(task, "" if wishes else "a <tool> b", **wishes)
+    document = {"family": "causal-lm", "decoder": {"system": "use <tool>"}}
+    (tmp_path / "task.json").write_text(json.dumps(document))
+    with pytest.raises(TaskRefused, match=r"decoder.system: .*'<tool>', a token that the model does not have"):
+        runtime.load(tmp_path)
 
 
 def test_numbers_may_come_as_text_as_vllms_clients_send_them(rig: Rig) -> None:
@@ -598,7 +629,24 @@ def test_an_architecture_without_attention_of_the_registry_is_refused(tmp_path: 
 
 def test_too_little_memory_is_refused(model: Path) -> None:
     with pytest.raises(BackboneRefused, match=r"kv_cache_bytes.* there is room for 16 tokens"):
-        backbone(model, kv_cache_bytes=16 * 3 * 2 * 32 * 4)
+        backbone(model, kv_cache_bytes=16 * TOKEN_BYTES)
+
+
+def test_what_is_too_short_by_max_length_is_not_said_to_lack_memory(model: Path) -> None:
+    with pytest.raises(BackboneRefused, match=r"parameters.max_length: it is 32. Say 64 or more"):
+        backbone(model, max_length=32)
+    with pytest.raises(BackboneRefused, match=r"parameters.kv_cache_bytes: there is room for 48 tokens"):
+        backbone(model, max_length=32, kv_cache_bytes=48 * TOKEN_BYTES)
+
+
+@pytest.mark.parametrize("blocks", [4, 5, 8, 9, 91])
+def test_a_profile_is_measured_in_the_blocks_that_there_are(model: Path, blocks: int) -> None:
+    """Whatever their number, from the least that a backbone is loaded with on; the one that pads contexts is left."""
+    runtime = backbone(model, kv_cache_bytes=blocks * 16 * TOKEN_BYTES)
+    shapes = [shape for shape, _ in runtime.profile()]
+    assert len(shapes) == 5
+    assert all(0 < shape.longest <= runtime.max_length for shape in shapes)
+    assert all(not keys[:16].any() for keys, _ in runtime.cache.layers.values())
 
 
 def test_a_chat_without_a_template_is_refused(rig: Rig, tmp_path: Path) -> None:

@@ -92,6 +92,23 @@ def test_a_penalty_changes_the_best_token() -> None:
     assert chosen.token == 7
 
 
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_biases_are_added_before_penalties(temperature: float) -> None:
+    raw = logits(1)
+    own = answer([7], temperature=temperature, logit_bias={"7": 4.5, 8: -100}, repetition_penalty=2.0)
+    wanted = raw.clone()
+    biased = float(raw[7]) + 4.5
+    wanted[7] = biased * 2 if biased < 0 else biased / 2
+    wanted[8] -= 100
+    torch.testing.assert_close(penalised(raw, own), wanted)
+    (chosen,) = choose(raw[None], [answer([1], temperature=temperature, logit_bias={"11": 100})], str)
+    assert chosen is not None
+    assert chosen.token == 11
+    for wrong in ({"5": 101}, {"x": 1}, {str(each): 1 for each in range(301)}, 5):
+        with pytest.raises(InvalidRequest, match=r"sampling_parameters\.logit_bias"):
+            own.asked.sampling.overridden({"logit_bias": wrong}, "sampling_parameters")
+
+
 def test_draws_have_their_probabilities() -> None:
     raw = torch.full((1, VOCABULARY), -torch.inf)
     raw[0, :3] = torch.tensor([0.5, 0.3, 0.2]).log()
@@ -112,11 +129,27 @@ def test_the_end_is_not_chosen_too_early() -> None:
     assert (closed and closed.token, open_ and open_.token) == (7, 3)
 
 
-def test_a_row_with_nan_fails_alone() -> None:
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("row", ["nan", "inf", "-inf"])
+def test_a_row_that_nothing_can_be_drawn_from_fails_alone(row: str, temperature: float) -> None:
     raw = torch.zeros(3, VOCABULARY)
-    raw[1, 4], raw[2, 9] = torch.nan, 1.0
-    first, second, third = choose(raw, [answer([1], temperature=0) for _ in range(3)], str)
-    assert first is not None
+    raw[1, 4], raw[2, 9] = float(row), 90.0
+    if row == "-inf":
+        raw[1] = -torch.inf
+    first, second, third = choose(raw, [answer([1], temperature=temperature, logprobs=1) for _ in range(3)], str)
     assert second is None
+    assert first is not None
     assert third is not None
     assert third.token == 9
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-6, 1e-40, 1e-300])
+def test_hardly_any_temperature_takes_the_best_token(temperature: float) -> None:
+    raw = 1000 * torch.randn(1, VOCABULARY, generator=torch.Generator().manual_seed(0))
+    (chosen,) = choose(raw, [answer([1, 2, 3], temperature=temperature, repetition_penalty=0.01)], str)
+    assert chosen is not None
+    assert chosen.token == int(penalised(raw[0], answer([1, 2, 3], repetition_penalty=0.01)).argmax())
+    with pytest.raises(
+        InvalidRequest, match=r"sampling_parameters.repetition_penalty: .*greater than or equal to 0.01"
+    ):
+        Sampling().overridden({"repetition_penalty": 1e-40}, "sampling_parameters")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmplex_backend.families.causal_lm.text import Detokenizer, StopStrings
+from fmplex_backend.families.causal_lm.text import MOST_HELD, Detokenizer, StopStrings
 
 
 def decode(tokens: Sequence[int]) -> str:
@@ -35,6 +36,23 @@ def test_the_last_token_brings_all_that_is_left() -> None:
     detokenizer = Detokenizer(decode)
     assert detokenizer.add(0xE6) == ""
     assert detokenizer.add(0x97, last=True) == decode([0xE6, 0x97])
+
+
+@pytest.mark.parametrize("token", [0xE6, 0xFF, None])
+def test_tokens_without_text_are_not_decoded_again_with_each_that_follows(token: int | None) -> None:
+    """Bytes that make no characters, and special tokens: the engine's thread decodes them."""
+    most = 0
+
+    def decode_and_note(tokens: Sequence[int]) -> str:
+        nonlocal most
+        most = max(most, len(tokens))
+        return decode([each for each in tokens if each])
+
+    detokenizer = Detokenizer(decode_and_note)
+    parts = [detokenizer.add(token or 0) for _ in range(10 * MOST_HELD)]
+    assert most <= 2 * MOST_HELD
+    assert "".join(parts) == decode([token or 0] * len(parts)) * bool(token)
+    assert "".join([*(detokenizer.add(byte) for byte in "a日".encode()), detokenizer.rest()]) == "a日"
 
 
 pieces = st.lists(st.text(alphabet="ab", max_size=4), max_size=12)
