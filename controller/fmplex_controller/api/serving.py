@@ -26,12 +26,17 @@ STOP_S = 3.0
 
 
 class ControllerSource:
-    """What the API tells, out of a controller and its records; `folder` None: nothing is recorded."""
+    """What the API tells, out of a controller and its records."""
 
-    def __init__(self, controller: Controller, folder: Path | None) -> None:
-        self._controller, self._folder = controller, folder
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
         self._metrics = Metrics(controller.board)
         controller.journal.listeners.append(self._metrics.told)
+
+    @property
+    def _folder(self) -> Path | None:
+        """None where nothing is recorded, or not yet."""
+        return self._controller.journal.folder
 
     def overview(self) -> Overview:
         """The server as it is."""

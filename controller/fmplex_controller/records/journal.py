@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ class Journal:
     def __init__(self, events: EventLog | SharedEventLog | None = None, ledger: Ledger | None = None) -> None:
         self._events, self._ledger = events, ledger
         self._lock: FileLock | None = None  # held as long as this process writes
+        self._waits: tuple[FileLock, Path] | None = None  # where another controller still records
+        self._waiting = threading.Lock()
         self._has_failed = False
         self.folder: Path | None = None  # where all is recorded
         self.listeners: list[Callable[[Event], None]] = []
@@ -53,24 +56,42 @@ class Journal:
     @staticmethod
     def opened(folder: Path, repository: Path, server: str) -> Journal:
         """With log and ledger in a directory; without what cannot be had, and a line in the log that says why."""
+        journal = Journal()
         try:
             make_folder(folder, repository, server)
-            lock = FileLock(folder / "lock")
-            lock.acquire(timeout=LOCK_S)
-            events = EventLog(folder, CONTROLLER)
-        except Timeout:
-            log.warning("%s: another controller records there already; this one records nothing", folder)
-            return Journal()
+            lock = FileLock(folder / "lock", thread_local=False)
+            if not journal._begun(lock, folder, LOCK_S):
+                log.warning("%s: another controller records there; this one does once that has ended", folder)
+                journal._waits = lock, folder
         except (SetupProblem, OSError) as error:
             log.warning("neither events nor usage are recorded: %s", error)
-            return Journal()
-        journal = Journal(events)
-        journal.folder, journal._lock = folder, lock
+        return journal
+
+    def _begun(self, lock: FileLock, folder: Path, timeout_s: float) -> bool:
+        """Record in a directory from now on, unless another process does; raises OSError."""
         try:
-            journal._ledger = Ledger(folder)
+            lock.acquire(timeout=timeout_s)
+        except Timeout:
+            return False
+        self._events = EventLog(folder, CONTROLLER)
+        self.folder, self._lock = folder, lock
+        try:
+            self._ledger = Ledger(folder)
         except SetupProblem as problem:
             log.warning("usage is not recorded: %s", problem)
-        return journal
+        return True
+
+    def _wait(self) -> None:
+        """Begin as soon as the controller before this one has ended."""
+        with self._waiting:
+            if self._waits is None:
+                return
+            try:
+                if self._begun(*self._waits, 0.0):
+                    self._waits = None
+            except OSError as error:
+                log.warning("neither events nor usage are recorded: %s", error)
+                self._waits = None
 
     def tell(self, kind: str, model: str = "", reason: str = "", outcome: str = DONE) -> None:
         """Something has been done or found out."""
@@ -92,6 +113,8 @@ class Journal:
 
     def sample(self, status: BackboneStatus) -> None:
         """Enter what a backbone has counted."""
+        if self._waits is not None:
+            self._wait()
         if self._ledger is None:
             return
         try:

@@ -71,7 +71,7 @@ def _api_server(controller: Controller, options: ApiOptions | None) -> ApiServer
         return None
     from fmplex_controller.api.serving import ApiServer, ControllerSource
 
-    server = ApiServer(ControllerSource(controller, controller.journal.folder), options)
+    server = ApiServer(ControllerSource(controller), options)
     server.start()
     log.info("its API is at http://%s:%d", options.host, options.port)
     return server

@@ -74,8 +74,8 @@ class Execution:
                         found[action.name] = Attempt(action.fingerprint, action.depends, error, action.still_s)
                 elif isinstance(action, Unload):
                     self._unload(action)
-            except ServerProblem as problem:
-                self._left_over(action, "", str(problem))
+            except ServerProblem as away:
+                self._left_over(action, "", str(away))
                 break
             except RepositoryLocked as locked:
                 is_locked = True

@@ -48,7 +48,7 @@ def test_where_nothing_is_recorded_others_are_named(tmp_path: Path) -> None:
         existing_folder(tmp_path / "other", "triton:8001")
 
 
-def test_a_second_controller_records_nothing(
+def test_a_second_controller_records_nothing_until_the_first_has_ended(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal_module, "LOCK_S", 0.1)
@@ -63,6 +63,11 @@ def test_a_second_controller_records_nothing(
     assert [event.model for event in heard] == ["a"]
     assert [event.model for event in read_events(tmp_path / "records")] == ["b"]
     first.close()
+    second.sample(status(task("a", account=1, service_s=1.0)).model_copy(update={"started_at": 5.0, "busy_s": 1.0}))
+    second.tell("unloaded", "a")
+    assert [event.model for event in read_events(tmp_path / "records")] == ["b", "a"]
+    assert read_usage(tmp_path / "records").tasks[0].seconds == 1.0
+    second.close()
     third = Journal.opened(tmp_path / "records", tmp_path, "a:1")
     assert third.folder == tmp_path / "records"
     third.close()

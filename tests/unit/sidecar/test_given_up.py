@@ -61,7 +61,7 @@ def beside(tmp_path: Path) -> Iterator[Beside]:
     rig.begin_anew(journal=journal)
     rig.write("a")
     assert rig.run(5.0, probes=True) == ["load base", "load a"]
-    source = ControllerSource(rig.controller, journal.folder)
+    source = ControllerSource(rig.controller)
     with TestClient(make_app(source, ApiOptions("127.0.0.1", 8003, "")), base_url=ADDRESS) as api:
         yield Beside(rig, api)
     journal.close()
