@@ -1,6 +1,6 @@
 """Audio encoders: an encoder of Whisper tiny.en's sizes (float32), from WAV files of 2 s, Bmax 32.
 
-Memory of ten tasks against one, ten tasks against the bare backbone, fair shares: see `families`.
+As `vision`. The encoder's weights are random: what they cost does not depend on their values.
 """
 
 from __future__ import annotations

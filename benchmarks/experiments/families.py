@@ -1,12 +1,4 @@
-"""What `vision`, `series` and `audio` measure, each of its family: memory, what sharing costs, and fair shares.
-
-Memory is of a server with ten LoRA tasks against one with one, as in `memory`. Ten tasks with heads of several kinds,
-and ten with LoRA, take turns with two bare loops: transformers' own forward of tensors that are ready, on the
-backbone's core while the server is idle, and the same loop with the preparing of each input. The second is what a
-server can reach at most whose inputs are prepared on the core of the backbone, as here; the targets are of the first.
-Closed loop, the backbone's process on one core, Triton and the clients on the other. Shares are the seconds that two
-backlogged tasks of weights 3:1 have received by the backbone's account, those of preparing included.
-"""
+"""What `vision`, `series` and `audio` measure, each of its family: see `vision`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Whisper's log-mel features, computed for the part of a window that is not silent.
 
-transformers' extractor computes the whole window and copies it several times. Where its settings are such that these
-features are equal to its own, they take a third of the time.
+transformers' extractor computes all of what it is given, silence too, and copies it several times. These features take
+less time, and are used where they are equal to its own up to rounding.
 """
 
 from __future__ import annotations

@@ -106,10 +106,15 @@ def expected(kind: str, model: Any, item: Array, pooling: str) -> Any:
 
 def test_what_attention_and_feedforward_read_is_laid_out_in_order() -> None:
     """Batch norms answer with transposed views, which torch multiplies slowly; what is computed stays the same."""
-    runtime, seen = series_runtime(directory_of("patchtst")), []
+    runtime = series_runtime(directory_of("patchtst"))
+    seen: list[bool] = []
+
+    def look(module: Any, inputs: Any) -> None:
+        seen.append(inputs[0].is_contiguous())
+
     for path, module in runtime.model.named_modules():
         if isinstance(module, torch.nn.Linear) and ".layers." in path:
-            module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
+            module.register_forward_pre_hook(look)
     values, known = filled(series(0, CONTEXT, 1))
     with torch.inference_mode():
         ours = runtime.model(**given("patchtst", values, known)).last_hidden_state
