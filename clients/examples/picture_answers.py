@@ -102,9 +102,7 @@ def frog() -> Any:
     return picture
 
 
-OWN: Mapping[str, Callable[[], Any]] = {
-    each.__name__: each for each in (airplane, automobile, ship, truck, bird, frog)
-}
+OWN: Mapping[str, Callable[[], Any]] = {each.__name__: each for each in (airplane, automobile, ship, truck, bird, frog)}
 
 
 def drawn(name: str) -> Any:
