@@ -78,14 +78,14 @@ class Counted:
     """A runtime's recordings, and how often one has run with adapters."""
 
     def __init__(self, traced: TracedForward) -> None:
-        self.traced, self.runs = traced, 0
+        self.traced, self.times = traced, 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.traced, name)
 
     def run(self, ids: Tensor, mask: Tensor | None, lora: list[Tensor] | None = None) -> Tensor | None:
         states = self.traced.run(ids, mask, lora)
-        self.runs += states is not None and lora is not None
+        self.times += states is not None and lora is not None
         return states
 
 
@@ -118,7 +118,7 @@ def check(
         have = runtime.forward.launch(tokens, adapters, {"mean"}).hidden()
         patch.setattr(runtime.forward, "traced", None)
         want = runtime.forward.launch(tokens, adapters, {"mean"}).hidden()
-    assert counted.runs == int(recorded)
+    assert counted.times == int(recorded)
     for place in range(len(rows)):
         assert np.array_equal(have.row(place, "mean", None), want.row(place, "mean", None))
 
