@@ -29,8 +29,8 @@ from transformers.utils import logging
 from benchmarks.harness.language_model import BACKBONE, SEQUENCES, Ask, model_directory, tokenizer, wishes
 from benchmarks.harness.subject import subject
 from benchmarks.load.child import Child
-from fmplex_backend.families.causal_lm.onednn import speed_up
 from fmplex_backend.families.causal_lm.runtime import CausalLmRuntime
+from fmplex_backend.families.onednn import speed_up
 from fmplex_backend.repository.config import load_backbone_config
 from fmplex_backend.repository.configs import backbone_parameters
 from fmplex_backend.scheduling import Bfq, CostModel

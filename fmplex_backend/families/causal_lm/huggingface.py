@@ -18,9 +18,9 @@ from torch import Tensor
 from fmplex_backend.errors import BackboneRefused
 from fmplex_backend.families.causal_lm import attention
 from fmplex_backend.families.causal_lm.attention import PagedCache, Plan, Span, packed
-from fmplex_backend.families.causal_lm.onednn import speed_up
 from fmplex_backend.families.causal_lm.parameters import CausalLmConfig
 from fmplex_backend.families.model_files import find_model
+from fmplex_backend.families.onednn import speed_up
 from fmplex_backend.families.precision import chosen_dtype
 
 BLOCK = 16  # tokens
