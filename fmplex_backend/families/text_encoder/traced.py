@@ -8,6 +8,9 @@ adapters among them 0.64 and 0.71.
 A recording has fixed what the model's Python decided, which may depend on the shape of the inputs. So it is compared
 with the model over several shapes before it is used. The weights are the model's own, in memory once; those of adapters
 are inputs of each pass.
+
+TorchScript's optimised execution, a setting of each thread, is off: passes are as fast, while it makes another copy of a
+recording at its first passes, which take as long as recording it.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit._fuser import optimized_execution
 
 from fmplex_backend.adapters.recorded_lora import adaptable_modules, added, sample_lora, scripted
 
@@ -93,7 +97,8 @@ class TracedForward:
         if not self.runs(ids.shape[1], padded=mask is not None, adapted=lora is not None):
             return None
         recording: Any = self._recordings[mask is not None, lora is not None]
-        states: Tensor = recording(*(each for each in (ids, mask, lora) if each is not None))
+        with optimized_execution(False):
+            states: Tensor = recording(*(each for each in (ids, mask, lora) if each is not None))
         return states
 
     def runs(self, tokens: int, *, padded: bool, adapted: bool) -> bool:
@@ -104,7 +109,7 @@ class TracedForward:
         modules = list(self._adaptable.values())
         module = (_WithMask if padded else _WithoutMask)(self._model, modules)
         try:
-            with torch.no_grad(), warnings.catch_warnings():
+            with torch.no_grad(), warnings.catch_warnings(), optimized_execution(False):
                 warnings.simplefilter("ignore")  # of the tracer, about each decision: what they change shows below
                 traced: Callable[..., Tensor] = torch.jit.trace(
                     module, self._given(3, 17, padded=padded, adapted=adapted), check_trace=False
