@@ -9,8 +9,8 @@ A recording has fixed what the model's Python decided, which may depend on the s
 with the model over several shapes before it is used. The weights are the model's own, in memory once; those of adapters
 are inputs of each pass.
 
-TorchScript's optimised execution, a setting of each thread, is off: passes are as fast, while it makes another copy of a
-recording at its first passes, which take as long as recording it.
+TorchScript's optimised execution, a setting of each thread, is off: passes are as fast, and it would make another copy
+of a recording at its first passes, which then take as long as recording it.
 """
 
 from __future__ import annotations
