@@ -6,9 +6,11 @@ The threads die by code that only these tests bring into the backbone's process.
 from __future__ import annotations
 
 import re
+import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 from asking import ask_grpc
@@ -63,6 +65,15 @@ def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     with serving(repository, folder, variables=variables, extra=quick) as server:
         assert not server.refused
         yield server
+
+
+@pytest.fixture(autouse=True)
+def is_alive(mortal: Serving) -> None:
+    """Starts a Triton again that has ended: 2.51 at times does when a stub is killed (boost's lock_exception)."""
+    with suppress(subprocess.TimeoutExpired):
+        mortal.server.wait(timeout=0)
+        mortal.server.restart()
+        mortal.server.wait_ready()
 
 
 def revive(server: Serving) -> None:

@@ -135,7 +135,8 @@ def test_what_was_not_agreed_is_agreed_before_the_server_loads_it(root: Path, jo
     elif what == "too late":
         triton.reserved_s = rebinding.CHECK_S
     elif what == "another version":
-        triton.write = lambda: write_version(root, "a", 2, text_task({"kind": "embedding"}))
+        written = write_version(root.parent, "written", 2, text_task({"kind": "embedding"}))
+        triton.write = lambda: written.rename(root / "a" / "2")  # whole, as the entry is looked at meanwhile
     else:
         triton.write = lambda: write_config(root, "a", 1, weight=2.0)
     assert rebind(root, triton, "a", "twin", journal=journal, why="to see") is not None
