@@ -17,7 +17,7 @@ from benchmarks.__main__ import EXPERIMENTS, RESULTS
 from benchmarks.harness import summary
 
 PAGE, README = Path("docs/benchmarks.md"), Path("README.md")
-MACHINES = re.compile(r"(?<=^## Measured\n\n).*?(?=, no GPU,)", re.MULTILINE | re.DOTALL)
+MACHINES = re.compile(r"(?<=^## Measured\n\n).*?\.(?=\n\n)", re.MULTILINE | re.DOTALL)
 TABLE = re.compile(r"^\| what \| measured .*?(?=\n\n)", re.MULTILINE | re.DOTALL)
 INTRODUCTION = """# Benchmarks
 

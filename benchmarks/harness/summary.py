@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -294,16 +295,17 @@ def table(folder: Path) -> str:
 
 
 def where(folder: Path) -> str:
-    """The machines that the table's figures are from, in a sentence's beginning."""
-    machines: dict[str, list[str]] = {}
+    """The machines that the table's figures are from, as lines of 120 characters at most."""
+    experiments: dict[str, list[str]] = {}  # by machine
     for name in dict.fromkeys(line.experiment for line in LINES):
         file = folder / f"{name}.json"
         if file.is_file():
             machine = json.loads(file.read_text(encoding="utf-8"))["machine"]
-            machines.setdefault(f"{machine['cores']} cores of an {machine['cpu']}", []).append(name)
-    most = max(machines, key=lambda each: len(machines[each]), default="")
-    others = [f"{', '.join(names)} on {each}" for each, names in machines.items() if each != most]
-    return f"{most} ({'; '.join(others)})" if others else most
+            words = [word for word in machine["cpu"].replace("(R)", "").split() if not word.endswith("_bf16")]
+            experiments.setdefault(f"{machine['cores']} cores of an {' '.join(words)}", []).append(name)
+    most = max(experiments, key=lambda each: len(experiments[each]), default="")
+    others = [f"{', '.join(names)} on {each}" for each, names in experiments.items() if each != most]
+    return textwrap.fill("; ".join([f"On {most}", *others]) + ".", 120)
 
 
 def _measured(line: Line, results: Results) -> str:
