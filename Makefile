@@ -48,7 +48,7 @@ lint: setup ## ruff and mypy
 	@$(PY) -m mypy
 
 # Two processes, which take whole files (tests/conftest.py), those with servers first.
-PYTEST := $(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+PYTEST := $(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations 12 --durations-min 5
 
 test: lint ## lint, then every test that is not slow
 	@$(PYTEST) -m "not slow"
