@@ -7,10 +7,8 @@ The operations are those of `multi_lora` on a CPU, in the same order.
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from operator import is_not
 from typing import Any
 
@@ -43,15 +41,6 @@ def add_products(x: Tensor, y: Tensor, a: Tensor, b: Tensor, masks: Tensor, plan
             low.masked_fill_(masks[each[4] : each[4] + low.numel()].view(low.shape), 0)
         outputs[each[0] : each[1]].addmm_(low, b[each[2] : each[3]])
     return y
-
-
-@cache
-def scripted() -> Callable[..., Tensor]:
-    """`add_products` for a recording: the branch and the loop stay, where torch.jit.trace would fix what it saw."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript's, whose place nothing has taken on CPUs
-        function: Callable[..., Tensor] = torch.jit.script(add_products)
-    return function
 
 
 class RecordedLora:

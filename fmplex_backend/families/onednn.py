@@ -11,14 +11,13 @@ is called. `PackedLinear` has them in that order: MiniLM's products take 0.5 of 
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fmplex_backend.adapters.torchscript import scripted
+from fmplex_backend.families.precision import AMX, cpu_has
 from fmplex_backend.hardware import processor_vendor
 
 SLOW_DTYPE = torch.float32
@@ -34,15 +33,6 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-@cache
-def scripted() -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    """`product` for a recording: torch.jit.trace cannot record the operator's list of scalars."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript's, whose place nothing has taken on CPUs
-        function: Callable[[Tensor, Tensor, Tensor | None], Tensor] = torch.jit.script(product)
-    return function
-
-
 class OneDnnLinear(nn.Linear):
     """A Linear with the weights of another one. Where gradients are wanted it multiplies as any Linear."""
 
@@ -55,7 +45,8 @@ class OneDnnLinear(nn.Linear):
         """x: [..., in] -> [..., out]."""
         if torch.is_grad_enabled():
             return super().forward(x)
-        multiply = scripted() if torch._C._get_tracing_state() else product
+        # torch.jit.trace cannot record the operator's list of scalars.
+        multiply = scripted(product) if torch._C._get_tracing_state() else product
         return multiply(x, self.operand, self.bias)
 
     @property
@@ -107,7 +98,7 @@ def pack(model: nn.Module, *, has_amx: bool | None = None) -> int:
     Args:
         has_amx: whether the CPU multiplies bfloat16 with AMX; by default whether this one does, as torch tells it.
     """
-    if not _has_operators() or not (_has_amx() if has_amx is None else has_amx):
+    if not _has_operators() or not (cpu_has(AMX) if has_amx is None else has_amx):
         return 0
     found = _linears(model, PACKED_DTYPE)
     if sum(each.weight.nbytes for each in found.values()) > MOST_PACKED:
@@ -129,10 +120,3 @@ def _has_operators() -> bool:
     namespace: Any = torch.ops.mkldnn
     names = ("_linear_pointwise", "_reorder_linear_weight")
     return bool(torch.backends.mkldnn.is_available()) and all(hasattr(namespace, name) for name in names)
-
-
-def _has_amx() -> bool:
-    if hasattr(torch.cpu, "get_capabilities"):
-        return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
-    question = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return question is not None and bool(question())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-X86_BFLOAT16 = ("avx512_bf16", "amx_bf16")
+AVX512, AMX = "avx512_bf16", "amx_bf16"
+_OLDER_NAMES = {AVX512: "avx512_bf16", AMX: "amx_tile"}
 
 
 def chosen_dtype(wanted: str, device: torch.device, stored: torch.dtype | None) -> torch.dtype:
@@ -30,12 +31,16 @@ def has_bfloat16(device: torch.device) -> bool:
 
 def _cpu_multiplies_bfloat16() -> bool:
     """AVX512-BF16 or AMX. (`torch.ops.mkldnn._is_mkldnn_bf16_supported` says yes to all of AVX-512: slow emulation.)"""
+    return cpu_has(AVX512) or cpu_has(AMX)
+
+
+def cpu_has(extension: str) -> bool:
+    """Whether the CPU has AVX512 or AMX for bfloat16, as torch tells it; one that cannot tell is taken for no."""
     if hasattr(torch.cpu, "get_capabilities"):
-        capabilities = torch.cpu.get_capabilities()
-        return any(capabilities.get(name, False) for name in X86_BFLOAT16)
-    # An older torch has no public name for it; one that cannot tell is taken for a CPU without.
-    questions = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
-    return any(question() for question in questions if question is not None)
+        return bool(torch.cpu.get_capabilities().get(extension, False))
+    # An older torch has no public name for it.
+    question = getattr(torch.cpu, f"_is_{_OLDER_NAMES[extension]}_supported", None)
+    return question is not None and bool(question())
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 
-from fmplex_backend.adapters.recorded_lora import adaptable_modules, added, sample_lora, scripted
+from fmplex_backend.adapters.recorded_lora import adaptable_modules, add_products, added, sample_lora
+from fmplex_backend.adapters.torchscript import scripted
 
 LONGEST = 512  # tokens: longer passes have work enough to go through Python
 
@@ -57,7 +58,8 @@ class _WithoutMask(nn.Module):
 
     def _states(self, lora: list[Tensor] | None, **given: Tensor) -> Tensor:
         model: Any = self.__dict__["model"]
-        with added(lora or [], self.__dict__["adaptable"], scripted()):
+        # Scripted, its branch and loop stay, where torch.jit.trace would fix what it saw.
+        with added(lora or [], self.__dict__["adaptable"], scripted(add_products)):
             states: Tensor = model(**given).last_hidden_state
         return states
 

@@ -23,8 +23,8 @@ from fmplex_backend.adapters.recorded_lora import (
     add_products,
     added,
     sample_lora,
-    scripted,
 )
+from fmplex_backend.adapters.torchscript import scripted
 
 CPU = torch.device("cpu")
 TOKENS = 7
@@ -81,7 +81,7 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
-@pytest.mark.parametrize("add", [add_products, scripted()], ids=["python", "scripted"])
+@pytest.mark.parametrize("add", [add_products, scripted(add_products)], ids=["python", "scripted"])
 def test_products_are_added_to_their_own_tokens(add: Callable[..., Tensor]) -> None:
     x, y = torch.randn(2, 3, 8), torch.zeros(2, 3, 5)
     a, b = torch.randn(6, 8), torch.randn(6, 5)

@@ -73,7 +73,7 @@ def test_packed_weights_can_be_recorded() -> None:
     model = nn.Sequential(PackedLinear(nn.Linear(24, 40).bfloat16().requires_grad_(False)), nn.ReLU())
     x = torch.randn(3, 24).bfloat16()
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # see `onednn.scripted`
+        warnings.simplefilter("ignore", DeprecationWarning)  # see `torchscript.scripted`
         recorded = torch.jit.trace(model, torch.randn(2, 24).bfloat16())
         torch.testing.assert_close(recorded(x), model(x))
 
