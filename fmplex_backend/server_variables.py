@@ -5,3 +5,4 @@ from __future__ import annotations
 ALLOW_LINKS = "FMPLEX_ALLOW_LINKS"  # directories that links of a version may lead into, with os.pathsep between them
 PROFILES = "FMPLEX_PROFILES"  # the folder of measured profiles
 MODEL_CONTROL = "FMPLEX_MODEL_CONTROL"  # the server's model control mode: explicit or poll
+GRPC_ADDRESS = "FMPLEX_GRPC_ADDRESS"  # HOST:PORT, where its backbones reach the server itself; unset: not known

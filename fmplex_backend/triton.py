@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +26,9 @@ from fmplex_backend.files import native
 from fmplex_backend.interface import STATUS, TASK, backbone_outputs, tag_of
 from fmplex_backend.printable import printable
 from fmplex_backend.repository.config import load_backbone_config
+from fmplex_backend.server_variables import GRPC_ADDRESS
 from fmplex_backend.serving.intake import Call
+from fmplex_backend.serving.loaded_entries import LoadedEntries
 from fmplex_backend.serving.metrics import Publisher
 from fmplex_backend.serving.server_models import ServerModels
 from fmplex_backend.serving.service import Service
@@ -98,6 +101,7 @@ class TritonPythonModel:
             directory,
             is_ready=getattr(pb_utils, "is_model_ready", None),  # None: a server before 23.07
             unload=getattr(pb_utils, "unload_model", None),
+            entries=LoadedEntries(os.environ.get(GRPC_ADDRESS, ""), args["model_name"]),
         )
         self.service = Service(
             directory.parent, args["model_name"], config, max_items, make_runtime, models=self.models
@@ -142,6 +146,7 @@ class TritonPythonModel:
         """Answer the requests that are left, and end the threads."""
         self.publisher.stop()
         self.service.stop()
+        self.models.entries.close()
 
 
 @dataclass(slots=True)

@@ -1,12 +1,13 @@
-"""Recovery: the backbone's process is killed under load, and the controller beside the server brings it back.
+"""Recovery: the backbone's process is killed under load, and `fmplex serve` brings it back.
 
 Eight clients ask six tasks, half of them with LoRA, with texts of 16 tokens and a deadline of 5 s a request. SIGKILL
 comes at a random moment. The gap is from the kill to the moment at which every task has answered again; it is compared
-with the seconds that a load of the backbone and its tasks takes by hand, on the same server beforehand.
+with the seconds that a load of the backbone and its tasks takes by hand, on a server of its own beforehand.
 
-Target: each gap is at most the load's seconds and 3 s more, and no request takes longer than 5 s. The controller is a
-process of its own and is killed after each recovery, so that each kill is the first that it sees: further ones within
-ten minutes would let it wait before it loads again (docs/sidecar.md).
+Target: each gap is at most the load's seconds and 3 s more, and no request takes longer than 5 s. After each recovery
+the controller is killed, too, and the next kill waits for its successor, so that each kill is the first that a
+controller sees: further ones within ten minutes would let it wait before it loads again (docs/sidecar.md). Triton 2.51
+itself ends at times when a stub is killed; `fmplex serve` starts it again then, and those are counted.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks.harness.compare import spread, text
+from benchmarks.harness.foreground import Foreground, foreground
 from benchmarks.harness.repositories import BACKBONE, texts_of_length, write_adapters, write_backbone, write_task
 from benchmarks.harness.serving import serving
 from testing.clients import Answer, GrpcClient, Question
-from testing.controllers import controller
 from testing.servers import Serving, eventually
 
 TOKENS, TASKS, CLIENTS = 16, 6, 8
@@ -103,24 +106,35 @@ def load_seconds(server: Serving, names: list[str]) -> float:
         return time.monotonic() - start
 
 
-def gap(server: Serving, crowd: Crowd, calm_s: float) -> float:
-    """Seconds from a kill until every task has answered again."""
-    with controller(server):
-        calm = time.monotonic()
-        eventually(lambda: crowd.all_answered_since(calm), "all tasks answer", BACK_S)
-        time.sleep(calm_s)
-        stub = server.stub()
-        stub.kill()
-        killed = time.monotonic()
-        eventually(lambda: server_has_another(server, stub.pid), "another process", BACK_S)
-        loaded = time.monotonic()  # an answer that the former process has sent may come late
-        eventually(lambda: crowd.all_answered_since(loaded), "all tasks answer again", BACK_S)
-        return max(crowd.answered_at.values()) - killed
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """What one kill has led to."""
+
+    seconds: float  # until every task has answered again
+    triton_ended: bool  # Triton itself, which `fmplex serve` has started again
 
 
-def server_has_another(server: Serving, pid: int) -> bool:
-    stub = server.stubs().get(BACKBONE)
-    return stub is not None and stub.pid != pid
+def gap(served: Foreground, crowd: Crowd, calm_s: float) -> Gap:
+    """Kill the backbone's process, and once every task has answered again the controller's."""
+    calm = time.monotonic()
+    eventually(lambda: crowd.all_answered_since(calm), "all tasks answer", BACK_S)
+    time.sleep(calm_s)
+    triton, stub, controller = served.tritonserver, served.stub(BACKBONE), served.controller
+    if triton is None or stub is None or controller is None:
+        raise RuntimeError("Triton, the backbone's process or the controller has ended before it was killed")
+    stub.kill()
+    killed = time.monotonic()
+    eventually(lambda: _is_another(served.stub(BACKBONE), stub), "the backbone has another process", BACK_S)
+    loaded = time.monotonic()  # an answer that the former process has sent may come late
+    eventually(lambda: crowd.all_answered_since(loaded), "all tasks answer again", BACK_S)
+    found = Gap(max(crowd.answered_at.values()) - killed, _is_another(served.tritonserver, triton))
+    controller.kill()
+    eventually(lambda: _is_another(served.controller, controller), "there is another controller", BACK_S)
+    return found
+
+
+def _is_another(now: psutil.Process | None, before: psutil.Process) -> bool:
+    return now is not None and now != before
 
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
@@ -136,15 +150,17 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
             write_task(root / "repository", name, number, adapter=adapters[number // 2] if number % 2 else None)
         with serving(root / "repository") as server:
             loads = [load_seconds(server, names) for _ in range(3)]
-            crowd = Crowd(server.grpc_url, texts_of_length(TOKENS, 512), names)
+        with foreground(root / "repository") as served:
+            crowd = Crowd(served.grpc_url, texts_of_length(TOKENS, 512), names)
             with crowd.asking():
-                gaps = [gap(server, crowd, moments.uniform(*CALM_S)) for _ in range(kills)]
+                gaps = [gap(served, crowd, moments.uniform(*CALM_S)) for _ in range(kills)]
     return [
         {
             "kills": kills,
             "load_s": spread(loads),
-            "gap_s": spread(gaps),
-            "gaps_s": gaps,
+            "gap_s": spread([each.seconds for each in gaps]),
+            "gaps_s": [each.seconds for each in gaps],
+            "triton_ended": sum(each.triton_ended for each in gaps),
             "slowest_s": crowd.slowest_s,
             "answers": crowd.answers,
             "failures": crowd.failures,
@@ -160,7 +176,8 @@ def show(rows: list[dict[str, Any]]) -> None:
         verdict = "met" if not late else f"MISSED in {late}"
         print(
             f"{row['kills']} kills: all tasks answer again after {text(row['gap_s'], '.1f')} s; a load by hand takes "
-            f"{text(row['load_s'], '.1f')} s (target at most {MORE_S:g} s more, {verdict})"
+            f"{text(row['load_s'], '.1f')} s (target at most {MORE_S:g} s more, {verdict}); "
+            f"Triton itself ended in {row['triton_ended']}"
         )
         said = "met" if row["slowest_s"] < DEADLINE_S + SLACK_S else "MISSED"
         failed = ", ".join(f"{count} {status}" for status, count in sorted(row["failures"].items())) or "none"

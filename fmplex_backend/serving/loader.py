@@ -96,7 +96,7 @@ class Loader:
         self.answers = answers or AnswerCache(0)
         self.tags = Tags(
             engine.clock,
-            is_loaded=self.models.is_loaded,
+            models=self.models,
             has_moved=self._has_moved,
             oldest=repository.oldest,
             grace=grace,
@@ -249,9 +249,8 @@ class Loader:
             self._unload(name, tag)
 
     def _loaded_newcomers(self) -> Iterator[tuple[int, str]]:
-        for tag, rivals in self.tags.rivals.items():
-            newcomers = self.tags.newcomers.get(tag, ())
-            yield from ((tag, name) for name in rivals if name in newcomers)
+        for tag, names in self.tags.loaded_newcomers.items():
+            yield from ((tag, name) for name in names)
 
     def _unload(self, name: str, tag: int) -> None:
         try:

@@ -12,6 +12,7 @@ from fmplex_backend.errors import ServerProblem
 from fmplex_backend.printable import printable
 from fmplex_backend.repository.tasks import Stamp, stamp
 from fmplex_backend.server_variables import MODEL_CONTROL
+from fmplex_backend.serving.loaded_entries import LoadedEntries
 
 RELOAD_S = 60.0  # within which a backbone whose directory has changed is reloaded, if somebody does that
 
@@ -27,6 +28,7 @@ class ServerModels:
         directory: of the backbone that asks.
         is_ready: `pb_utils.is_model_ready`, None where the server has none.
         unload: `pb_utils.unload_model`.
+        entries: by which the server has loaded its models.
     """
 
     def __init__(
@@ -35,9 +37,10 @@ class ServerModels:
         *,
         is_ready: Callable[[str], bool] | None,
         unload: Callable[[str], object] | None,
+        entries: LoadedEntries,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.directory, self.clock = directory, clock
+        self.directory, self.clock, self.entries = directory, clock, entries
         self._is_ready, self._unload = is_ready, unload
         self.is_serving = False  # set by the first request: before the server is ready it answers with errors
         self._stamps_seen = self._stamps()
@@ -53,6 +56,10 @@ class ServerModels:
             return bool(self._is_ready(printable(name)))
         except Exception:  # whatever the stub raises
             return True
+
+    def loaded_tags(self, name: str) -> list[int] | None:
+        """The tags with which requests of a loaded model come to this backbone; None where that is not known."""
+        return self.entries.tags(name) if self.is_serving else None
 
     def unload(self, name: str) -> None:
         """Unload a model; raises ServerProblem where the server does not, or where it could be long about it.

@@ -7,7 +7,7 @@ them can be answered: the answer could be another task's.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +20,9 @@ class Models(Protocol):
     def is_loaded(self, name: str) -> bool | None:
         """Whether requests may come by this model's entry; None before the first request, when none has come."""
 
+    def loaded_tags(self, name: str) -> Collection[int] | None:
+        """The tags in the entry by which a loaded model's requests come; None where that is not known."""
+
     def unload(self, name: str) -> None:
         """Unload a model; raises ServerProblem where that is not done."""
 
@@ -30,6 +33,9 @@ class Unasked:
     def is_loaded(self, name: str) -> bool:
         """Not known to be."""
         return False
+
+    def loaded_tags(self, name: str) -> None:
+        """Not known."""
 
     def unload(self, name: str) -> None:
         """Nothing is known to be loaded."""
@@ -63,7 +69,7 @@ class Tags:
     """Decides, round by round, which task keeps a tag that several claim or that had another task before.
 
     Args:
-        is_loaded: `Models.is_loaded`.
+        models: the server's.
         has_moved: whether requests of a task have come with another tag than this one, so that the server no longer
             sends them by an entry with this one.
         oldest: of several tasks.
@@ -74,17 +80,18 @@ class Tags:
         self,
         clock: Callable[[], float],
         *,
-        is_loaded: Callable[[str], bool | None],
+        models: Models,
         has_moved: Callable[[str, int], bool],
         oldest: Callable[[Iterable[str]], str],
         grace: float,
     ) -> None:
-        self.clock, self.is_loaded, self.has_moved, self.oldest = clock, is_loaded, has_moved, oldest
+        self.clock, self.models, self.has_moved, self.oldest = clock, models, has_moved, oldest
         self.grace = grace
         self.claims = Claims({})
         self.keepers: Mapping[int, str] = {}
         self.last_keepers: Mapping[int, str] = {}  # of every tag that a task ever had
         self.newcomers: Mapping[int, tuple[str, ...]] = {}  # by tag: those that claim it and do not keep it
+        self.loaded_newcomers: Mapping[int, tuple[str, ...]] = {}  # those of them that the server has loaded
         # by tag: others than its last keeper whose requests may come with it
         self.rivals: Mapping[int, tuple[str, ...]] = {}
         self._reserved: Mapping[int, str] = {}
@@ -103,7 +110,7 @@ class Tags:
         self.claims = Claims.of(entries, former)
         now = self.claims.tags()
         for name, tag in former.items():
-            if now.get(name) != tag and (self.keepers[tag] == name or self.is_loaded(name) is not False):
+            if now.get(name) != tag and (self.keepers[tag] == name or self.models.is_loaded(name) is not False):
                 self._senders.setdefault(tag, {})[name] = None
         keepers = {tag: self._keeper(tag, names) for tag, names in self.claims.by_tag.items()}
         for tag, keeper in self.keepers.items():
@@ -116,6 +123,11 @@ class Tags:
             if len(names) > 1
         }
         self.last_keepers = {**self.last_keepers, **self.keepers}
+        self.loaded_newcomers = {
+            tag: loaded
+            for tag, names in self.newcomers.items()
+            if (loaded := tuple(filter(self.models.is_loaded, names)))
+        }
         rivals = {tag: self._rivals(tag) for tag in {*self._senders, *self.newcomers}}
         self.rivals = {tag: names for tag, names in rivals.items() if names}
         ends = (until for senders in self._senders.values() for until in senders.values() if until is not None)
@@ -127,7 +139,15 @@ class Tags:
 
     def may_send(self, name: str, tag: int) -> bool:
         """Whether the server may send a newcomer's requests now: asked when a request comes with a tag of several."""
-        return name in self.rivals.get(tag, ()) or self.is_loaded(name) is not False
+        if name in self.rivals.get(tag, ()):
+            return True
+        is_loaded = self.models.is_loaded(name)
+        return is_loaded is None or (is_loaded and self._is_loaded_with(tag, name))
+
+    def _is_loaded_with(self, tag: int, name: str) -> bool:
+        """Whether a loaded model's requests may come with a tag: its entry may have changed since it was loaded."""
+        tags = self.models.loaded_tags(name)
+        return tags is None or tag in tags
 
     def _keeper(self, tag: int, names: tuple[str, ...]) -> str:
         """The one it is reserved for; else that has it; else the only one that is loaded; else the oldest."""
@@ -137,7 +157,7 @@ class Tags:
             return str(keeper)
         if len(names) == 1:
             return names[0]
-        loaded = [name for name in names if self.is_loaded(name)]
+        loaded = [name for name in names if self.models.is_loaded(name)]
         if len(loaded) == 1:
             return loaded[0]
         return self.oldest(names)
@@ -154,8 +174,10 @@ class Tags:
         return tuple(sorted(senders.keys() - {last}))
 
     def _follow(self, senders: dict[str, float | None], name: str, tag: int, *, claims: bool) -> None:
-        """One that claims the tag sends while it is loaded; a former one until it is seen unloaded, or moved."""
-        is_loaded = self.is_loaded(name) if claims or senders[name] is None else False
+        """One that claims it sends while it is loaded with it; a former one until it is seen unloaded, or moved."""
+        is_loaded = self.models.is_loaded(name) if claims or senders[name] is None else False
+        if is_loaded and claims:
+            is_loaded = self._is_loaded_with(tag, name)
         if is_loaded and (claims or not self.has_moved(name, tag)):
             senders[name] = None
             return

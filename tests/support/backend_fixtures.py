@@ -386,6 +386,7 @@ class FakeModels:
 
     def __init__(self) -> None:
         self.loaded: set[str] = set()
+        self.tags: dict[str, list[int]] = {}  # in the entries by which they are loaded, as far as the server tells
         self.unloads: list[str] = []
         self.asked = 0
         self.refuses = ""  # why nothing is unloaded
@@ -394,6 +395,10 @@ class FakeModels:
         """Whether it is."""
         self.asked += 1
         return name in self.loaded
+
+    def loaded_tags(self, name: str) -> list[int] | None:
+        """As the server tells them."""
+        return self.tags.get(name)
 
     def unload(self, name: str) -> None:
         """Unload it."""

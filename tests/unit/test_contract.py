@@ -217,6 +217,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "files",
         "interface",
         "printable",
+        "server_variables",
         "types",
         "scheduling",
         "repository",

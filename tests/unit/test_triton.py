@@ -306,7 +306,9 @@ class Streaming:
         write_task(root, "one", 0, task={"mark": 7})
         self.model = triton.TritonPythonModel()
         self.model.decoupled = decoupled
-        self.model.models = triton.ServerModels(root, is_ready=None, unload=None)
+        self.model.models = triton.ServerModels(
+            root, is_ready=None, unload=None, entries=triton.LoadedEntries("", "base")
+        )
         config = BackboneConfig(model="none")
         self.model.service = Service(root, BACKBONE, config, 8, lambda cost: TextStandIn(sleep=lambda s: None))
         self.model.publisher = Publisher(self.model.service, MetricFamily)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections.abc import Mapping
 
 from fmplex_backend.errors import PortInUse
-from fmplex_controller.server.options import ServerOptions
 
 LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]"]  # as a request names this host
 
@@ -47,11 +47,15 @@ def bind_problem(host: str, port: int) -> OSError | None:
     return None
 
 
-def check_ports(options: ServerOptions) -> None:
-    """Raise PortInUse for a port that is taken: who has it would answer our readiness probes in its own name."""
-    for service, port in options.ports.items():
-        if problem := bind_problem(options.host, port):
+def check_ports(host: str, ports: Mapping[str, int]) -> None:
+    """Raise PortInUse for a port that is taken: who has it would answer our readiness probes in its own name.
+
+    Args:
+        ports: by service.
+    """
+    for service, port in ports.items():
+        if problem := bind_problem(host, port):
             raise PortInUse(
-                f"{service} cannot listen on {options.host}:{port}: {problem.strerror}. "
+                f"{service} cannot listen on {host}:{port}: {problem.strerror}. "
                 f"Choose another with --{service}-port or --host"
             ) from problem

@@ -95,7 +95,7 @@ def ports(options: ServerOptions) -> Iterator[Finding]:
         others = tuple(f"--allow-{other}=false" for other in options.ports if other != service)
         alone = replace(options, extra=(*options.extra, *others))
         try:
-            check_ports(alone)
+            check_ports(alone.host, alone.ports)
         except PortInUse as problem:
             taken = getattr(problem.__cause__, "errno", None) == errno.EADDRINUSE  # by our own server, perhaps
             yield Finding(f"{service} port", "warn" if taken else "bad", str(problem))

@@ -11,7 +11,8 @@ from typing import Literal
 
 from fmplex_backend.control_key import HTTP_HEADER
 from fmplex_backend.errors import SetupProblem
-from fmplex_backend.server_variables import ALLOW_LINKS, MODEL_CONTROL
+from fmplex_backend.server_variables import ALLOW_LINKS, GRPC_ADDRESS, MODEL_CONTROL
+from fmplex_controller.server.addresses import reachable
 from fmplex_controller.server.installation import Installation
 from fmplex_controller.server.launcher import KEY
 
@@ -72,7 +73,13 @@ class ServerOptions:
     def environment(self) -> dict[str, str]:
         """What is put over the environment of the server."""
         roots = os.pathsep.join(str(root.resolve()) for root in self.allow_links)
-        return {MODEL_CONTROL: self.control, **self.variables, **({ALLOW_LINKS: roots} if roots else {})}
+        own = {MODEL_CONTROL: self.control, ALLOW_LINKS: roots, GRPC_ADDRESS: self.grpc_address}
+        return {name: value for name, value in own.items() if value} | self.variables
+
+    @property
+    def grpc_address(self) -> str:
+        """HOST:PORT, for clients on this machine; "" where the server does not listen for gRPC."""
+        return f"{reachable(self.host)}:{self.grpc_port}" if "grpc" in self.ports else ""
 
     def _turned_off(self, service: str) -> bool:
         return any(f"--allow-{service}={no}" in self.extra for no in ("false", "False", "0"))

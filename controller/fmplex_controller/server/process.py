@@ -156,7 +156,7 @@ class Server:
             raise SetupProblem(f"there is no model repository at {self.options.repository}. Name a directory of models")
         self.installation = self.installation or find_tritonserver()
         check(self.installation)
-        check_ports(self.options)
+        check_ports(self.options.host, self.options.ports)
         self._check_repository()
         self.control_key.keep()
         self._folder = TemporaryDirectory(prefix="fmplex-")

@@ -96,7 +96,7 @@ def test_a_port_that_is_taken(repository: Path) -> None:
         seen = {each.check: each for each in ports(chosen)}
     assert [each.status for each in seen.values()] == ["ok", "warn", "ok"]
     assert "Choose another with --grpc-port" in seen["grpc port"].text
-    check_ports(chosen)
+    check_ports(chosen.host, chosen.ports)
 
 
 def test_an_address_that_is_not_this_machines(repository: Path) -> None:

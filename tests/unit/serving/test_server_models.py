@@ -9,6 +9,7 @@ import pytest
 from fake_family.runtime import FakeClock
 
 from fmplex_backend.errors import ServerProblem
+from fmplex_backend.serving.loaded_entries import LoadedEntries
 from fmplex_backend.serving.server_models import ServerModels
 
 
@@ -26,7 +27,8 @@ def clock() -> FakeClock:
 
 @pytest.fixture
 def models(asked: MagicMock, tmp_path: Path, clock: FakeClock) -> ServerModels:
-    models = ServerModels(tmp_path, is_ready=asked.is_model_ready, unload=asked.unload_model, clock=clock)
+    ready, unload = asked.is_model_ready, asked.unload_model
+    models = ServerModels(tmp_path, is_ready=ready, unload=unload, entries=asked.entries, clock=clock)
     models.is_serving = True
     return models
 
@@ -42,13 +44,14 @@ def test_it_says_which_are_loaded(asked: MagicMock, models: ServerModels) -> Non
 def test_it_is_not_asked_before_the_first_request(asked: MagicMock, models: ServerModels) -> None:
     models.is_serving = False
     assert models.is_loaded("one") is None
+    assert models.loaded_tags("one") is None
     with pytest.raises(ServerProblem):
         models.unload("one")
     assert asked.mock_calls == []
 
 
 def test_an_old_server_does_not_say(tmp_path: Path) -> None:
-    assert not ServerModels(tmp_path, is_ready=None, unload=None).is_loaded("one")
+    assert not ServerModels(tmp_path, is_ready=None, unload=None, entries=LoadedEntries("", "base")).is_loaded("one")
 
 
 def test_it_unloads(asked: MagicMock, models: ServerModels) -> None:

@@ -32,13 +32,23 @@ class TagsRig:
         self.now = 0.0
         self.loaded: set[str] | None = set()
         self.moved: set[tuple[str, int]] = set()
+        self.with_tags: dict[str, list[int]] = {}  # as the server tells, of those that are loaded
         self.tags = Tags(
             lambda: self.now,
-            is_loaded=lambda name: None if self.loaded is None else name in self.loaded,
+            models=self,
             has_moved=lambda name, tag: (name, tag) in self.moved,
             oldest=min,
             grace=GRACE,
         )
+
+    def is_loaded(self, name: str) -> bool | None:
+        return None if self.loaded is None else name in self.loaded
+
+    def loaded_tags(self, name: str) -> list[int] | None:
+        return self.with_tags.get(name)
+
+    def unload(self, name: str) -> None:
+        raise AssertionError("a decision alone unloads nothing")
 
     def settle(self, **tags: int | None) -> None:
         """A round in which the repository has these tasks, with these tags."""
@@ -174,13 +184,38 @@ def test_a_newcomer_that_is_loaded_again_is_a_rival_again(rig: TagsRig) -> None:
         rig.now += GRACE - 0.1
 
 
+def test_a_newcomer_that_is_loaded_with_another_tag_is_no_rival(rig: TagsRig) -> None:
+    rig.loaded = {"a", "b"}
+    rig.settle(a=0, b=1)
+    rig.with_tags = {"b": [1]}
+    rig.settle(a=0, b=0)
+    assert not rig.tags.may_send("b", 0)
+    assert rig.tags.loaded_newcomers == {0: ("b",)}
+    assert 0 not in rig.tags.rivals
+    rig.with_tags = {"b": [0]}
+    assert rig.tags.may_send("b", 0), "it has been loaded again"
+    rig.settle(a=0, b=0)
+    assert rig.tags.rivals[0] == ("b",)
+    rig.with_tags = {"b": [1]}
+    rig.settle(a=0, b=0)
+    assert rig.tags.rivals[0] == ("b",), "what it sent with this tag may be on its way"
+    rig.now = GRACE
+    rig.settle(a=0, b=0)
+    assert 0 not in rig.tags.rivals
+
+
 # -- with a loader, and a server that sends by the entries it has loaded
 
 
 class Served:
-    """A repository, a loader over it, and a server's models. Time passes by hand."""
+    """A repository, a loader over it, and a server's models. Time passes by hand.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        tells: whether the server can be asked by which entry it has loaded a task.
+    """
+
+    def __init__(self, root: Path, *, tells: bool = False) -> None:
+        self.tells = tells
         self.rig = LoaderRig(root, grace=GRACE)
         self.root, self.models, self.loader = root, self.rig.models, self.rig.loader
         self.ownership = Ownership(self.loader, self.rig.engine_rig.clock)
@@ -204,6 +239,8 @@ class Served:
         if (tag := self.on_disk().get(name)) is not None:
             self.sent_by[name] = tag
             self.models.loaded.add(name)
+            if self.tells:
+                self.models.tags[name] = [tag]
 
     def unload(self, name: str) -> None:
         self.sent_by.pop(name, None)
@@ -253,13 +290,13 @@ STEPS = st.one_of(
 
 
 @settings(max_examples=60)
-@given(st.lists(STEPS, max_size=20))
+@given(st.lists(STEPS, max_size=20), st.booleans())
 def test_no_tag_is_ever_answered_by_another_tasks_vfm(
-    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, ...]]
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, ...]], tells: bool
 ) -> None:
     root = tmp_path_factory.mktemp("served") / "repository"
     root.mkdir()
-    served = Served(root)
+    served = Served(root, tells=tells)
     for action, *arguments in steps:
         getattr(served, action)(*arguments)
         for name in "abc":
@@ -275,6 +312,23 @@ def test_no_tag_is_ever_answered_by_another_tasks_vfm(
         if list(tags.values()).count(tag) == 1:
             served.load(name)
             assert served.ask(name) == name
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_a_loaded_task_whose_entry_is_given_anothers_tag(served: Served, tells: bool) -> None:
+    """As a copy from another repository does: the server goes on by the entry that it has loaded."""
+    served.tells = tells
+    for name, tag in (("a", 0), ("b", 1)):
+        served.put(name, tag)
+        served.load(name)
+        assert served.ask(name) == name
+    served.remove("b")
+    served.put("b", 0)
+    assert served.ask("a") == ("a" if tells else ""), "nobody else's requests come with its tag"
+    assert served.ask("b") in ("", "b")
+    served.round()
+    assert served.models.unloads == ["b"]
+    assert served.ask("a") == ("a" if tells else "")
 
 
 # -- before the watch tells of it
