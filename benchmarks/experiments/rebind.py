@@ -1,12 +1,14 @@
 """Tasks that change their backbones under load: how soon that is in force, what fails, and what it does to p99.
 
 64 clients call six tasks on two backbones, whose processes share a core; Triton, the clients and what moves the tasks
-have the other. Rounds in which a task moves to the other backbone every 0.18 s take turns with rounds without. A move
-is in force when the server has loaded the entry: from then on it sends requests to the new backbone.
+have the other. Rounds in which tasks move take turns with rounds without: every 0.36 s two tasks, one of either
+backbone, change places, so that both serve three tasks with as many adapters as in rounds without. A move is in force
+when the server has loaded the entry: from then on it sends requests to the new backbone.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import tempfile
@@ -30,12 +32,13 @@ from testing.servers import Serving
 
 TASKS, CLIENTS, TOKENS = 6, 64, 16
 BACKBONES = ("first", "second")
-EVERY_S = 0.18
+EVERY_S = 0.36
+PAIRS = ((0, 3), (1, 2), (4, 5))  # of one backbone and the other, both with LoRA or none
 MOVES, IN_FORCE_MS, P99 = 200, 50.0, 1.5
 
 
 class Moves:
-    """Moves tasks in turn in a thread of its own, one every EVERY_S, until the block ends.
+    """Moves a pair of tasks at a time in a thread of its own, one pair every EVERY_S, until the block ends.
 
     One that takes longer does not put off those after the next.
     """
@@ -44,28 +47,30 @@ class Moves:
         self.seconds: list[float] = []
         self.problems: list[str] = []
         self._server = server
-        self._place = {f"task{number}": number % 2 for number in range(TASKS)}
+        self._place = {number: number % 2 for number in range(TASKS)}
         self._stop = threading.Event()
 
     def run(self) -> None:
         """Until stopped, or one fails."""
         os.sched_setaffinity(0, subject().apart.others)
-        triton, journal = Triton(self._server.grpc_url), Journal()
+        triton, pairs = Triton(self._server.grpc_url), itertools.cycle(PAIRS)
         due = time.monotonic() + EVERY_S
         while not self._stop.wait(max(0.0, due - time.monotonic())):
             due += EVERY_S
-            task = f"task{len(self.seconds) % TASKS}"
-            self._place[task] = 1 - self._place[task]
             try:
-                moved = rebind(
-                    self._server.repository, triton, task, BACKBONES[self._place[task]], journal=journal, why=""
-                )
+                self.seconds += [self._move(triton, number) for number in next(pairs)]
             except Exception as error:
                 self.problems.append(str(error))
                 break
-            assert moved is not None
-            self.seconds.append(moved.seconds)
         triton.close()
+
+    def _move(self, triton: Triton, number: int) -> float:
+        """To the other backbone; seconds until it is in force."""
+        self._place[number] = 1 - self._place[number]
+        backbone = BACKBONES[self._place[number]]
+        moved = rebind(self._server.repository, triton, f"task{number}", backbone, journal=Journal(), why="")
+        assert moved is not None, "it was on the other one"
+        return moved.seconds
 
     def during(self, run: Callable[[], Outcome]) -> Outcome:
         """Move tasks while `run` runs; its result."""
