@@ -19,6 +19,9 @@ from fmplex_backend.types import weight_problem
 
 CONFIG = "config.pbtxt"
 
+# Octal, hexadecimal and Unicode escapes of protobuf's text format, and strings that it joins, with comments between.
+_HIDING = re.compile(r"""\\[0-7xXuU]|["'](?:\s|#.*\n)*["']""")
+
 
 @dataclass(frozen=True, slots=True)
 class Terms:
@@ -88,10 +91,19 @@ def tags_in(proto: Any, backbone: str) -> list[int]:
 
 def _tags_written(file: Path) -> list[int]:
     try:
-        text = read_text(file, errors="replace")
+        return tags_written(read_text(file, errors="replace"))
     except OSError:
         return []
+
+
+def tags_written(text: str) -> list[int]:
+    """Every tag that stands as a word in the text of an entry, also in a comment."""
     return [tag for tag in map(tag_of, re.findall(r"\w+", text)) if tag is not None]
+
+
+def may_hide_tags(text: str) -> bool:
+    """Whether the text of an entry may have tags that are no words in it: escaped, or cut into several strings."""
+    return _HIDING.search(text) is not None
 
 
 def read_config(file: Path) -> Any:

@@ -36,8 +36,8 @@ class Call:
     request_id: str = ""  # the client's
 
 
-# What is known of (task, tag) pairs, for calls that came together: asked once, since they came before.
-Certain = dict[tuple[tuple[str, int], ...], bool]
+# By (task, tag) pairs what is doubtful of them, for calls that came together: asked once, since they came before.
+Doubts = dict[tuple[tuple[str, int], ...], set[str]]
 
 
 class Intake:
@@ -73,17 +73,20 @@ class Intake:
 
     def submit(self, calls: Iterable[Call]) -> None:
         """Take calls in that have come by now; whatever becomes of one, it gets exactly one last reply."""
-        certain: Certain = {}
+        known: Doubts = {}
         for call in calls:
-            self._submit(call, certain)
+            self._submit(call, known)
 
-    def _submit(self, call: Call, certain: Certain) -> None:
+    def _submit(self, call: Call, known: Doubts) -> None:
         try:
             tag = self._tag(call.outputs)
             found = self.loader.table.get(tag)
-            if found is None or not self._is_certain(call, found, tag, certain):
-                self.watch.look_up(partial(self._submit_again, call, tag))
-                self.fail_look_ups_if_closed()
+            if isinstance(found, Refusal):
+                self._enter(call, found)
+            elif found is None or (owners := self._owners(call, found, tag)) is None:
+                self._look_up(call, tag)
+            elif doubts := self._doubts(owners, known):
+                self._look_up(call, tag, doubts if isinstance(found, Vfm) else None)
             else:
                 self._enter(call, found)
         except Exception as error:
@@ -113,20 +116,40 @@ class Intake:
         if self._closed is not None:
             self.fail_look_ups()
 
-    def _is_certain(self, call: Call, found: Answering, tag: int, certain: Certain) -> bool:
-        """Whether what the table says of a tag, and of those of a group's members, is so on disk too."""
-        if isinstance(found, Refusal):
-            return True
-        owners: tuple[tuple[str, int], ...] = ((found.name, tag),)
-        if isinstance(found, Group):
-            spec = _spec_of(call, found)
-            if spec is None:
-                return False
-            members = [(member.name, member.tag) for member in spec.members]
-            owners += tuple((name, tag) for name, tag in members if tag in self.loader.table)
-        if (known := certain.get(owners)) is None:
-            known = certain[owners] = self.ownership.is_certain(owners)
-        return known
+    def _look_up(self, call: Call, tag: int, doubts: set[str] | None = None) -> None:
+        """Submit a call again once the repository has been read; of a served task, once these directories have been."""
+        if doubts is None:
+            self.watch.look_up(partial(self._submit_again, call, tag))
+        else:
+            self.watch.look_up_claims(partial(self._submit_claimed, call, tag), doubts)
+        self.fail_look_ups_if_closed()
+
+    def _submit_claimed(self, call: Call, tag: int) -> None:
+        """Once it has been read who claims a served task's tag: it may have to wait for what has come or left."""
+        try:
+            found = self.loader.table.get(tag)
+            is_certain = isinstance(found, Vfm) and not self.ownership.doubts([(found.name, tag)])
+            if self._closed is not None or is_certain or isinstance(found, Refusal):
+                self._submit_again(call, tag)
+            else:
+                self._look_up(call, tag)
+        except Exception as error:
+            _refuse(call, self.counts, _as_refusal(error))
+
+    @staticmethod
+    def _owners(call: Call, found: Vfm | Group, tag: int) -> tuple[tuple[str, int], ...] | None:
+        """Whose the tag is by the table, and those of a group's members; None where the group has another entry."""
+        if not isinstance(found, Group):
+            return ((found.name, tag),)
+        spec = _spec_of(call, found)
+        return None if spec is None else ((found.name, tag), *((each.name, each.tag) for each in spec.members))
+
+    def _doubts(self, owners: tuple[tuple[str, int], ...], known: Doubts) -> set[str]:
+        """What has to be read before it is certain that what the table says of tags is so on disk too."""
+        if (doubts := known.get(owners)) is None:
+            served = [(name, tag) for name, tag in owners if tag in self.loader.table]
+            doubts = known[owners] = self.ownership.doubts(served)
+        return doubts
 
     def _enter(self, call: Call, found: Answering) -> None:
         if isinstance(found, Refusal):

@@ -6,6 +6,7 @@ changes: files are read and checked here, and the engine attaches what is ready 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
@@ -115,40 +116,77 @@ class Loader:
         self._raised: dict[str, tuple[RefusedVersion, float]] = {}  # and until when it is not loaded again
         self._prefetching = Prefetching(self._load_version, engine.clock)
         self._leaving: dict[int, tuple[Vfm, float]] = {}  # by tag: served until this time of the engine's clock
-        self._refreshing = threading.Lock()  # several threads ask for a round
+        self._this_turn, self._next_turn = threading.Lock(), threading.Lock()  # see `_turn`
 
     def refresh(self, names: Iterable[str] | None = None) -> None:
         """Bring the vFMs in step with the repository; `names`: read these directories only. Any thread."""
-        with self._refreshing:
+        if self.read_claims(names):
+            while not self._carry_out():
+                pass
+
+    def read_claims(self, names: Iterable[str] | None = None) -> bool:
+        """Read the repository, and say of the tags of served tasks who claims them now. Any thread.
+
+        Nothing that came is loaded, nothing that left is retired: requests of served tasks need not wait for that.
+        """
+        with self._turn():
             try:
                 self._read(names)
             except OSError as error:  # a file system that is away for a moment must not remove every task
                 log.error("the model repository cannot be read, the tasks stay as they are: %s", error)
-                return
+                return False
             self.tags.settle(self._entries, self._prefetching.reserved)
-            entries = without_conflicts(
-                self._entries,
-                self.tags.claims.by_tag,
-                self.tags.keepers,
-                slots=self.slots,
-                root=self.repository.root,
-                backbone=self.repository.backbone,
-            )
+            self.table = {**self.table, **self._contested_tags()}
+            self._published = self.tags.claims
+            return True
+
+    def _carry_out(self) -> bool:
+        """Load what came and retire what left, as last read; False where another thread has the next turn before."""
+        with self._turn():
+            due = self._due()
             self._refused = {}
-            for name in self._refused_versions.keys() - entries.keys():
-                del self._refused_versions[name]
-            groups = {name: entry for name, entry in entries.items() if isinstance(entry, GroupSpec)}
-            tasks = {name: entry for name, entry in entries.items() if not isinstance(entry, GroupSpec)}
-            refused = [name for name, entry in tasks.items() if isinstance(entry, BrokenTask)]
-            self.groups.settle(groups, refused, self.engine.clock())
-            due = changes(self._served, tasks, self._refused_versions)
-            for change in due:
+            is_done, read = True, []
+            for number, change in enumerate(due, start=1):
                 self._apply(change)
+                if isinstance(change, Attach):
+                    read.append(change.spec.version)
+                    is_done = number == len(due) or not self._next_turn.locked()
+                if not is_done:
+                    break
             self.log.forget_refusals(self._refused.keys(), self.tags.rivals.keys())
             self._replace_table()
-            read = [change.spec.version for change in due if isinstance(change, Attach)]
             if any(version.size >= LARGE_BYTES for version in (*read, *self._prefetching.drop_expired())):
                 give_back()
+            return is_done
+
+    def _due(self) -> list[Change]:
+        """Every change that is due, those last that read a version."""
+        entries = without_conflicts(
+            self._entries,
+            self.tags.claims.by_tag,
+            self.tags.keepers,
+            slots=self.slots,
+            root=self.repository.root,
+            backbone=self.repository.backbone,
+        )
+        for name in self._refused_versions.keys() - entries.keys():
+            del self._refused_versions[name]
+        groups = {name: entry for name, entry in entries.items() if isinstance(entry, GroupSpec)}
+        tasks = {name: entry for name, entry in entries.items() if not isinstance(entry, GroupSpec)}
+        refused = [name for name, entry in tasks.items() if isinstance(entry, BrokenTask)]
+        self.groups.settle(groups, refused, self.engine.clock())
+        due = changes(self._served, tasks, self._refused_versions)
+        return sorted(due, key=lambda change: isinstance(change, Attach))
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Of a thread that reads or loads. Who waits for one has it before the thread whose turn it is has another."""
+        with self._next_turn:
+            self._this_turn.acquire()
+        try:
+            yield
+        finally:
+            self._this_turn.release()
 
     def prefetch(self, name: str) -> str | None:
         """Read the version of a task that is about to be bound to this backbone: then it is served at once. Any thread.
@@ -167,7 +205,7 @@ class Loader:
             return None
         if not isinstance(spec, TaskSpec) or backbone == self.repository.backbone:
             return None
-        with self._refreshing:
+        with self._turn():
             return self._prefetching.read(spec)
 
     def reserve(self, name: str) -> tuple[int | None, float]:
@@ -175,7 +213,7 @@ class Loader:
 
         Returns the tag, and the seconds that it is kept for; None where it is not. Any thread.
         """
-        with self._refreshing:
+        with self._turn():
             return self._prefetching.reserve(name, self._is_free)
 
     def _is_free(self, tag: int, name: str) -> bool:
@@ -187,6 +225,11 @@ class Loader:
         kept = {} if looked is None else {name: e for name, e in self._entries.items() if name not in looked}
         self._entries = kept | found
 
+    def _contested_tags(self) -> dict[int, Refusal]:
+        """Those with which requests of several tasks may come, of the tags that are asked for."""
+        asked_for = {*self.tags.keepers, *self._leaving}
+        return {tag: self._contested(tag, rivals) for tag, rivals in self.tags.rivals.items() if tag in asked_for}
+
     def _replace_table(self) -> None:
         """Publish what answers each tag; vFMs that it does not refer to any more end after that.
 
@@ -197,8 +240,7 @@ class Loader:
         for refused in self._refused.values():
             if isinstance(refused, Refuse) and refused.vfm is not None:
                 table[refused.vfm] = self._refusal(refused.name, refused.vfm, refused.error)
-        asked_for = {*self.tags.keepers, *self._leaving}
-        table |= {tag: self._contested(tag, rivals) for tag, rivals in self.tags.rivals.items() if tag in asked_for}
+        table |= self._contested_tags()
         now = self.engine.clock()
         ended = [tag for tag, (_, until) in self._leaving.items() if tag in table or now >= until]
         replaced = [self._leaving.pop(tag) for tag in ended]
@@ -243,7 +285,7 @@ class Loader:
     def unload_newcomers(self) -> None:
         """Take tasks whose tag another one keeps off the server: their requests are answered by nobody then.
 
-        Not under the lock of `refresh`, and not on the engine's thread: the server may take its time.
+        Not in a turn of its own, and not on the engine's thread: the server may take its time.
         """
         for tag, name in self._loaded_newcomers():
             self._unload(name, tag)

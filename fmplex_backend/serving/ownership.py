@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -41,7 +41,8 @@ class Ownership:
         self._listing: _Listing | None = None
         self._known: set[tuple[str, int]] = set()  # (name, inode) of the directories whose entry was read
         self._pending: dict[str, float] = {}  # directories without an entry: until when they are looked at again
-        self._came: dict[int, set[str]] = {}  # by tag: entries that claim it and that the loader may not have read yet
+        # by tag: entries in which it stands and that the loader may not have read yet
+        self._came: dict[int, set[str]] = {}
         self._own: dict[str, tuple[Stamp, int | None]] = {}  # by task: the entry that was read, and its tag
 
     def look(self) -> None:
@@ -49,12 +50,16 @@ class Ownership:
         with suppress(OSError):
             self._list(os.stat(self._root).st_mtime_ns)
 
-    def is_certain(self, claims: Sequence[tuple[str, int]]) -> bool:
-        """Whether a request is one of these tasks and groups, each with the tag that it has in the loader's table."""
+    def doubts(self, claims: Sequence[tuple[str, int]]) -> set[str]:
+        """Directories to be read before a request is one of these tasks and groups for certain; empty: it is.
+
+        Args:
+            claims: each with the tag that it has in the loader's table.
+        """
         try:
             modified = os.stat(self._root).st_mtime_ns
         except OSError:
-            return True  # a file system that is away for a moment says nothing about the task
+            return set()  # a file system that is away for a moment says nothing about the task
         if self._changed(modified):
             self._list(modified)
         if self._pending:
@@ -62,14 +67,15 @@ class Ownership:
         with self._reading:
             for edited in self._edits.take():
                 self._read_again(edited)
-        return all(self._is_its(name, tag) for name, tag in claims)
+        return set().union(*(self._doubts_of(name, tag) for name, tag in claims))
+
+    def _doubts_of(self, name: str, tag: int) -> set[str]:
+        unread = {each for each in [*self._came.get(tag, ())] if each != name and not self._is_read(each, tag)}
+        newcomers = self.loader.tags.newcomers.get(tag, ())
+        others = unread or {each for each in newcomers if self.loader.tags.may_send(each, tag)}
+        return {name, *others} if others or not self._is_its(name, tag) else set()
 
     def _is_its(self, name: str, tag: int) -> bool:
-        if tag in self._came and not all(each == name or self._is_read(each, tag) for each in [*self._came[tag]]):
-            return False
-        newcomers = self.loader.tags.newcomers.get(tag, ())
-        if any(self.loader.tags.may_send(newcomer, tag) for newcomer in newcomers):
-            return False
         has = self._has(name, tag)
         # One that has left and whose entry is back is answered by its new vFM: that its requests come with this tag
         # again counts only there (see `Tags`).
@@ -108,47 +114,53 @@ class Ownership:
 
     def _read(self, name: str, inode: int) -> None:
         is_followed = self._edits.follow(name)
+        tags: Collection[int] = ()
         try:
-            tag = self._tag(name)
+            tags = self.repository.tags_it_may_have(name)
         except FileNotFoundError:
             if not is_followed:
                 self._pending.setdefault(name, self.clock() + PENDING_S)
             self._known.add((name, inode))
             return
         except OSError:
-            tag = None
+            pass
         self._known.add((name, inode))
         self._pending.pop(name, None)
-        self._note(name, tag)
+        self._note(name, tags)
 
-    def _note(self, name: str, tag: int | None) -> None:
-        if tag is not None:
+    def _note(self, name: str, tags: Iterable[int]) -> None:
+        for tag in tags:
             self._came.setdefault(tag, set()).add(name)
 
     def _read_again(self, name: str) -> None:
         self._edits.follow(name)  # it may be another directory, even with the inode of the former
         with suppress(OSError):
-            self._note(name, self._tag(name))
-
-    def _tag(self, name: str) -> int | None:
-        """As it stands there now: two changes within one tick of the file system's clock look like one."""
-        self.repository.forget(name)
-        return self.repository.tag(name)
+            self._note(name, self.repository.tags_it_may_have(name))
 
     def _look_again(self) -> None:
         for name, until in [*self._pending.items()]:
             try:
-                tag = self.repository.tag(name)
+                tags = self.repository.tags_it_may_have(name)
             except OSError:
                 if self.clock() >= until:
                     self._pending.pop(name, None)
                 continue
             self._pending.pop(name, None)
-            self._note(name, tag)
+            self._note(name, tags)
 
     def _is_read(self, name: str, tag: int) -> bool:
-        """Whether the loader has taken the entry in, so that the table says who has the tag."""
-        if not self.loader.has_read(name, tag):
+        """Whether the loader has taken the entry in, so that the table says who has the tag; or it has another tag."""
+        if not self.loader.has_read(name, tag) and self._may_have(name, tag):
             return False
         self._came[tag].discard(name)
         return True
+
+    def _may_have(self, name: str, tag: int) -> bool:
+        """Of an entry in which the tag stands, perhaps in a comment."""
+        self.repository.forget(name)  # two changes within one tick of the file system's clock look like one
+        try:
+            return self.repository.tag(name) == tag
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True

@@ -111,6 +111,7 @@ class Service:
         self._threads: dict[str, threading.Thread] = {}
         self._ended: dict[str, threading.Event] = {}  # by role: its thread does nothing any more
         self._workers = [f"preparation-{number}" for number in range(WORKERS)]
+        self._readers = ["look-up", "claims"]
         self._repliers = [f"reply-{lane.number}" for lane in self.replies.lanes]
 
     def submit(self, *calls: Call) -> None:
@@ -137,6 +138,7 @@ class Service:
             self._start(role, partial(lane.run_forever, self.engine))
         self._start("watch", self.watch.follow_forever)
         self._start("look-up", self.watch.look_up_forever)
+        self._start("claims", self.watch.look_up_claims_forever)
         self._start("tags", self.watch.settle_forever)
         self._start("cancellation", self.cancellation.run_forever)
         self.shadowing.start()
@@ -159,7 +161,7 @@ class Service:
         self.replies.fail_all(closed)
         self.replies.stop()  # for a reply thread that is late: `fail_all` has emptied its inbox
         self.shadowing.stop()
-        self._join("look-up", timeout)
+        self._join_all(self._readers, timeout)
         self._join("tags", timeout)  # the server must not be asked once it is told that this is the end
         self.intake.fail_look_ups()
 
@@ -223,7 +225,7 @@ class Service:
         self.replies.stop()
         self._join_all(self._repliers, JOIN_TIMEOUT_S)
         self.replies.fail_all(error)
-        self._join("look-up", JOIN_TIMEOUT_S)
+        self._join_all(self._readers, JOIN_TIMEOUT_S)
         self.intake.fail_look_ups()
 
 

@@ -6,13 +6,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from queue import Empty, SimpleQueue
-from typing import NamedTuple
+from collections.abc import Iterable
 
 from fmplex_backend.repository.following import Following
 from fmplex_backend.serving.loader import Loader
+from fmplex_backend.serving.look_ups import LookUp, LookUps
 
 log = logging.getLogger("fmplex")
 
@@ -20,26 +18,23 @@ SETTLE_S = 0.25  # how often, at least, it is looked whether a tag of which two 
 
 SOONEST_S = 0.005  # between two such looks
 
-LookUp = Callable[[], None]
-
-
-class _Asked(NamedTuple):
-    then: LookUp
-    name: str  # of the directory to be read; "" for all
-
 
 class Watch:
-    """Calls a loader's `refresh`, on three threads: `follow_forever`, `look_up_forever` and `settle_forever`.
+    """Has a loader read the repository, on four threads.
 
-    Triton may know of a task before the change on disk has been seen here: a request with an unknown tag is answered
-    only after another look at the repository.
+    They run `follow_forever`, `look_up_forever`, `look_up_claims_forever` and `settle_forever`. Triton may know of a
+    task before the change on disk has been seen here: a request with an unknown tag is answered only after another look
+    at the repository. One with a served task's tag waits for less: that it is certain whose the tag is, and not that
+    what came is loaded.
     """
 
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
         self._following = Following(loader.repository.root, self._look)
-        self._look_ups: SimpleQueue[_Asked | None] = SimpleQueue()
+        self._look_ups = LookUps(lambda names: self._look(names))
+        self._claims = LookUps(lambda names: self._read_claims(names))
         self._stop = threading.Event()
+        self._is_due = False  # claims were read, and what they are of may be to be loaded
         self._unsettled = threading.Event()  # a round has found what the next must not wait for
 
     def stop(self) -> None:
@@ -47,7 +42,8 @@ class Watch:
         self._stop.set()
         self._following.stop()
         self._unsettled.set()
-        self._look_ups.put(None)
+        self._look_ups.stop()
+        self._claims.stop()
 
     # -- changes on disk
 
@@ -75,11 +71,12 @@ class Watch:
         while not self._stop.is_set():
             self._unsettled.wait(max(SOONEST_S, min(SETTLE_S, self.loader.settles_in)))
             self._unsettled.clear()
-            if not (self._stop.is_set() or self.loader.is_settled):
+            is_due, self._is_due = self._is_due, False
+            if not self._stop.is_set() and (is_due or not self.loader.is_settled):
                 self.loader.unload_newcomers()
                 self._refresh(())
 
-    # -- requests with unknown tags
+    # -- requests with unknown tags, or with tags of which it is doubtful whose they are
 
     def look_up(self, then: LookUp, name: str = "") -> None:
         """Read the repository, or the directory of that name in it, then call `then` on the look-up thread. Any thread.
@@ -90,32 +87,28 @@ class Watch:
             is_one = self.loader.repository.has(name)
         except (OSError, ValueError):  # a file system that is away, or a name that no directory can have
             is_one = False
-        self._look_ups.put(_Asked(then, name if is_one else ""))
+        self._look_ups.put(then, {name} if is_one else None)
+
+    def look_up_claims(self, then: LookUp, names: set[str]) -> None:
+        """Read which tags these directories claim, then call `then` on the thread for that. Any thread."""
+        self._claims.put(then, names)
 
     def look_up_forever(self) -> None:
         """Read the repository for whoever has asked for it, until stopped."""
-        while (first := self._look_ups.get()) is not None:
-            asked = [first]
-            while not self._look_ups.empty():  # one round serves all that have asked by now
-                if (another := self._look_ups.get()) is None:
-                    self._look_ups.put(None)
-                    break
-                asked.append(another)
-            try:
-                names = {each.name for each in asked}
-                self._look(None if "" in names else names)
-                while asked:
-                    asked.pop(0).then()
-            finally:
-                for left in asked:  # this thread is dying: `unanswered` returns them
-                    self._look_ups.put(left)
+        self._look_ups.serve_forever()
+
+    def look_up_claims_forever(self) -> None:
+        """Read claims for whoever has asked for them, until stopped."""
+        self._claims.serve_forever()
+
+    def _read_claims(self, names: Iterable[str] | None) -> None:
+        try:
+            self.loader.read_claims(names)
+        except Exception:
+            log.exception("reading the model repository; the tasks stay as they are")
+        self._is_due = True  # where changes on disk are not reported, nobody else loads what was found
+        self._unsettled.set()
 
     def unanswered(self) -> list[LookUp]:
         """Take the look-ups out that wait: for when no thread serves them any more. Any thread."""
-        left = []
-        with suppress(Empty):
-            while True:
-                if (asked := self._look_ups.get_nowait()) is not None:
-                    left.append(asked.then)
-        self._look_ups.put(None)  # ends the thread, where it is still there
-        return left
+        return [*self._look_ups.take(), *self._claims.take()]

@@ -35,13 +35,13 @@ def test_of_requests_that_come_together_it_is_asked_once_whose_a_tag_is(
     rig: ServiceRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, int]] = []
-    certain = rig.service.intake.ownership.is_certain
+    found = rig.service.intake.ownership.doubts
 
-    def is_certain(claims: Sequence[tuple[str, int]]) -> bool:
+    def doubts(claims: Sequence[tuple[str, int]]) -> set[str]:
         asked.extend(claims)
-        return certain(claims)
+        return found(claims)
 
-    monkeypatch.setattr(rig.service.intake.ownership, "is_certain", is_certain)
+    monkeypatch.setattr(rig.service.intake.ownership, "doubts", doubts)
     for _ in range(2):
         rig.service.submit(*[rig.caller.call((tag,)) for tag in (0, 1, 0, 0)])
     rig.caller.wait()

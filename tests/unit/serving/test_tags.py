@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from fmplex_backend.errors import TaskRefused
 from fmplex_backend.repository.tasks import CONFIG, BrokenTask, Entry, Repository
 from fmplex_backend.serving.ownership import Ownership
+from fmplex_backend.serving.table import Answering
 from fmplex_backend.serving.tags import Tags
 from fmplex_backend.types import Vfm
 
@@ -261,15 +262,25 @@ class Served:
     def tick(self, name: str = "") -> None:
         self.rig.engine_rig.clock.sleep(0.7)
 
+    def read(self, name: str) -> None:
+        """What a request of another task has read, without loading anything."""
+        self.loader.read_claims({name})
+
+    def _found(self, tag: int) -> Answering | None:
+        return self.loader.table.get(tag)
+
     def ask(self, name: str) -> str:
         """A request by a task's loaded entry: the name of the vFM that answers it, or "" where none does."""
         if name not in self.sent_by:
             return ""
         tag = self.sent_by[name]
-        found = self.loader.table.get(tag)
-        if found is None or (isinstance(found, Vfm) and not self.ownership.is_certain([(found.name, tag)])):
+        found = self._found(tag)
+        if isinstance(found, Vfm) and (doubts := self.ownership.doubts([(found.name, tag)])):
+            self.loader.read_claims(doubts)
+            found = self._found(tag)
+        if found is None or (isinstance(found, Vfm) and self.ownership.doubts([(found.name, tag)])):
             self.rig.refresh()
-            found = self.loader.table.get(tag)
+            found = self._found(tag)
         if not isinstance(found, Vfm):
             return ""
         found.intake.requests += 1  # as `Intake` does
@@ -285,7 +296,7 @@ def served(tmp_path: Path) -> Served:
 NAMES = st.sampled_from(["a", "b", "c"])
 STEPS = st.one_of(
     st.tuples(st.just("put"), NAMES, st.integers(0, 1)),
-    st.tuples(st.sampled_from(["remove", "load", "load", "unload", "round", "tick"]), NAMES),
+    st.tuples(st.sampled_from(["remove", "load", "load", "unload", "round", "read", "tick"]), NAMES),
 )
 
 
@@ -342,6 +353,29 @@ def test_a_directory_that_came_is_seen_with_the_request(served: Served) -> None:
     served.put("b", 0)
     served.load("b")
     assert (served.ask("b"), served.ask("a")) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("written", "doubtful"),
+    [
+        ('"VFM_0"', True),
+        ('"VFM_2" # not VFM_0\n', False),
+        ('"VFM\\1370"', True),
+        ('"VFM_" "0"', True),
+        ('"VFM_" # the tag\n "0"', True),
+    ],
+)
+def test_a_tag_however_it_is_written(served: Served, written: str, doubtful: bool) -> None:
+    served.put("a", 0)
+    served.load("a")
+    assert served.ask("a") == "a"
+    write_task(served.root.parent, "b", 1)
+    entry = served.root.parent / "b" / CONFIG
+    entry.write_text(entry.read_text().replace('"VFM_1"', written))
+    (served.root.parent / "b").rename(served.root / "b")
+    assert ("b" in served.ownership.doubts([("a", 0)])) == doubtful
+    served.load("b")
+    assert served.ask("a") == ("" if doubtful else "a")
 
 
 def test_a_directory_that_fills_slowly_is_seen_too(served: Served) -> None:
