@@ -10,7 +10,7 @@ import contextlib
 import logging
 import math
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -36,6 +36,7 @@ from fmplex_backend.serving.reconcile import (
     Retire,
     Served,
     SetTerms,
+    Settling,
     changes,
     changes_of_refused,
     changes_without_former,
@@ -54,6 +55,7 @@ REMOVAL_GRACE_S = 2.0
 MOVED_GRACE_S = 30.0  # a load of a task may wait for a backbone's, and until it is through requests come as before
 LARGE_BYTES = 4 << 20  # of a version: more than a LoRA adapter and a head of a small encoder
 ALONE = Confinement()  # no roots beside a version itself
+TABLE_EVERY_S = 0.02  # how often it is replaced, at least, while one version after the other is loaded
 RETRY_S = 5.0  # what raised when it was loaded is loaded again after this time
 
 
@@ -116,13 +118,30 @@ class Loader:
         self._raised: dict[str, tuple[RefusedVersion, float]] = {}  # and until when it is not loaded again
         self._prefetching = Prefetching(self._load_version, engine.clock)
         self._leaving: dict[int, tuple[Vfm, float]] = {}  # by tag: served until this time of the engine's clock
+        self._readings = 0  # of the repository
+        self._attaches: list[Attach] = []  # versions to be loaded, as of this reading:
+        self._round_of = 0
+        self._table_at = 0.0  # when it was replaced, by the engine's clock
         self._this_turn, self._next_turn = threading.Lock(), threading.Lock()  # see `_turn`
 
-    def refresh(self, names: Iterable[str] | None = None) -> None:
-        """Bring the vFMs in step with the repository; `names`: read these directories only. Any thread."""
-        if self.read_claims(names):
-            while not self._carry_out():
+    def refresh(self, names: Iterable[str] | None = None, only: Collection[str] | None = None) -> None:
+        """Bring the vFMs in step with the repository. Any thread.
+
+        Args:
+            names: the directories to be read; None: all.
+            only: the tasks whose versions are loaded, where they are to be; None: all.
+        """
+        if self.settle(names):
+            while self.load_next(only):
                 pass
+
+    def settle(self, names: Iterable[str] | None = None) -> bool:
+        """The same, but for versions that are to be loaded: `load_next` does that. False where nothing can be read."""
+        if not self.read_claims(names):
+            return False
+        with self._turn():
+            self._begin_round()
+        return True
 
     def read_claims(self, names: Iterable[str] | None = None) -> bool:
         """Read the repository, and say of the tags of served tasks who claims them now. Any thread.
@@ -135,32 +154,63 @@ class Loader:
             except OSError as error:  # a file system that is away for a moment must not remove every task
                 log.error("the model repository cannot be read, the tasks stay as they are: %s", error)
                 return False
+            self._readings += 1
             self.tags.settle(self._entries, self._prefetching.reserved)
             self.table = {**self.table, **self._contested_tags()}
             self._published = self.tags.claims
             return True
 
-    def _carry_out(self) -> bool:
-        """Load what came and retire what left, as last read; False where another thread has the next turn before."""
+    def load_next(self, only: Collection[str] | None = None) -> bool:
+        """Load a version that is to be served, and let its task serve with it; False where none is left. Any thread.
+
+        It is read while others have their turns: its task may have changed or left by then.
+        """
         with self._turn():
-            due = self._due()
-            self._refused = {}
-            is_done, read = True, []
-            for number, change in enumerate(due, start=1):
+            due = (change for change in self._attaches_due() if only is None or change.spec.name in only)
+            change = next(due, None)
+            if change is None:
+                return False
+            loaded = self._loaded_before(change.spec)
+        if loaded is None:
+            loaded = self._load(change.spec)
+        with self._turn():
+            if change in self._attaches_due():
+                self._attaches.remove(change)
+                self._attach(change, loaded)
+                if not self._attaches or self.engine.clock() >= self._table_at + TABLE_EVERY_S:
+                    self._replace_table()
+                if not self._attaches:
+                    self._forget_refusals()
+                if change.spec.version.size >= LARGE_BYTES:
+                    give_back()
+        return True
+
+    def _attaches_due(self) -> list[Attach]:
+        """Versions to be loaded, as the repository was read last."""
+        if self._round_of != self._readings:
+            self._begin_round()
+        return self._attaches
+
+    def _begin_round(self) -> None:
+        """Carry out every change that is due, but for those that load a version."""
+        due = self._due()
+        self._refused, self._round_of = {}, self._readings
+        self._attaches = [change for change in due if isinstance(change, Attach)]
+        for change in due:
+            if not isinstance(change, Attach):
                 self._apply(change)
-                if isinstance(change, Attach):
-                    read.append(change.spec.version)
-                    is_done = number == len(due) or not self._next_turn.locked()
-                if not is_done:
-                    break
-            self.log.forget_refusals(self._refused.keys(), self.tags.rivals.keys())
-            self._replace_table()
-            if any(version.size >= LARGE_BYTES for version in (*read, *self._prefetching.drop_expired())):
-                give_back()
-            return is_done
+        if not self._attaches:
+            self._forget_refusals()
+        self._replace_table()
+        if any(version.size >= LARGE_BYTES for version in self._prefetching.drop_expired()):
+            give_back()
+
+    def _forget_refusals(self) -> None:
+        """Once every version of a round is loaded or refused."""
+        self.log.forget_refusals(self._refused.keys(), self.tags.rivals.keys())
 
     def _due(self) -> list[Change]:
-        """Every change that is due, those last that read a version."""
+        """Every change that is due."""
         entries = without_conflicts(
             self._entries,
             self.tags.claims.by_tag,
@@ -175,8 +225,7 @@ class Loader:
         tasks = {name: entry for name, entry in entries.items() if not isinstance(entry, GroupSpec)}
         refused = [name for name, entry in tasks.items() if isinstance(entry, BrokenTask)]
         self.groups.settle(groups, refused, self.engine.clock())
-        due = changes(self._served, tasks, self._refused_versions)
-        return sorted(due, key=lambda change: isinstance(change, Attach))
+        return changes(self._served, tasks, self._refused_versions)
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
@@ -241,7 +290,7 @@ class Loader:
             if isinstance(refused, Refuse) and refused.vfm is not None:
                 table[refused.vfm] = self._refusal(refused.name, refused.vfm, refused.error)
         table |= self._contested_tags()
-        now = self.engine.clock()
+        self._table_at = now = self.engine.clock()
         ended = [tag for tag, (_, until) in self._leaving.items() if tag in table or now >= until]
         replaced = [self._leaving.pop(tag) for tag in ended]
         leaving = {tag: vfm for tag, (vfm, _) in self._leaving.items()}
@@ -324,10 +373,8 @@ class Loader:
 
     # -- one change
 
-    def _apply(self, change: Change) -> None:
+    def _apply(self, change: Settling) -> None:
         match change:
-            case Attach():
-                self._attach(change)
             case SetTerms():
                 self._serve(change.spec, change.former.vfm)
             case KeepFormer():
@@ -338,42 +385,56 @@ class Loader:
             case Retire():
                 self._retire(change)
 
-    def _attach(self, change: Attach) -> None:
+    def _loaded_before(self, spec: TaskSpec) -> Extensions | Exception | None:
+        """What a version holds, or why it cannot be served, where it need not be read for that."""
+        before, until = self._raised.get(spec.name, (None, 0.0))
+        if before is not None and before.spec == spec and self.engine.clock() < until:
+            return before.error
+        try:
+            return self._prefetching.take(spec)
+        except TaskRefused as error:
+            return error
+
+    def _load(self, spec: TaskSpec) -> Extensions | Exception:
+        """The same of one that is read. In no turn: it may take long."""
+        try:
+            return self._read_version(spec)
+        except Exception as error:  # one task's files must not take the others down
+            return error
+
+    def _attach(self, change: Attach, loaded: Extensions | Exception) -> None:
         spec, former = change.spec, change.former
-        loaded = self._load(spec)
-        if isinstance(loaded, TaskRefused):
-            for consequence in changes_of_refused(spec, former, loaded):
+        if isinstance(loaded, Exception):
+            for consequence in changes_of_refused(spec, former, self._refusal_of(spec, loaded)):
                 self._apply(consequence)
             return
+        self._refused_versions.pop(spec.name, None)
+        self._raised.pop(spec.name, None)
         vfm = former.vfm if former else Vfm(spec.vfm, spec.name)
         if former is None:
             vfm.extensions = loaded  # so that requests can be prepared before the engine has attached them
         self._attach_soon(vfm, loaded)
         self._serve(spec, vfm, spec.ahead_s if former is None else 0.0)
 
-    def _load(self, spec: TaskSpec) -> Extensions | TaskRefused:
-        before, until = self._raised.get(spec.name, (None, 0.0))
-        if before is not None and before.spec == spec and self.engine.clock() < until:
+    def _refusal_of(self, spec: TaskSpec, raised: Exception) -> TaskRefused:
+        before, _ = self._raised.get(spec.name, (None, 0.0))
+        if before is not None and before.error is raised:
             return before.error
-        try:
-            extensions = self._load_version(spec)
-        except TaskRefused as raised:
+        if isinstance(raised, TaskRefused):
             error = raised.without_traceback()
             self._refused_versions[spec.name] = RefusedVersion(spec, error)
             return error
-        except Exception as unforeseen:  # one task's files must not take the others down
-            self.log.raised(spec.name, unforeseen)
-            problem = f"loading it raised {type(unforeseen).__name__}: {unforeseen}"
-            error = TaskRefused(spec.version.path, "(whole version)", problem, "See the server's log")
-            self._raised[spec.name] = RefusedVersion(spec, error), self.engine.clock() + RETRY_S
-            return error
-        self._refused_versions.pop(spec.name, None)
-        self._raised.pop(spec.name, None)
-        return extensions
+        self.log.raised(spec.name, raised)
+        problem = f"loading it raised {type(raised).__name__}: {raised}"
+        error = TaskRefused(spec.version.path, "(whole version)", problem, "See the server's log")
+        self._raised[spec.name] = RefusedVersion(spec, error), self.engine.clock() + RETRY_S
+        return error
 
     def _load_version(self, spec: TaskSpec) -> Extensions:
-        if (found := self._prefetching.take(spec)) is not None:
-            return found
+        found = self._prefetching.take(spec)
+        return self._read_version(spec) if found is None else found
+
+    def _read_version(self, spec: TaskSpec) -> Extensions:
         with self.confinement.around(spec.version.path, spec.version.size):
             return load_checked(self.runtime.load, spec)
 

@@ -81,7 +81,8 @@ class Retire:
     cause: Literal["removed", "moved", "refused"]
 
 
-Change = Attach | SetTerms | KeepFormer | Refuse | Retire
+Settling = SetTerms | KeepFormer | Refuse | Retire  # what loads no version
+Change = Attach | Settling
 
 # -- the comparison
 
@@ -122,7 +123,7 @@ def _changes_of(entry: ReadTask, now: Served | None, refused: RefusedVersion | N
         yield Attach(entry, now)
 
 
-def changes_of_refused(spec: TaskSpec, former: Served | None, error: TaskRefused) -> Iterator[Change]:
+def changes_of_refused(spec: TaskSpec, former: Served | None, error: TaskRefused) -> Iterator[Settling]:
     """What to do where a version cannot be loaded: another version that is served goes on, else the task is refused."""
     if former is not None and former.spec.version.number != spec.version.number:
         yield KeepFormer(spec, former, error)
@@ -130,7 +131,7 @@ def changes_of_refused(spec: TaskSpec, former: Served | None, error: TaskRefused
         yield from changes_without_former(spec, former, error)
 
 
-def changes_without_former(spec: TaskSpec, former: Served | None, error: TaskRefused) -> Iterator[Change]:
+def changes_without_former(spec: TaskSpec, former: Served | None, error: TaskRefused) -> Iterator[Settling]:
     """What to do where a version cannot be loaded and none can go on in its place."""
     if former is not None:
         yield Retire(former, "refused")

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 
 from fmplex_backend.repository.following import Following
 from fmplex_backend.serving.loader import Loader
@@ -17,6 +18,8 @@ log = logging.getLogger("fmplex")
 SETTLE_S = 0.25  # how often, at least, it is looked whether a tag of which two tasks' requests may come is one task's
 
 SOONEST_S = 0.005  # between two such looks
+# After a version was loaded while batches run: so many times what that took of the processor, and at most so long.
+PAUSES, LONGEST_PAUSE_S = 5.0, 0.2
 
 
 class Watch:
@@ -31,7 +34,7 @@ class Watch:
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
         self._following = Following(loader.repository.root, self._look)
-        self._look_ups = LookUps(lambda names: self._look(names))
+        self._look_ups = LookUps(lambda names: self._look_up(names))
         self._claims = LookUps(lambda names: self._read_claims(names))
         self._stop = threading.Event()
         self._is_due = False  # claims were read, and what they are of may be to be loaded
@@ -51,30 +54,56 @@ class Watch:
         """Follow changes on disk until stopped."""
         self._following.follow_forever()
 
-    def _refresh(self, names: Iterable[str] | None = None) -> None:
-        """A round; what goes wrong in one is no reason to serve nothing any more, and the next reads everything."""
+    def _look(self, names: Iterable[str] | None = None) -> None:
+        """A round for what has changed on disk; `settle_forever` unloads the newcomers and loads the versions of it."""
+        self._guarded(lambda: self.loader.settle(names))
+        self._unsettled.set()
+
+    def _look_up(self, names: set[str] | None) -> None:
+        """A round for requests that wait for it: what they wait for is loaded at once."""
+        self._guarded(lambda: self.loader.refresh(names, only=names))
+        self._unsettled.set()
+
+    def _read_claims(self, names: set[str] | None) -> None:
+        """Part of a round, for requests that wait for no more; where changes are not reported, the rest is due."""
+        self._guarded(lambda: self.loader.read_claims(names))
+        self._is_due = True
+        self._unsettled.set()
+
+    @staticmethod
+    def _guarded(part: Callable[[], object]) -> None:
+        """What goes wrong in a round is no reason to serve nothing any more, and the next reads everything."""
         try:
-            self.loader.refresh(names)
+            part()
         except Exception:
             log.exception("reading the model repository; the tasks stay as they are")
 
-    def _look(self, names: Iterable[str] | None = None) -> None:
-        """A round for what has changed on disk, or for a request: a newcomer that it finds is unloaded at once."""
-        self._refresh(names)
-        if self.loader.has_newcomers:
-            self._unsettled.set()
-
-    # -- changes that come with time, or with what the server has loaded
+    # -- changes that come with time, or with what the server has loaded, and versions to be loaded
 
     def settle_forever(self) -> None:
-        """Give the loader rounds while it waits for something else than a change on disk, until stopped."""
+        """Do what is left of a round, and give the loader rounds while it waits for more than that, until stopped.
+
+        Versions are loaded one by one with pauses: loading takes the time of the processor that passes want, and of the
+        interpreter.
+        """
         while not self._stop.is_set():
             self._unsettled.wait(max(SOONEST_S, min(SETTLE_S, self.loader.settles_in)))
             self._unsettled.clear()
+            if self._stop.is_set():
+                return
             is_due, self._is_due = self._is_due, False
-            if not self._stop.is_set() and (is_due or not self.loader.is_settled):
+            if self.loader.has_newcomers or not self.loader.is_settled:
                 self.loader.unload_newcomers()
-                self._refresh(())
+            if is_due or not self.loader.is_settled:
+                self._guarded(lambda: self.loader.settle(()))
+            self._guarded(self._load_one)
+
+    def _load_one(self) -> None:
+        start = time.thread_time()
+        if self.loader.load_next():
+            self._unsettled.set()
+            if not self.loader.engine.is_idle:
+                self._stop.wait(min(LONGEST_PAUSE_S, PAUSES * (time.thread_time() - start)))
 
     # -- requests with unknown tags, or with tags of which it is doubtful whose they are
 
@@ -100,14 +129,6 @@ class Watch:
     def look_up_claims_forever(self) -> None:
         """Read claims for whoever has asked for them, until stopped."""
         self._claims.serve_forever()
-
-    def _read_claims(self, names: Iterable[str] | None) -> None:
-        try:
-            self.loader.read_claims(names)
-        except Exception:
-            log.exception("reading the model repository; the tasks stay as they are")
-        self._is_due = True  # where changes on disk are not reported, nobody else loads what was found
-        self._unsettled.set()
 
     def unanswered(self) -> list[LookUp]:
         """Take the look-ups out that wait: for when no thread serves them any more. Any thread."""

@@ -100,7 +100,7 @@ def test_calls_that_wait_for_a_look_up_are_answered_too(tmp_path: Path, monkeypa
     rig.service.start()
     asked, go_on = threading.Event(), threading.Event()
 
-    def slow(names: Any = None) -> None:
+    def slow(names: Any = None, only: Any = None) -> None:
         asked.set()
         go_on.wait(20)
 
@@ -214,7 +214,7 @@ def test_the_look_up_thread_dies(dying: ServiceRig, gate: Gate, monkeypatch: pyt
         go_on.wait(20)
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(dying.service.watch, "_look", broken)
+    monkeypatch.setattr(dying.service.watch, "_look_up", broken)
     dying.submit(0)
     dying.submit(5)
     assert asked.wait(20)
@@ -230,11 +230,11 @@ def test_the_look_up_thread_dies(dying: ServiceRig, gate: Gate, monkeypatch: pyt
 def test_a_round_that_fails_is_no_reason_to_stop_serving(
     rig: ServiceRig, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def broken(names: Any = None) -> None:
+    def broken(names: Any = None) -> bool:
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(rig.service.loader, "refresh", broken)
+        patch.setattr(rig.service.loader, "settle", broken)
         rig.submit(0)
         rig.submit(7)  # an unknown tag, which is looked up
         rig.caller.wait()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +30,33 @@ def watch(rig: LoaderRig) -> Watch:
 
 @pytest.fixture
 def followed(watch: Watch) -> Iterator[list[Any]]:
-    """What `follow_forever`, on a thread, passes to `refresh`."""
+    """What `follow_forever`, on a thread, passes to `settle`; what is due is done on another."""
     looks: list[Any] = []
-    former = watch.loader.refresh
+    former = watch.loader.settle
 
-    def refresh(names: Any = None) -> None:
-        former(names)
-        looks.append(names)
+    def settle(names: Any = None) -> bool:
+        if names != ():
+            looks.append(names)
+        return former(names)
 
-    watch.loader.refresh = refresh  # type: ignore[method-assign]
-    thread = threading.Thread(target=watch.follow_forever)
-    thread.start()
-    yield looks
-    watch.stop()
-    thread.join(20)
-    assert not thread.is_alive()
+    watch.loader.settle = settle  # type: ignore[method-assign]
+    with running(watch, watch.follow_forever, watch.settle_forever):
+        yield looks
+
+
+@contextlib.contextmanager
+def running(watch: Watch, *mains: Callable[[], None]) -> Iterator[None]:
+    """On threads of their own, until the block ends."""
+    threads = [threading.Thread(target=main) for main in mains]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        watch.stop()
+        for thread in threads:
+            thread.join(20)
+            assert not thread.is_alive()
 
 
 def eventually(condition: Any, again: Any = None) -> None:
@@ -72,13 +85,9 @@ def test_where_the_system_reports_no_changes_the_repository_is_polled(
 
     monkeypatch.setattr(following, "watch", broken)
     monkeypatch.setattr(following, "POLL_S", 0.01)
-    thread = threading.Thread(target=watch.follow_forever)
-    thread.start()
-    write_task(rig.root, "one", 3)
-    eventually(lambda: 3 in rig.loader.table)
-    watch.stop()
-    thread.join(20)
-    assert not thread.is_alive()
+    with running(watch, watch.follow_forever, watch.settle_forever):
+        write_task(rig.root, "one", 3)
+        eventually(lambda: 3 in rig.loader.table)
     assert str(error) in caplog.text
 
 
@@ -89,26 +98,22 @@ def test_while_something_waits_for_the_server_rounds_come_by_themselves(
     write_task(rig.root, "one", 0)
     rig.refresh()
     rounds: list[Any] = []
-    former = watch.loader.refresh
+    former = watch.loader.settle
 
-    def refresh(names: Any = None) -> None:
+    def settle(names: Any = None) -> bool:
         rounds.append(names)
-        former(names)
+        return former(names)
 
-    monkeypatch.setattr(watch.loader, "refresh", refresh)
-    thread = threading.Thread(target=watch.settle_forever)
-    thread.start()
-    threading.Event().wait(0.1)
-    assert rounds == []
-    write_task(rig.root, "two", 0)
-    rig.models.loaded = {"two"}
-    former()
-    eventually(lambda: rig.models.unloads == ["two"])
-    eventually(lambda: isinstance(rig.loader.table[0], Vfm))
-    assert set(rounds) == {()}
-    watch.stop()
-    thread.join(20)
-    assert not thread.is_alive()
+    monkeypatch.setattr(watch.loader, "settle", settle)
+    with running(watch, watch.settle_forever):
+        threading.Event().wait(0.1)
+        assert rounds == []
+        write_task(rig.root, "two", 0)
+        rig.models.loaded = {"two"}
+        former()
+        eventually(lambda: rig.models.unloads == ["two"])
+        eventually(lambda: isinstance(rig.loader.table[0], Vfm))
+        assert set(rounds) == {()}
 
 
 def test_a_newcomer_that_a_request_finds_is_unloaded_at_once(
@@ -119,15 +124,9 @@ def test_a_newcomer_that_a_request_finds_is_unloaded_at_once(
     rig.refresh()
     write_task(rig.root, "two", 0)
     rig.models.loaded = {"two"}
-    threads = [threading.Thread(target=main) for main in (watch.settle_forever, watch.look_up_forever)]
-    for thread in threads:
-        thread.start()
-    watch.look_up(lambda: None)
-    eventually(lambda: rig.models.unloads == ["two"])
-    watch.stop()
-    for thread in threads:
-        thread.join(20)
-        assert not thread.is_alive()
+    with running(watch, watch.settle_forever, watch.look_up_forever):
+        watch.look_up(lambda: None)
+        eventually(lambda: rig.models.unloads == ["two"])
 
 
 def test_a_path_names_the_directory_that_it_is_in(watch: Watch) -> None:
@@ -214,10 +213,10 @@ def test_a_look_that_fails_is_not_the_last(
     fails = [True, False]
     former = watch.loader.refresh
 
-    def refresh(names: Any = None) -> None:
+    def refresh(names: Any = None, only: Any = None) -> None:
         if fails.pop(0):
             raise ValueError("embedded null byte")
-        former(names)
+        former(names, only)
 
     monkeypatch.setattr(watch.loader, "refresh", refresh)
     write_task(rig.root, "one", 0)
@@ -240,11 +239,7 @@ def test_a_name_that_is_not_utf8_is_polled_for(
     monkeypatch.setattr(following, "POLLS", 2)
     odd = rig.root / os.fsdecode(b"x\xff")
     odd.mkdir()
-    thread = threading.Thread(target=watch.follow_forever)
-    thread.start()
-    eventually(lambda: "are polled for" in caplog.text, lambda: (odd / "file").write_text("x"))
-    write_task(rig.root, "tâche", 3)
-    eventually(lambda: 3 in rig.loader.table)
-    watch.stop()
-    thread.join(20)
-    assert not thread.is_alive()
+    with running(watch, watch.follow_forever, watch.settle_forever):
+        eventually(lambda: "are polled for" in caplog.text, lambda: (odd / "file").write_text("x"))
+        write_task(rig.root, "tâche", 3)
+        eventually(lambda: 3 in rig.loader.table)
