@@ -4,9 +4,9 @@ In float32 torch multiplies with MKL, which takes slower code on CPUs that are n
 SmolLM2's products take oneDNN 0.4 to 0.7 of the time, from one row to 144. torch.compile puts the same operator in.
 
 In bfloat16 torch takes oneDNN by itself, which puts a module's weights into the order that AMX reads each time that it
-is called. `PackedLinear` has them in that order alone: MiniLM's products take 0.5 of the time for 16 tokens, 0.7 for 208
-and 0.85 for 2,048, and are bit for bit the same. Out of that order the weights come back as they were, bit for bit too,
-for the few who read them: whoever checks or copies a module.
+is called. `PackedLinear` has them in that order alone: MiniLM's products take 0.5 of the time for 16 tokens, 0.7 for
+208 and 0.85 for 2,048, and are bit for bit the same. Whoever reads such weights, to check or to copy a module, gets
+them in the usual order, bit for bit what they were.
 """
 
 from __future__ import annotations

@@ -232,6 +232,21 @@ def small(model: Path, versions: list[Path]) -> Rig:
     return Rig(backbone(model, kv_cache_bytes=8 * 16 * 3 * 2 * 32 * 4), versions, sequences=6)
 
 
+def test_prompts_take_less_of_a_step_beside_one_who_asks_for_one_thing_at_a_time(rig: Rig, generate: Any) -> None:
+    asked = [(0, rig.ask(0, TEXTS[6], temperature=0, max_tokens=12))]
+    asked += [(3, rig.ask(3, TEXTS[6] + text, temperature=0, max_tokens=12)) for text in TEXTS[:3]]
+    most = 0
+    while any(request.prepared.computed < len(request.prepared.asked.prompt) for _, request in asked):
+        before = [request.prepared.computed for _, request in asked]
+        assert rig.engine.step(wait=False)
+        steps = [request.prepared.computed - then for (_, request), then in zip(asked, before, strict=True)]
+        most = max(most, sum(steps[1:]))
+    assert most == rig.runtime.chunk
+    rig.run()
+    for task, request in asked:
+        assert same(rig.answer(request), *generate(task, request.prepared.asked.prompt, 12))
+
+
 def test_parts_make_the_whole_and_end_at_stop_strings(rig: Rig) -> None:
     """At every boundary of tokens: characters of several bytes, and stop strings over several tokens."""
     whole = rig.ask(0, "日本語 🙂", temperature=0, max_tokens=60, ignore_eos=True)
