@@ -5,8 +5,9 @@ token. A chunk adds as much to a step that computes next tokens as to any other 
 costs little but rows that stay empty until a sequence has begun. A step without next tokens is different: the model's
 weights are read for the prompt alone, and it takes more of it.
 
-So while a vFM is about that has had just one request at a time, a step takes one chunk of the others' prompts, less
-what its next tokens take. Who is behind its turn is not held back: see docs/tune-fairness.md.
+So while a vFM is about that has had just one request at a time, a step takes one chunk of prompts, less what its next
+tokens take; where a prompt of that vFM is in it, others have what this one leaves. Who is behind its turn is not held
+back: see docs/tune-fairness.md.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from fmplex_backend.types import Request, Vfm
 
 PRESENT_S = 10.0  # for so long after its last request a vFM that asks for one thing at a time is about
 PER_ROW = 3  # tokens that a prompt has less for each next token, which takes about as long
-LEAST_PART = 8  # of a chunk a prompt has that part at least, so that every vFM's go on
+LEAST_PART = 8  # of a chunk every vFM's prompts have that part, so that they go on
 LAG_S = 0.25  # seconds of service by which a vFM may be behind whoever has had a turn, and still be held back
 
 
@@ -38,6 +39,7 @@ class Pace:
         self._left = chunk  # tokens of prompts that the step at hand has room for
         self._placed: set[Vfm] = set()  # in it
         self._begun: set[Vfm] = set()  # of these, those with some of a prompt
+        self._awaited = False  # whether one of these asks for one thing at a time
 
     def begin(self) -> None:
         """The next request that asks is the first of another step."""
@@ -46,6 +48,7 @@ class Pace:
         self._left = self.chunk
         self._placed.clear()
         self._begun.clear()
+        self._awaited = False
 
     def most(self, request: Request, tokens: int) -> int:
         """How many tokens a request may compute in this step; 0: it waits for the next one.
@@ -60,7 +63,8 @@ class Pace:
         if vfm.depth == 1 and vfm not in self._placed:
             self._alone[vfm] = self.clock()
         elif tokens > 1 and self._alone.keys() - {vfm} and (self._turn - vfm.start) * vfm.weight <= self.lag_s:
-            return 0 if self._left < self.least and vfm in self._begun else max(self.least, self._left)
+            is_over = self._left < self.least and (self._awaited or vfm in self._begun)
+            return 0 if is_over else max(self.least, self._left)
         return self.chunk
 
     def place(self, vfm: Vfm, tokens: int) -> None:
@@ -69,3 +73,4 @@ class Pace:
         self._left -= PER_ROW if tokens == 1 else tokens
         if tokens > 1:
             self._begun.add(vfm)
+            self._awaited |= vfm in self._alone

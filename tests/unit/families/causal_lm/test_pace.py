@@ -69,16 +69,26 @@ def test_one_who_asks_for_one_thing_at_a_time_has_whole_chunks_and_others_what_i
 
 def test_every_vfm_goes_on_and_its_other_prompts_wait(steps: Steps, light: Vfm, heavy: Vfm) -> None:
     other = Vfm(3, "other")
-    steps.ask(light, CHUNK)
+    steps.ask(light, 1)
     steps.ask(heavy, 500, 3)
     steps.ask(other, 500, 3)
-    assert steps.step(light, heavy, other, heavy) == [CHUNK, CHUNK // 8, CHUNK // 8, 0]
+    assert steps.step(light, heavy, other, heavy) == [1, CHUNK - PER_ROW, CHUNK // 8, 0]
+
+
+def test_prompts_wait_where_the_one_of_somebody_who_asks_for_nothing_else_fills_the_step(
+    steps: Steps, light: Vfm, heavy: Vfm
+) -> None:
+    steps.ask(light, CHUNK)
+    steps.ask(heavy, 500, 3)
+    assert steps.step(light, heavy, heavy) == [CHUNK, 0, 0]
+    steps.ask(light, 1)
+    assert steps.step(light, heavy, heavy) == [1, CHUNK - PER_ROW, 0]
 
 
 def test_short_prompts_share_a_step(steps: Steps, light: Vfm, heavy: Vfm) -> None:
     steps.ask(light, 8)
     steps.ask(heavy, 16, 5)
-    assert steps.step(light, *[heavy] * 4) == [8, 16, 16, 16, 8]
+    assert steps.step(light, *[heavy] * 5) == [8, 16, 16, 16, 8, 0]
 
 
 def test_it_is_about_for_a_while(steps: Steps, light: Vfm, heavy: Vfm) -> None:
