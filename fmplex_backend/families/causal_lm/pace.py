@@ -34,7 +34,7 @@ class Pace:
     def __init__(self, chunk: int, clock: Callable[[], float], *, lag_s: float = LAG_S) -> None:
         self.chunk, self.clock, self.lag_s = chunk, clock, lag_s
         self.least = max(1, chunk // LEAST_PART)
-        self._alone: dict[Vfm, float] = {}  # when a vFM last had one request, and no other
+        self._alone: dict[Vfm, float] = {}  # when a vFM last had one request alone that began when there was no other
         self._turn = 0.0  # the largest tag of whose turn it has been
         self._left = chunk  # tokens of prompts that the step at hand has room for
         self._placed: set[Vfm] = set()  # in it
@@ -50,18 +50,20 @@ class Pace:
         self._begun.clear()
         self._awaited = False
 
-    def most(self, request: Request, tokens: int) -> int:
+    def most(self, request: Request, tokens: int, *, begins: bool) -> int:
         """How many tokens a request may compute in this step; 0: it waits for the next one.
 
         Args:
             tokens: that it would compute.
+            begins: whether it has run no step: the last one of many that are done asks for nothing new.
         """
         vfm = request.vfm
         if vfm.spare:
             return self.chunk
         self._turn = max(self._turn, vfm.start)
         if vfm.depth == 1 and vfm not in self._placed:
-            self._alone[vfm] = self.clock()
+            if begins or vfm in self._alone:
+                self._alone[vfm] = self.clock()
         elif tokens > 1 and self._alone.keys() - {vfm} and (self._turn - vfm.start) * vfm.weight <= self.lag_s:
             is_over = self._left < self.least and (self._awaited or vfm in self._begun)
             return 0 if is_over else max(self.least, self._left)

@@ -177,7 +177,8 @@ class CausalLmRuntime:
         if ready and self.residency.is_lost(request):
             return True  # it fails, and takes nobody's blocks for that
         answer: Answer = request.prepared
-        most = self.pace.most(request, len(answer.step)) if ready else 0
+        begins = request not in self.memory.of
+        most = self.pace.most(request, len(answer.step), begins=begins) if ready else 0
         has = most > 0 and self.memory.has_room(request)
         if has:
             answer.chunk = most

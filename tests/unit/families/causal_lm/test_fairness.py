@@ -266,7 +266,7 @@ class Paced(World):
         self.step_charge = 0.0  # the most that a vFM was charged for one
 
     def has_room(self, request: Request) -> bool:
-        most = self.pace.most(request, int(request.work.tokens))
+        most = self.pace.most(request, int(request.work.tokens), begins=request not in self.memory.of)
         self.waited += not most
         if not most or not self.memory.has_room(request):
             return False

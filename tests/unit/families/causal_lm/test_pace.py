@@ -22,14 +22,14 @@ class Steps:
         vfm.queue.extend(requests)
         return requests
 
-    def step(self, *order: Vfm) -> list[int]:
+    def step(self, *order: Vfm, begins: bool = True) -> list[int]:
         """What each request, the first of its vFM that has not asked, gets of a step; 0: it waits."""
         self.pace.begin()
-        return [self.place(vfm) for vfm in order]
+        return [self.place(vfm, begins) for vfm in order]
 
-    def place(self, vfm: Vfm) -> int:
+    def place(self, vfm: Vfm, begins: bool) -> int:
         request = vfm.queue[0]
-        given = min(self.pace.most(request, request.prepared), request.prepared)
+        given = min(self.pace.most(request, request.prepared, begins=begins), request.prepared)
         if given:
             vfm.queue.popleft()
             self.pace.place(vfm, given)
@@ -99,6 +99,23 @@ def test_it_is_about_for_a_while(steps: Steps, light: Vfm, heavy: Vfm) -> None:
     assert steps.step(heavy, heavy) == [CHUNK, 0]
     steps.now += 0.1
     assert steps.step(heavy, heavy) == [CHUNK, CHUNK]
+
+
+def test_an_answer_that_takes_long_is_about_to_its_end(steps: Steps, light: Vfm, heavy: Vfm) -> None:
+    steps.ask(light, 8)
+    steps.step(light)
+    steps.ask(heavy, 500, 9)
+    for _ in range(3):
+        steps.now += PRESENT_S
+        steps.ask(light, 1)
+        assert steps.step(light, heavy, heavy, begins=False) == [1, CHUNK - PER_ROW, 0]
+
+
+def test_the_last_of_many_requests_holds_back_nobody(steps: Steps, heavy: Vfm) -> None:
+    other = Vfm(3, "other")
+    steps.ask(other, 1)
+    steps.ask(heavy, 500, 2)
+    assert steps.step(other, heavy, heavy, begins=False) == [1, CHUNK, CHUNK]
 
 
 def test_two_who_ask_for_one_thing_at_a_time_do_not_hold_each_other_back(steps: Steps, light: Vfm) -> None:
