@@ -253,14 +253,13 @@ class AdaptedLinear(nn.Module):
     def products(self, tokens: int) -> list[tuple[Product, list[LoraWeights]]]:
         """What this thread's pass multiplies here, in order, where its rows have so many tokens each: LoRA alone."""
         bank: AdapterBank = self.__dict__["bank"]
-        weight, found = self.base.weight, []
+        found, width = [], self.base.in_features + self.base.out_features
         for part in bank.current.parts:
             if isinstance(part, _LoraPart):
                 stack = self.stacks.get(part.bucket)
                 if isinstance(stack, _Pairs) and stack.serves(part):
-                    for each in stack.products(
-                        part, tokens, bank.current.rows * tokens, sum(weight.shape), weight.dtype
-                    ):
+                    dtype = next(iter(stack.filled.values())).a.dtype
+                    for each in stack.products(part, tokens, bank.current.rows * tokens, width, dtype):
                         found.append((each, [stack.filled[slot] for slot in each.slots]))
         return found
 

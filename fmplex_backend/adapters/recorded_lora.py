@@ -177,7 +177,8 @@ def sample_lora(modules: Sequence[nn.Linear], rows: int, tokens: int) -> list[Te
     plan = torch.tensor([[0, tokens, 0, 2, -1], [0, rows * tokens, 1, 4, 0]])
     masks = torch.arange(rows * tokens * 3) % 4 == 0
     for number, module in enumerate(modules[::2]):
-        pair = (torch.linspace(-0.5, 0.5, 4 * size).view(4, size) for size in module.weight.shape[::-1])
+        weight = module.weight  # read once: who keeps it in another order has to make it
+        pair = (torch.linspace(-0.5, 0.5, 4 * size).view(4, size) for size in weight.shape[::-1])
         place = 2 * number * PER_MODULE
-        lora[place : place + PER_MODULE] = (*(each.to(module.weight) for each in pair), masks, plan)
+        lora[place : place + PER_MODULE] = (*(each.to(weight) for each in pair), masks, plan)
     return lora

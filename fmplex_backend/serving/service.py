@@ -33,6 +33,7 @@ from fmplex_backend.serving.collecting import Collecting
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.serving.intake import Call, Intake
 from fmplex_backend.serving.loader import Loader
+from fmplex_backend.serving.memory import give_back
 from fmplex_backend.serving.preparation import WORKERS, Preparation
 from fmplex_backend.serving.replies import Replies
 from fmplex_backend.serving.reporter import Reporter, asks_for_status
@@ -72,6 +73,7 @@ class Service:
         self.name = name
         self.cost = CostModel()
         self.runtime = make_runtime(self.cost)
+        give_back()  # of a model, what was converted or put into another order while it was loaded
         log.info("backbone %s: %s, computed in %s", name, config.model, self.runtime.dtype)
         self.cost.seed([*_measured(config, self.runtime.dtype), *self.runtime.profile()])
         scheduler = POLICIES[config.scheduler](

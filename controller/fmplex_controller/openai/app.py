@@ -79,7 +79,7 @@ def _add_doors(app: FastAPI, door: _Door) -> None:
     @app.post("/v1/chat/completions")
     async def answer_chat(request: Request) -> Response:
         answering = chat(await door.body(request))
-        request.state.model = answering.asked.model
+        request.state.model, request.state.sent_as = answering.asked.model, answering.asked.sent_as
         return await answering.respond(request, _tasks(request))
 
     @app.post("/v1/completions")
@@ -124,7 +124,8 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(FmplexError)
     async def failed(request: Request, error: FmplexError) -> Response:
-        return await told(request, of_problem(error, getattr(request.state, "model", "")))
+        state = request.state
+        return await told(request, of_problem(error, getattr(state, "model", ""), getattr(state, "sent_as", None)))
 
     @app.exception_handler(ClientGone)
     async def gone(request: Request, error: ClientGone) -> Response:

@@ -41,6 +41,10 @@ class ChatRequest(Asked):
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_BEST)] | None = None
 
+    @property
+    def sent_as(self) -> dict[str, str]:
+        return {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
+
     def sampling(self) -> dict[str, Any]:
         found = super().sampling()
         if self.max_completion_tokens is not None:  # the name that takes the place of max_tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -65,8 +66,12 @@ def _without_types(place: tuple[int | str, ...]) -> list[int | str]:
     return [each for each in place if isinstance(each, int) or (re.fullmatch(r"[a-z_]+", each) and each != "str")]
 
 
-def of_problem(error: FmplexError, model: str) -> ApiProblem:
-    """What the server, or the way to it, has answered. The addresses behind this one are for the log alone."""
+def of_problem(error: FmplexError, model: str, sent_as: Mapping[str, str] | None = None) -> ApiProblem:
+    """What the server, or the way to it, has answered. The addresses behind this one are for the log alone.
+
+    Args:
+        sent_as: fields that the client has sent by other names than the backbone's.
+    """
     text = _BY_TRITON.sub("", _BY_CLIENT.sub("", str(error)))
     if isinstance(error, Busy):
         return ApiProblem(429, text, kind="requests", code="rate_limit_exceeded")
@@ -84,6 +89,9 @@ def of_problem(error: FmplexError, model: str) -> ApiProblem:
     if isinstance(error, TaskProblem) or status in BAD:
         named = _NAMED.match(text)
         code = "context_length_exceeded" if _TOO_LONG.search(text) else None
-        param = (named["field"] or named["input"]) if named else None
-        return ApiProblem(400, text.removeprefix(SAMPLING), param=param, code=code)
+        if named is None:
+            return ApiProblem(400, text, code=code)
+        name = named["field"] or named["input"]
+        param = (sent_as or {}).get(name, name)
+        return ApiProblem(400, f"{param}{text[named.end() :]}", param=param, code=code)
     return ApiProblem(500, text, kind=SERVER)

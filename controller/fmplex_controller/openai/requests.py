@@ -86,6 +86,11 @@ class Asked(BaseModel):
         """Whether a stream ends with the counts of tokens."""
         return self.stream_options is not None and self.stream_options.include_usage
 
+    @property
+    def sent_as(self) -> dict[str, str]:
+        """The client's names of fields that the backbone has others for."""
+        return {}
+
     def sampling(self) -> dict[str, Any]:
         """As the backbone takes it; what is left out is the task's own default."""
         every = {name: getattr(self, name, None) for name in PASSED_ON} | {"max_tokens": self.max_tokens}

@@ -20,7 +20,7 @@ from fmplex_backend.families.causal_lm import attention
 from fmplex_backend.families.causal_lm.attention import PagedCache, Plan, Span, packed
 from fmplex_backend.families.causal_lm.parameters import CausalLmConfig
 from fmplex_backend.families.model_files import find_model
-from fmplex_backend.families.onednn import speed_up
+from fmplex_backend.families.onednn import pack, speed_up
 from fmplex_backend.families.precision import chosen_dtype
 
 BLOCK = 16  # tokens
@@ -67,6 +67,7 @@ def load_model(config: CausalLmConfig, file: Path, device: torch.device) -> Load
         raise BackboneRefused(file, "parameters.model", problem, "Save one beside it (tokenizer.json)")
     model = model.to(device).eval().requires_grad_(False)
     speed_up(model)
+    pack(model)
     token_bytes = _put_attention(model, file, device)
     ends = frozenset(_ends(model, tokenizer))
     return LoadedModel(model, tokenizer, directory, _max_positions(model), ends, token_bytes)

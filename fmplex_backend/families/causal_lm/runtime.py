@@ -25,6 +25,7 @@ from fmplex_backend.families.causal_lm.huggingface import BLOCK, forward, load_m
 from fmplex_backend.families.causal_lm.inputs import PROMPT
 from fmplex_backend.families.causal_lm.memory import Memory
 from fmplex_backend.families.causal_lm.metrics import METRICS, TaskCounts
+from fmplex_backend.families.causal_lm.pace import Pace
 from fmplex_backend.families.causal_lm.parameters import CausalLmConfig
 from fmplex_backend.families.causal_lm.sampler import choose
 from fmplex_backend.families.causal_lm.sections import Generator, as_tensor
@@ -102,6 +103,7 @@ class CausalLmRuntime:
         self.chunk = config.prefill_chunk or CHUNKS.get(self.device.type, CHUNKS["cuda"])
         self.max_batch_tokens = config.max_batch_tokens or 2 * self.chunk + config.max_sequences
         self.chunk = min(self.chunk, self.max_batch_tokens)
+        self.pace = Pace(self.chunk, clock)
         blocks = (config.kv_cache_bytes or self._cache_bytes()) // (BLOCK * loaded.token_bytes)
         self.memory = Memory(
             blocks, BLOCK, _tokens_of, self._move, keeps=config.prefix_cache, locality_s=config.locality_s
@@ -174,8 +176,14 @@ class CausalLmRuntime:
         ready = self.residency.is_ready(request)
         if ready and self.residency.is_lost(request):
             return True  # it fails, and takes nobody's blocks for that
-        has = ready and self.memory.has_room(request)
+        answer: Answer = request.prepared
+        begins = request not in self.memory.of
+        most = self.pace.most(request, len(answer.step), begins=begins) if ready else 0
+        has = most > 0 and self.memory.has_room(request)
         if has:
+            answer.chunk = most
+            request.work = answer.work
+            self.pace.place(request.vfm, len(answer.step))
             self.residency.begin(request)
         return has
 
@@ -199,6 +207,7 @@ class CausalLmRuntime:
     def run(self, batch: Sequence[Request]) -> Iterator[Pass]:
         """One step of every sequence of a batch, in one pass."""
         self.memory.begin()
+        self.pace.begin()
         batch, failed = self.residency.run(batch)
         if failed:
             yield failed
@@ -285,6 +294,7 @@ class CausalLmRuntime:
             problem = "hold NaN or infinite numbers: its weights are too large for this prompt"
             return Failed(NotFinite(f"the logits of {request.vfm.name!r} {problem}"))
         reason = answer.advance(chosen)
+        answer.chunk = self.chunk
         self.memory.keep(request, answer.computed)
         if chosen is not None:
             first = answer.generated == 1

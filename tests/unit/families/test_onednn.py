@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import warnings
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
-from fmplex_backend.families import onednn
 from fmplex_backend.families.onednn import OneDnnLinear, PackedLinear, pack, speed_up
 
 AMD = "AuthenticAMD"
@@ -89,12 +89,20 @@ def test_a_copy_has_its_own_weights_and_no_packed_ones() -> None:
         torch.testing.assert_close(copied(x) - copied.bias, 2 * (packed(x) - packed.bias), rtol=0.1, atol=0.1)
 
 
-def test_packed_weights_are_in_no_file_and_stay_where_gradients_are_wanted() -> None:
+def test_packed_weights_are_read_as_they_were() -> None:
+    model = nn.Sequential(nn.Linear(24, 40).bfloat16()).requires_grad_(False)
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    assert pack(model, has_amx=True) == 1
+    assert list(model.state_dict()) == list(before)
+    for name, each in before.items():
+        torch.testing.assert_close(model.state_dict()[name], each, rtol=0, atol=0)
+    torch.testing.assert_close(model[0].weight, before["0.weight"], rtol=0, atol=0)
+
+
+def test_gradients_go_through_packed_weights() -> None:
     base = nn.Linear(24, 40).bfloat16().requires_grad_(False)
-    packed = PackedLinear(base)
-    assert packed.state_dict().keys() == base.state_dict().keys()
     x = torch.randn(3, 24).bfloat16().requires_grad_()
-    packed(x).sum().backward()
+    PackedLinear(base)(x).sum().backward()
     torch.testing.assert_close(x.grad, base.weight.sum(dim=0).expand(3, 24))
 
 
@@ -105,7 +113,16 @@ def test_linears_in_bfloat16_are_packed_where_there_is_amx() -> None:
     assert [type(each) for each in model] == [PackedLinear, nn.Linear]
 
 
-def test_weights_that_are_many_are_in_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = nn.Sequential(nn.Linear(24, 40).bfloat16())
-    monkeypatch.setattr(onednn, "MOST_PACKED", model[0].weight.nbytes - 1)
-    assert pack(model, has_amx=True) == 0
+def test_packed_weights_are_in_memory_once() -> None:
+    model = nn.Sequential(nn.Linear(24, 40).bfloat16()).requires_grad_(False)
+    weight = weakref.ref(model[0].weight)
+    assert pack(model, has_amx=True) == 1
+    assert weight() is None
+
+
+def test_weights_that_another_module_has_too_stay_as_they_are() -> None:
+    model = nn.Sequential(nn.Embedding(40, 24), nn.Linear(24, 24), nn.Linear(24, 40)).bfloat16().requires_grad_(False)
+    model[2].weight = model[0].weight  # tied, as a language model's head
+    assert pack(model, has_amx=True) == 1
+    assert [type(each) for each in model[1:]] == [PackedLinear, nn.Linear]
+    assert model[2].weight is model[0].weight

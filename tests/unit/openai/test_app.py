@@ -132,6 +132,15 @@ def test_log_probabilities(asks: TestClient, tasks: FakeTasks) -> None:
         assert told_[0]["token_logprobs"][0] == -2.0
 
 
+def test_a_completions_best_tokens_of_one_text_are_all_told(asks: TestClient, tasks: FakeTasks) -> None:
+    part = "\N{REPLACEMENT CHARACTER}"
+    tasks.parts = [Said(part, "length", logprobs=[told((part, -2.0), (part, -1.0), ("b", -1.5), ("b", -3.0))])]
+    (best,) = complete(asks, logprobs=4).json()["choices"][0]["logprobs"]["top_logprobs"]
+    assert best == {"token_id:1": -1.0, "b": -1.5, part: -2.0, "token_id:3": -3.0}
+    (best,) = complete(asks, logprobs=1).json()["choices"][0]["logprobs"]["top_logprobs"]
+    assert best == {"token_id:1": -1.0, part: -2.0}
+
+
 def test_content_in_parts_and_what_an_answer_brought_along(asks: TestClient, tasks: FakeTasks) -> None:
     empty = {"refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None, "name": "x"}
     turns = [
@@ -311,6 +320,14 @@ def test_what_is_too_long_has_openais_code(
         reader.read(Request(Vfm(0, "chat"), inputs, (), 0.0, lambda *_: None, parameters=wishes))
     tasks.parts = [of_triton("INVALID_ARGUMENT", str(refused.value))]
     assert error(chat(asks))[:3] == (400, param, "context_length_exceeded")
+
+
+def test_a_field_is_named_as_the_client_has_sent_it(asks: TestClient, tasks: FakeTasks) -> None:
+    tasks.parts = [of_triton("INVALID_ARGUMENT", "sampling_parameters.max_tokens: 9 is too much: ask for 5 at most")]
+    for name in ("max_tokens", "max_completion_tokens"):
+        for stream in (False, True):
+            _, param, _, message = error(chat(asks, stream=stream, **{name: 9}))
+            assert (param, message) == (name, f"{name}: 9 is too much: ask for 5 at most")
 
 
 def test_the_log_has_what_clients_are_not_told(

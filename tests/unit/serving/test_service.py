@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backend_fixtures import write_task
+import service_fixtures
+from backend_fixtures import TextStandIn, write_task
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from service_fixtures import Gate, ServiceRig
@@ -45,6 +46,19 @@ def test_what_is_read_at_the_start_is_attached_at_once(tmp_path: Path, monkeypat
         rig.ask(number)
     rig.stop()
     assert rig.codes() == [""] * 3
+
+
+def test_what_loading_a_model_has_freed_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def made(*args: Any, **named: Any) -> TextStandIn:
+        order.append("loaded")
+        return TextStandIn(*args, **named)
+
+    monkeypatch.setattr(service_fixtures, "TextStandIn", made)
+    monkeypatch.setattr(service_module, "give_back", lambda: order.append("given back"))
+    ServiceRig(tmp_path)
+    assert order == ["loaded", "given back"]
 
 
 @pytest.mark.parametrize(("config", "part"), [({}, 0.95), ({"batch_efficiency": 0.7}, 0.7)])

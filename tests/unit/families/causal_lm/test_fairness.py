@@ -4,17 +4,20 @@ Beside the constants of tests/unit/scheduling/test_fairness.py, in virtual secon
 
     rest    r_i   the most that its sequences which had begun at one time still needed to their ends
     early   e_i   the most by which its tag was ahead of the one whose turn it was, when a sequence of it began before
+    held    h_i   the most by which it may be behind and have its prompts wait for others' sake, and the most that one
+                  vFM was charged for a step; 0 where none wait
 
-Between two batches, where i has something queued:   start_i >= V - o_i - max over j of (l_j + u_j + e_j + r_j)
+Between two batches, where i has something queued:   start_i >= V - o_i - h_i - max over j of (l_j + u_j + e_j + r_j)
 Hence, while i and j both always have something queued:
-    |W_i/w_i - W_j/w_j| <= l_i + u_i + e_i + o_i + l_j + u_j + e_j + o_j + 2 max over k of (l_k + u_k + e_k + r_k)
+    |W_i/w_i - W_j/w_j| <= l_i + u_i + e_i + o_i + h_i + l_j + u_j + e_j + o_j + h_j
+                           + 2 max over k of (l_k + u_k + e_k + r_k)
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import pytest
@@ -22,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmplex_backend.families.causal_lm.memory import Memory
+from fmplex_backend.families.causal_lm.pace import Pace
 from fmplex_backend.scheduling import Bfq, CostModel, Locality, Scheduler
 from fmplex_backend.types import Request, Vfm, Work
 
@@ -42,6 +46,7 @@ class Scenario:
     noise: float  # a batch takes up to so many times longer or shorter than estimated
     limited: bool  # the last vFM has limits of its own
     quantum: float = 0.0  # `locality_s`
+    lag: float = 0.0  # seconds by which a vFM may be behind and have its prompts wait for others' sake
 
 
 SCENARIOS = st.builds(
@@ -205,7 +210,7 @@ class World:
             numbers = [request.admission_number for request in vfm.queue]
             assert numbers == sorted(numbers)
             if vfm.queue:
-                assert vfm.start >= now - self.over[vfm.id] - behind - slack, "too far behind"
+                assert vfm.start >= now - self.over[vfm.id] - self.held(vfm) - behind - slack, "too far behind"
         for pair, (low, high) in self.range.items():
             difference = self.difference(pair)
             self.range[pair] = low, high = min(low, difference), max(high, difference)
@@ -217,8 +222,12 @@ class World:
 
     def bound(self, *pair: Vfm) -> float:
         parts = self.largest, self.under, self.early, self.over
-        own = sum(part[vfm.id] for vfm in pair for part in parts)
+        own = sum(part[vfm.id] for vfm in pair for part in parts) + sum(map(self.held, pair))
         return own + 2 * self.behind()
+
+    def held(self, vfm: Vfm) -> float:
+        """What others may get while prompts of one wait for others' sake."""
+        return 0.0
 
     def difference(self, pair: tuple[Vfm, Vfm]) -> float:
         one, two = (vfm.service / vfm.weight for vfm in pair)
@@ -244,6 +253,63 @@ def test_sequences_are_served_within_the_bound(scenario: Scenario) -> None:
         if world.scheduler.queued:
             assert world.step(), "it stands still"
     world.finish()
+
+
+class Paced(World):
+    """Prompts have less of a step while a vFM asks for one thing at a time."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        super().__init__(scenario)
+        self.pace = Pace(CHUNK, lambda: self.measured, lag_s=scenario.lag)
+        self.scheduler.has_room = self.has_room
+        self.cut = self.waited = 0
+        self.step_charge = 0.0  # the most that a vFM was charged for one
+
+    def has_room(self, request: Request) -> bool:
+        most = self.pace.most(request, int(request.work.tokens), begins=request not in self.memory.of)
+        self.waited += not most
+        if not most or not self.memory.has_room(request):
+            return False
+        if most < request.work.tokens:
+            self.cut += 1
+            request.work = Work(1, most, most * (self.state[request].computed + most))
+        self.pace.place(request.vfm, int(request.work.tokens))
+        return True
+
+    def taken(self, batch: Sequence[Request]) -> None:
+        super().taken(batch)
+        self.pace.begin()
+        for vfm in self.vfms:
+            charged = sum(request.charge for request in batch if request.vfm is vfm)
+            self.step_charge = max(self.step_charge, charged)
+
+    def held(self, vfm: Vfm) -> float:
+        return self.scenario.lag / vfm.weight + self.step_charge
+
+
+@settings(max_examples=150, deadline=None)
+@given(scenario=SCENARIOS, lag=st.sampled_from([0.0, 0.01, 0.1]))
+def test_prompts_that_wait_for_others_sake_stay_within_the_bound(scenario: Scenario, lag: float) -> None:
+    world = Paced(replace(scenario, lag=lag))
+    for round_ in range(ROUNDS):
+        world.arrive(round_)
+        if world.scheduler.queued:
+            assert world.step(), "it stands still"
+    world.finish()
+
+
+def test_shares_stay_beside_one_who_asks_for_one_thing_at_a_time() -> None:
+    """Three to one, both always backlogged; the third has one request at a time."""
+    world = Paced(Scenario(5, (3.0, 1.0, 1.0), 2, 8, 4000, 20, 1000, 1.0, False, lag=0.1))
+    for round_ in range(600):
+        world.arrive(2 * 20 * round_)  # the third rests
+        if not any(request.vfm is world.vfms[2] for request in world.state):
+            world.send(world.vfms[2])
+        world.step()
+    one, two, _ = world.vfms
+    assert one.service / two.service == pytest.approx(3, rel=0.02)
+    assert world.cut > 100
+    assert world.waited > 100
 
 
 class Beginnings(World):

@@ -18,8 +18,10 @@ from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig, Qwen3C
 
 from fmplex_backend.adapters.weight_file import InFile
 from fmplex_backend.errors import BackboneRefused, FmplexError, InvalidRequest, NotFinite, TaskRefused, TimeLimit
+from fmplex_backend.families import onednn
 from fmplex_backend.families.causal_lm.parameters import CausalLmConfig
 from fmplex_backend.families.causal_lm.runtime import CausalLmRuntime
+from fmplex_backend.families.onednn import PackedLinear
 from fmplex_backend.scheduling import Bfq, CostModel, Locality
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.types import Failed, Finished, Outcome, Request, Running, Vfm
@@ -32,8 +34,8 @@ NEAR = 1e-4  # best logits so close may be told apart otherwise
 
 
 def backbone(model: Path, **parameters: Any) -> CausalLmRuntime:
-    given: dict[str, Any] = {"kv_cache_bytes": 1 << 22, "prefill_chunk": 8, **parameters}
-    config = CausalLmConfig(model=str(model), family="causal-lm", dtype="float32", threads=1, **given)
+    given: dict[str, Any] = {"kv_cache_bytes": 1 << 22, "prefill_chunk": 8, "dtype": "float32", **parameters}
+    config = CausalLmConfig(model=str(model), family="causal-lm", threads=1, **given)
     return CausalLmRuntime(config, FILE, "cpu")
 
 
@@ -189,6 +191,22 @@ def test_adapters_change_answers(generate: Any) -> None:
     assert len({tuple(answer) for answer in answers}) == 3
 
 
+def test_weights_in_bfloat16_are_packed_where_there_is_amx(
+    model: Path, versions: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[bool, list[float]] = {}
+    for has_amx in (False, True):
+        monkeypatch.setattr(onednn, "cpu_has", lambda _, has_amx=has_amx: has_amx)
+        rig = Rig(backbone(model, dtype="bfloat16"), versions)
+        assert any(isinstance(each, PackedLinear) for each in rig.runtime.model.modules()) == has_amx
+        asked = [
+            rig.ask(task, text, temperature=0, max_tokens=1, logprobs=0) for text in TEXTS[:2] for task in range(4)
+        ]
+        rig.run()
+        told[has_amx] = [rig.parts[request][-1].value.cumulative_logprob for request in asked]  # type: ignore[union-attr]
+    assert told[True] == pytest.approx(told[False], abs=0.1)
+
+
 def test_preempted_sequences_end_as_they_would_have(model: Path, versions: list[Path], generate: Any) -> None:
     runtime = backbone(model, kv_cache_bytes=12 * 16 * 3 * 2 * 32 * 4)
     assert runtime.memory.blocks.count == 12
@@ -230,6 +248,21 @@ def test_all_blocks_are_free_at_the_end(small: Rig, data: st.DataObject) -> None
 @pytest.fixture(scope="module")
 def small(model: Path, versions: list[Path]) -> Rig:
     return Rig(backbone(model, kv_cache_bytes=8 * 16 * 3 * 2 * 32 * 4), versions, sequences=6)
+
+
+def test_prompts_take_less_of_a_step_beside_one_who_asks_for_one_thing_at_a_time(rig: Rig, generate: Any) -> None:
+    asked = [(0, rig.ask(0, TEXTS[6], temperature=0, max_tokens=12))]
+    asked += [(3, rig.ask(3, text + TEXTS[6], temperature=0, max_tokens=12)) for text in TEXTS[:3]]
+    most = 0
+    while any(request.prepared.computed < len(request.prepared.asked.prompt) for _, request in asked):
+        before = [request.prepared.computed for _, request in asked]
+        assert rig.engine.step(wait=False)
+        steps = [request.prepared.computed - then for (_, request), then in zip(asked, before, strict=True)]
+        most = max(most, sum(steps[1:]))
+    assert most == rig.runtime.chunk
+    rig.run()
+    for task, request in asked:
+        assert same(rig.answer(request), *generate(task, request.prepared.asked.prompt, 12))
 
 
 def test_parts_make_the_whole_and_end_at_stop_strings(rig: Rig) -> None:
