@@ -31,7 +31,7 @@ class Architecture:
         package: what has the class, where that is not transformers, whose AutoModel then does not know the model
             without its head; `install`: how to have it.
         unread: fields that a backbone's config must not have set, and why.
-        transposed: classes of modules whose answers are views that Linears after them take slowly.
+        batch_norms: classes of modules that put [n, t, d] through a BatchNorm1d, their `batchnorm`.
     """
 
     run: Callable[[Any, Any, Any], Ran]
@@ -43,7 +43,7 @@ class Architecture:
     package: str = ""
     install: str = ""
     unread: tuple[tuple[str, str], ...] = ()
-    transposed: tuple[str, ...] = ()
+    batch_norms: tuple[str, ...] = ()
 
     def forecasts_any(self, config: Any) -> bool:
         """Whether a config's head forecasts each channel by itself, all by the same weights."""
@@ -88,10 +88,13 @@ ARCHITECTURES = {
         _masked_by("past_observed_mask"),
         lambda config: bool(config.share_embedding and not config.channel_attention),
         "PatchTSTForPrediction",
-        transposed=("PatchTSTBatchNorm",),
+        batch_norms=("PatchTSTBatchNorm",),
     ),
     "patchtsmixer": Architecture(
-        _masked_by("observed_mask"), lambda config: config.mode == "common_channel", "PatchTSMixerForPrediction"
+        _masked_by("observed_mask"),
+        lambda config: config.mode == "common_channel",
+        "PatchTSMixerForPrediction",
+        batch_norms=("PatchTSMixerBatchNorm",),
     ),
     "timesfm": Architecture(
         _run_timesfm,
@@ -108,6 +111,7 @@ ARCHITECTURES = {
         "backbone",
         _tiny_time_mixer_head,
         lambda config: int(config.prediction_filter_length or config.prediction_length),
+        batch_norms=("TinyTimeMixerBatchNorm",),
         package="tsfm_public.models.tinytimemixer",
         install="pip install --no-deps granite-tsfm==0.3.11 && pip install 'fmplex[tiny-time-mixer]'",
         unread=(

@@ -14,6 +14,7 @@ from fmplex_backend.families.huggingface import load_model, on_device
 from fmplex_backend.families.model_files import find_model, model_config
 from fmplex_backend.families.time_series.anatomy import Anatomy, class_of, import_needed
 from fmplex_backend.families.time_series.architectures import ARCHITECTURES, Architecture
+from fmplex_backend.families.time_series.norms import fix_norms
 from fmplex_backend.families.time_series.parameters import TimeSeriesConfig
 
 
@@ -40,24 +41,13 @@ def load_backbone(config: TimeSeriesConfig, file: Path, device: torch.device) ->
     )
     model = getattr(loaded.model, architecture.backbone) if architecture.package else loaded.model
     model = on_device(model, device)
-    lay_out(model, architecture)
+    fix_norms(model, architecture)
     try:
         anatomy = Anatomy.of(model, architecture)
     except Exception as error:  # a model of another kind raises whatever it stumbles over
         problem = f"{config.model!r} does not read series: {type(error).__name__}: {error}"
         raise BackboneRefused(file, "parameters.model", problem, "Check its config.json") from error
     return LoadedBackbone(model, anatomy, loaded.directory)
-
-
-def lay_out(model: Any, architecture: Architecture) -> None:
-    """Copy answers that are transposed views: torch multiplies these row by row, in more time than the copy takes."""
-    for module in model.modules():
-        if type(module).__name__ in architecture.transposed:
-            module.register_forward_hook(_contiguous)
-
-
-def _contiguous(module: Any, inputs: Any, answer: torch.Tensor) -> torch.Tensor:
-    return answer.contiguous()
 
 
 def served_config(whole: Any, architecture: Architecture) -> Any:
