@@ -31,9 +31,15 @@ from fmplex_backend.adapters.torchscript import scripted
 logger = logging.getLogger(__name__)
 
 LONGEST = 512  # tokens of a row: longer passes have work enough to go through Python
+LARGE = 1 << 28  # weights: passes of larger models have work enough, too, and comparing them takes long
 Given = tuple[Tensor, ...]  # what a pass takes, beside LoRA
 Shape = tuple[int, int]  # rows, and tokens of a row
 PROBED_ROWS = 2  # of the pass that shows which modules LoRA can be added to
+
+
+def repays(model: nn.Module) -> bool:
+    """Whether a model is so small that the interpreter's part of a pass counts."""
+    return sum(each.numel() for each in model.parameters()) <= LARGE
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fmplex_backend.families.recorded import LONGEST, RecordedForward, Way
+from fmplex_backend.families.recorded import LONGEST, RecordedForward, Way, repays
 from fmplex_backend.families.time_series.anatomy import Anatomy
 
 
 def recorded_series(model: Any, anatomy: Anatomy) -> RecordedForward | None:
     """The recording of a model, `False`: [2, n, context, channels] as `Forward.packed` makes it -> `States`.
 
-    None where rows are so long that a pass has work enough to go through Python.
+    None where rows are so long, or the model so large, that a pass has work enough to go through Python.
     """
-    if anatomy.tokens > LONGEST:
+    if anatomy.tokens > LONGEST or not repays(model):
         return None
 
     def states(packed: Tensor) -> tuple[Tensor, ...]:
