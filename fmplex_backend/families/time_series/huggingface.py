@@ -12,8 +12,8 @@ import torch
 from fmplex_backend.errors import BackboneRefused
 from fmplex_backend.families.huggingface import load_model, on_device
 from fmplex_backend.families.model_files import find_model, model_config
-from fmplex_backend.families.time_series.anatomy import Anatomy, class_of, import_needed
-from fmplex_backend.families.time_series.architectures import ARCHITECTURES, Architecture
+from fmplex_backend.families.time_series.anatomy import Anatomy, class_of, import_needed, without_head
+from fmplex_backend.families.time_series.architectures import ARCHITECTURES, Architecture, architecture_of
 from fmplex_backend.families.time_series.norms import fix_norms
 from fmplex_backend.families.time_series.parameters import TimeSeriesConfig
 
@@ -39,7 +39,7 @@ def load_backbone(config: TimeSeriesConfig, file: Path, device: torch.device) ->
         part=lambda whole: served_config(whole, architecture),
         loader=class_of(architecture, architecture.forecaster) if architecture.package else None,
     )
-    model = getattr(loaded.model, architecture.backbone) if architecture.package else loaded.model
+    model = without_head(loaded.model, architecture) if architecture.package else loaded.model
     model = on_device(model, device)
     fix_norms(model, architecture)
     try:
@@ -67,7 +67,7 @@ def _architecture(config: TimeSeriesConfig, file: Path) -> Architecture:
     directory = find_model(config.model, file)
     found = model_config(directory, file)
     kind = str(found.get("model_type"))
-    architecture = ARCHITECTURES.get(kind)
+    architecture = architecture_of(found)
     if architecture is None:
         raise BackboneRefused(
             file,
