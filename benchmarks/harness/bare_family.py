@@ -73,12 +73,16 @@ def _vision(model: str) -> tuple[Prepare, Forward]:
 
 
 def _audio(model: str) -> tuple[Prepare, Forward]:
+    from transformers import WhisperModel
+
     from fmplex_backend.families.audio_encoder.huggingface import load_backbone
     from fmplex_backend.families.audio_encoder.parameters import AudioEncoderConfig
     from fmplex_backend.families.audio_encoder.preprocessing import AudioReader
 
     loaded = load_backbone(AudioEncoderConfig.model_validate(_settings(model)), FILE, DEVICE)
-    reader, encoder = AudioReader("AUDIO_BYTES", loaded.preprocessor, SILENCE), loaded.model
+    reader = AudioReader("AUDIO_BYTES", loaded.preprocessor, SILENCE)
+    # Not the loaded model, in which transformers' modules are laid out for speed.
+    encoder: Any = WhisperModel.from_pretrained(loaded.directory, dtype=loaded.model.dtype).encoder.eval()
     own: list[int] = []
 
     def prepare(contents: list[bytes]) -> tuple[Tensor, ...]:

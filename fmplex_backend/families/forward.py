@@ -7,7 +7,7 @@ and `Launched.hidden` waits for them: the next pass can be prepared meanwhile.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from time import thread_time
 from typing import Any, Generic, TypeVar
@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from fmplex_backend.adapters.multi_lora import AdapterBank
 from fmplex_backend.adapters.peft import Adapter
+from fmplex_backend.adapters.recorded_lora import RecordedLora
 from fmplex_backend.decoders.decoder import TOKENS
 from fmplex_backend.families.cuda_graphs import Graphs, Recorder
 from fmplex_backend.families.parallel import Parallel
 from fmplex_backend.families.payload import RowT
+from fmplex_backend.families.recorded import Given, RecordedForward
 
 Kind = TypeVar("Kind", bound=Hashable)  # of passes that share a CUDA graph
 Part = tuple[int, int, dict[str, Tensor]]  # first row, row after the last, results by pooling
@@ -90,6 +92,9 @@ class CapturedPass(ABC, Generic[RowT]):
 class EncoderForward(ABC, Generic[RowT, Kind]):
     """Runs passes on one device. The engine thread."""
 
+    recorded: RecordedForward | None = None
+    lora: RecordedLora  # what it takes, where there is one
+
     def __init__(self, model: nn.Module, bank: AdapterBank, *, graphs: bool = True) -> None:
         self.model: Any = model
         self.bank = bank
@@ -135,6 +140,30 @@ class EncoderForward(ABC, Generic[RowT, Kind]):
         done = torch.cuda.Event()
         done.record()
         return Launched(parts, done, None)
+
+    def record(self, recorded: RecordedForward, unread: Collection[str] = ()) -> None:
+        """Run passes by recordings from now on, where there are such; the bank has no adapters yet.
+
+        Args:
+            unread: modules whose output nobody reads.
+        """
+        self.recorded, self.lora = recorded, RecordedLora(self.bank, recorded.adaptable, unread)
+
+    def by_recording(self, way: bool, shape: Sequence[int], given: Given) -> Any | None:
+        """What a recording makes, with the adapters that the bank applies; None where there is none that does.
+
+        Args:
+            way: which one, see `RecordedForward`.
+            shape: rows, and tokens of a row.
+        """
+        rows, tokens = shape
+        adapted = not self.bank.applies_none
+        if self.recorded is None or not self.recorded.runs(way, tokens, adapted=adapted):
+            return None
+        if not adapted:
+            return self.recorded.run(way, given)
+        lora = self.lora.of_pass(rows, tokens)
+        return None if lora is None else self.recorded.run(way, given, lora)
 
     def fetched(self, result: Tensor) -> Tensor:
         """On the CPU; from a GPU it is there once an event recorded after this has happened."""

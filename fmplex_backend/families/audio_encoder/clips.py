@@ -5,6 +5,7 @@ soundfile and soxr are imported when they are needed: clients that send files do
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from io import BytesIO
@@ -153,9 +154,9 @@ def check_samples(samples: Array) -> None:
     """Raise ValueError where there are none, or no model could make something of them."""
     if not len(samples):
         raise ValueError("it is empty; send at least one sample")
-    if not np.isfinite(samples).all():
+    loudest = float(np.abs(samples).max())  # NaN where one is
+    if not math.isfinite(loudest):
         raise ValueError("it has samples that are not finite; send numbers between -1 and 1")
-    loudest = float(np.abs(samples).max())
     if loudest > LOUDEST:
         raise ValueError(
             f"it has samples up to {loudest:g}; send numbers between -1 and 1, 16-bit ones divided by 32768"
@@ -207,7 +208,7 @@ def _blocks(file: Any, most: float) -> Any:
     while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
         seen += len(block)
         check_seconds(seen / file.samplerate, most)
-        yield block.mean(axis=1)
+        yield block.mean(axis=1) if block.shape[1] > 1 else block[:, 0]
     if seen < file.frames:
         raise ValueError(f"it is cut off: {seen:,} of {file.frames:,} frames could be read")
 

@@ -53,7 +53,10 @@ class Forward(EncoderForward[Frames, PassKind]):
             # Attention sees the silence after a clip (`lengths`), pooling does not (`own`).
             own, lengths = sizes.to(self.device, non_blocking=True)
             padded = any(row.length < longest for row in rows)
-            states = encoder_states(self.model, features, lengths if padded else None)
+            given = (features, lengths) if padded else (features,)
+            states = self.by_recording(padded, (len(rows), longest), given)
+            if states is None:
+                states = encoder_states(self.model, *given)
             mask = kept(own, longest)
             return {kind: self.fetched(pool(kind, states, mask)) for kind in poolings}
 

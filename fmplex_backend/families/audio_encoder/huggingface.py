@@ -12,6 +12,7 @@ from fmplex_backend.errors import BackboneRefused
 from fmplex_backend.families.audio_encoder.clips import RATE
 from fmplex_backend.families.audio_encoder.parameters import AudioEncoderConfig
 from fmplex_backend.families.audio_encoder.preprocessing import Preprocessor
+from fmplex_backend.families.audio_encoder.whisper import copy_less
 from fmplex_backend.families.huggingface import load_model, on_device
 
 MODEL_TYPE = "whisper"
@@ -39,7 +40,9 @@ def load_backbone(config: AudioEncoderConfig, file: Path, device: torch.device) 
             "Copy the model's own preprocessor_config.json",
         )
     preprocessor = Preprocessor(extractor, model.config.max_source_positions, config.max_audio_seconds)
-    return LoadedBackbone(on_device(model, device), preprocessor, loaded.directory)
+    model = on_device(model, device)
+    copy_less(model)
+    return LoadedBackbone(model, preprocessor, loaded.directory)
 
 
 def _extractor(directory: Path) -> Any:

@@ -15,6 +15,7 @@ from fmplex_backend.families.audio_encoder.forward import Forward
 from fmplex_backend.families.audio_encoder.huggingface import load_backbone
 from fmplex_backend.families.audio_encoder.parameters import AudioEncoderConfig
 from fmplex_backend.families.audio_encoder.preprocessing import FRAMES, AudioReader, Frames
+from fmplex_backend.families.audio_encoder.traced import recorded_clips
 from fmplex_backend.families.encoder_runtime import EncoderRuntime, Extensions
 from fmplex_backend.repository.config import TaskConfig
 from fmplex_backend.types import Predict
@@ -54,6 +55,9 @@ class AudioEncoderRuntime(EncoderRuntime[Frames]):
         )
         self.forward = Forward(self.model, self.bank, max_items)
         self.by_row = modules_by_row(self.model, self.run_rows)
+        # Only now: a recording calls no modules, at whose outputs `modules_by_row` looks.
+        if self.device.type == "cpu" and (recorded := recorded_clips(self.model)):
+            self.forward.record(recorded)
 
     def load_encoder(self, task: TaskConfig, version: Path) -> AudioReader:
         if task.decoder.reads == "cls":

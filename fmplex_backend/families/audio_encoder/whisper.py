@@ -8,25 +8,27 @@ leaves these tokens out, so that a row's states are those that it has alone.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 LEFT_OUT = -1e4  # added to attention's scores; within float16
 
 
-def encoder_states(model: Any, features: Tensor, lengths: Tensor | None) -> Tensor:
+def encoder_states(model: Any, features: Tensor, lengths: Tensor | None = None) -> Tensor:
     """[n, bins, 2t], and the tokens of each row, None where all have t -> [n, t, h].
 
     Args:
         model: a WhisperEncoder, or one with an adapter around it.
     """
     states = functional.gelu(model.conv1(features))
-    states = functional.gelu(model.conv2(states)).transpose(1, 2)
+    # In the order of its dims: of a transposed view each norm makes a copy, and each sum reads two orders.
+    states = functional.gelu(model.conv2(states)).transpose(1, 2).contiguous()
     states = states + model.embed_positions.weight[: states.shape[1]]
     mask = None
     if lengths is not None:
@@ -43,6 +45,47 @@ def encoder_states(model: Any, features: Tensor, lengths: Tensor | None) -> Tens
 def kept(lengths: Tensor, most: int) -> Tensor:
     """[n] -> [n, most]: which tokens are within."""
     return torch.arange(most, device=lengths.device) < lengths[:, None]
+
+
+class Attention(nn.Module):
+    """A WhisperAttention of the encoder, without the copies that transformers makes of queries, keys and values.
+
+    A frozen one. The products are torch's own, as transformers calls them; results are the same.
+    """
+
+    def __init__(self, base: Any) -> None:
+        super().__init__()
+        object.__setattr__(self, "base", base)
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = base.q_proj, base.k_proj, base.v_proj, base.out_proj
+        self.width, self.scaling = base.head_dim, base.scaling
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any) -> tuple[Tensor, None]:
+        """[n, t, h] -> the same shape; and no weights of attention."""
+        heads = (*hidden_states.shape[:-1], -1, self.width)
+        queries, keys, values = (
+            each.view(heads).transpose(1, 2)
+            for each in (
+                self.q_proj(hidden_states) * self.scaling,
+                self.k_proj(hidden_states),
+                self.v_proj(hidden_states),
+            )
+        )
+        found = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=attention_mask, scale=1.0)
+        answer: Tensor = self.out_proj(found.transpose(1, 2).flatten(2))
+        return answer, None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        """transformers' own: who copies a module may train it."""
+        copied: nn.Module = copy.deepcopy(self.__dict__["base"], memo)
+        return copied
+
+
+def copy_less(model: Any) -> None:
+    """Replace the attentions of a frozen encoder, where transformers' layers take such."""
+    if _without_head_mask() or model.config._attn_implementation != "sdpa":
+        return
+    for layer in model.layers:
+        layer.self_attn = Attention(layer.self_attn)
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,14 +11,12 @@ from torch import Tensor, nn
 
 from fmplex_backend.adapters.multi_lora import AdapterBank
 from fmplex_backend.adapters.peft import Adapter
-from fmplex_backend.adapters.recorded_lora import RecordedLora
 from fmplex_backend.families.cuda_graphs import Recorder
 from fmplex_backend.families.forward import CapturedPass, EncoderForward, rounded_rows, rounded_up, slots_of
 from fmplex_backend.families.pooling import POOLINGS, pool
 from fmplex_backend.families.text_encoder import attention
 from fmplex_backend.families.text_encoder.attention import unpadded
 from fmplex_backend.families.text_encoder.tokenizer import Tokens
-from fmplex_backend.families.text_encoder.traced import TracedForward
 
 GRAPH_TOKENS = 16384  # larger passes keep the device busy while Python launches their kernels
 
@@ -35,23 +33,10 @@ class PassKind(NamedTuple):
 class Forward(EncoderForward[Tokens, PassKind]):
     """Runs passes on one device. The engine thread."""
 
-    traced: TracedForward | None = None
-    lora: RecordedLora  # what it takes, where there is one
-
     def __init__(self, model: nn.Module, bank: AdapterBank, pad: int, max_items: int, *, graphs: bool = True) -> None:
         super().__init__(model, bank, graphs=graphs)
         self.pad, self.max_items = pad, max_items
         self.takes_unpadded = self.model.config._attn_implementation == attention.NAME
-
-    def record(self, max_length: int, unread: Collection[str]) -> None:
-        """Run passes by a recording from now on, where it is the model's equal; the bank has no adapters yet.
-
-        Args:
-            max_length: of the model's inputs, in tokens.
-            unread: modules whose output nobody reads.
-        """
-        self.traced = TracedForward(self.model, max_length)
-        self.lora = RecordedLora(self.bank, self.traced.adaptable, unread)
 
     def pass_of(self, tokens: Tensor, vectors: Tensor | None, mask: Tensor | None) -> Tensor:
         """[n, t] ids or [n, t, width] vectors, and a mask [n, t] of what is no padding -> states [n, t, h]."""
@@ -91,20 +76,11 @@ class Forward(EncoderForward[Tokens, PassKind]):
                 lengths = torch.tensor([len(row) for row in ids], pin_memory=self.on_gpu)
                 mask = torch.arange(longest, device=self.device) < lengths.to(self.device, non_blocking=True)[:, None]
             vectors = self._embedded(tokens, rows) if any(row.vectors is not None for row in rows) else None
-            states = self._recorded(tokens, mask) if vectors is None else None
+            given = (tokens,) if mask is None else (tokens, mask)
+            states = self.by_recording(mask is not None, tokens.shape, given) if vectors is None else None
             if states is None:
                 states = self.pass_of(tokens, vectors, mask)
             return {kind: self.fetched(pool(kind, states, mask)) for kind in poolings}
-
-    def _recorded(self, tokens: Tensor, mask: Tensor | None) -> Tensor | None:
-        """What `pass_of` would make of the ids, by a recording; None where there is none that does."""
-        adapted = not self.bank.applies_none
-        if self.traced is None or not self.traced.runs(tokens.shape[1], padded=mask is not None, adapted=adapted):
-            return None
-        if not adapted:
-            return self.traced.run(tokens, mask)
-        lora = self.lora.of_pass(*tokens.shape)
-        return None if lora is None else self.traced.run(tokens, mask, lora)
 
     def _embedded(self, tokens: Tensor, rows: Sequence[Tokens]) -> Tensor:
         """[n, t] ids -> input embeddings [n, t, width], where an encoder's vectors replace those of placeholders."""

@@ -19,6 +19,7 @@ from fmplex_backend.families.text_encoder.forward import Forward
 from fmplex_backend.families.text_encoder.huggingface import load_backbone
 from fmplex_backend.families.text_encoder.parameters import TextEncoderConfig
 from fmplex_backend.families.text_encoder.tokenizer import NO_SPANS, TextTokenizer, Tokens
+from fmplex_backend.families.text_encoder.traced import recorded_texts
 from fmplex_backend.interface import TRUNCATED
 from fmplex_backend.repository.config import TaskConfig
 from fmplex_backend.types import Predict
@@ -62,7 +63,7 @@ class TextEncoderRuntime(EncoderRuntime[Tokens]):
         self.forward = Forward(self.model, self.bank, self.pad, max_items)
         self.by_row = modules_by_row(self.model, self.run_rows)
         if self.device.type == "cpu":  # only now: a recording calls no modules, at whose outputs `modules_by_row` looks
-            self.forward.record(self.tokenizer.max_length, UNREAD)
+            self.forward.record(recorded_texts(self.model, self.tokenizer.max_length), UNREAD)
 
     def load_encoder(self, task: TaskConfig, version: Path) -> LoadedEncoder:
         encoder: LoadedEncoder = task.encoder.load(version, self.tokenizer, self.width, self.placeholder)

@@ -1,1 +1,1 @@
-"""Time series: PatchTST, PatchTSMixer, TimesFM and Tiny Time Mixer over series of any length with missing values."""
+"""Time series of any length with missing values: PatchTST, PatchTSMixer, TimesFM, Tiny Time Mixer and Chronos-Bolt."""

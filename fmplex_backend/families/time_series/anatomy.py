@@ -52,8 +52,7 @@ class Anatomy:
     def of(cls, model: Any, architecture: Architecture) -> Anatomy:
         """By the model's config, and a pass of an empty series."""
         config = model.config
-        context, patch = int(config.context_length), int(config.patch_length)
-        stride = int(getattr(config, "patch_stride", patch))
+        context, patch, stride = architecture.sizes(config)
         patches = (max(context, patch) - patch) // stride + 1
         separate = architecture.separates(config)
         channels = 1 if separate else int(config.num_input_channels)
@@ -110,6 +109,17 @@ class Anatomy:
         patches = states.tokens[:, :, self.extra :].flatten(0, 1)
         pooled = pool(kind, patches, states.seen.flatten(0, 1)).view(rows, channels, -1)
         return pooled.amax(dim=1) if kind == "max" else pooled.mean(dim=1)
+
+
+def without_head(forecaster: Any, architecture: Architecture) -> Any:
+    """What of a whole model is the backbone."""
+    if not architecture.parts:
+        return getattr(forecaster, architecture.backbone)
+    for part in architecture.parts:
+        delattr(forecaster, part)
+    if architecture.embeddings:
+        forecaster._input_embed_layer = architecture.embeddings
+    return forecaster
 
 
 def import_needed(architecture: Architecture) -> None:

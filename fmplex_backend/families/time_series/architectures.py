@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
+from fmplex_backend.families.time_series import chronos_bolt
+
+Each = TypeVar("Each")
 PATCHES = "patches"  # in the place of a pooling: the decoder reads the vectors of all patches, and the scale
 
 
@@ -17,6 +20,11 @@ class Ran(NamedTuple):
     scale: Any  # [n, c]: and what it divides it by
 
 
+def _sizes(config: Any) -> tuple[int, int, int]:
+    patch = int(config.patch_length)
+    return int(config.context_length), patch, int(getattr(config, "patch_stride", patch))
+
+
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """What differs from one to the other.
@@ -24,14 +32,19 @@ class Architecture:
     Args:
         run: a model, values [n, context, c] and which of them were observed -> its answer.
         separates: whether a config has channels that do not see each other, so that any number may come.
-        forecaster: the class with the model's own forecast head; `backbone` is its attribute for the rest.
+        forecaster: the class with the model's own forecast head; `backbone` is its attribute for the rest, or `parts`
+            are those of the head, where there is no such attribute.
+        tied: tensors of the head that files need not have, by name, and those of the backbone that they are.
+        embeddings: the attribute for a table of vectors, which PEFT asks for, where transformers does not find it.
+        sizes: of a config, the steps of the context, of a patch, and from one patch to the next.
+        levels: of a config, those of the head's quantiles.
         head: that model without the rest, and tokens [n, c, t, d] -> [n, steps, channels], scaled; with quantiles
             [n, steps, channels, 1 + levels]. It may be several parameters of a distribution.
         steps: of a config, those that the head forecasts.
         package: what has the class, where that is not transformers, whose AutoModel then does not know the model
             without its head; `install`: how to have it.
         unread: fields that a backbone's config must not have set, and why.
-        transposed: classes of modules whose answers are views that Linears after them take slowly.
+        batch_norms: classes of modules that put [n, t, d] through a BatchNorm1d, their `batchnorm`.
     """
 
     run: Callable[[Any, Any, Any], Ran]
@@ -40,10 +53,24 @@ class Architecture:
     backbone: str = "model"
     head: Callable[[Any, Any], Any] = lambda module, tokens: module.head(tokens)
     steps: Callable[[Any], int] = lambda config: int(config.prediction_length)
+    parts: tuple[str, ...] = ()
+    tied: Mapping[str, str] = field(default_factory=dict)
+    embeddings: str = ""
+    sizes: Callable[[Any], tuple[int, int, int]] = _sizes
+    levels: Callable[[Any], Sequence[float]] = lambda config: [float(each) for each in getattr(config, "quantiles", ())]
     package: str = ""
     install: str = ""
     unread: tuple[tuple[str, str], ...] = ()
-    transposed: tuple[str, ...] = ()
+    batch_norms: tuple[str, ...] = ()
+
+    def of_head(self, name: str) -> bool:
+        """Whether a tensor or a module of the forecaster is the head's, by its path."""
+        part = name.partition(".")[0]
+        return part in self.parts if self.parts else part != self.backbone
+
+    def head_of(self, tensors: Mapping[str, Each]) -> dict[str, Each]:
+        """Those of a whole model's tensors that are the head's."""
+        return {name: each for name, each in tensors.items() if self.of_head(name)}
 
     def forecasts_any(self, config: Any) -> bool:
         """Whether a config's head forecasts each channel by itself, all by the same weights."""
@@ -70,6 +97,10 @@ def _run_timesfm(model: Any, values: Any, observed: Any) -> Ran:
     return Ran(found.last_hidden_state[:, None], found.loc[:, None], found.scale[:, None])
 
 
+def _run_chronos_bolt(model: Any, values: Any, observed: Any) -> Ran:
+    return Ran(*chronos_bolt.states(model, values, observed))
+
+
 def _timesfm_head(module: Any, tokens: Any) -> Any:
     """What the last patch says of the steps after it."""
     config = module.config
@@ -88,10 +119,13 @@ ARCHITECTURES = {
         _masked_by("past_observed_mask"),
         lambda config: bool(config.share_embedding and not config.channel_attention),
         "PatchTSTForPrediction",
-        transposed=("PatchTSTBatchNorm",),
+        batch_norms=("PatchTSTBatchNorm",),
     ),
     "patchtsmixer": Architecture(
-        _masked_by("observed_mask"), lambda config: config.mode == "common_channel", "PatchTSMixerForPrediction"
+        _masked_by("observed_mask"),
+        lambda config: config.mode == "common_channel",
+        "PatchTSMixerForPrediction",
+        batch_norms=("PatchTSMixerBatchNorm",),
     ),
     "timesfm": Architecture(
         _run_timesfm,
@@ -108,6 +142,7 @@ ARCHITECTURES = {
         "backbone",
         _tiny_time_mixer_head,
         lambda config: int(config.prediction_filter_length or config.prediction_length),
+        batch_norms=("TinyTimeMixerBatchNorm",),
         package="tsfm_public.models.tinytimemixer",
         install="pip install --no-deps granite-tsfm==0.3.11 && pip install 'fmplex[tiny-time-mixer]'",
         unread=(
@@ -117,4 +152,25 @@ ARCHITECTURES = {
             ("decoder_raw_residual", "its head reads the series beside the backbone's vectors"),
         ),
     ),
+    "chronos-bolt": Architecture(
+        _run_chronos_bolt,
+        lambda config: True,
+        chronos_bolt.CLASS,
+        head=chronos_bolt.quantiles,
+        steps=chronos_bolt.steps,
+        parts=chronos_bolt.HEAD,
+        tied=chronos_bolt.TIED,
+        embeddings="shared",
+        sizes=chronos_bolt.sizes,
+        levels=chronos_bolt.levels,
+        package=chronos_bolt.MODULE,
+        install=chronos_bolt.INSTALL,
+    ),
 }
+
+
+def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
+    """That of a config.json; None where it is of another kind. Chronos-Bolt's says that it is a T5, and its class."""
+    if chronos_bolt.CLASS in (config.get("architectures") or ()):
+        return ARCHITECTURES["chronos-bolt"]
+    return ARCHITECTURES.get(str(config.get("model_type")))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fmplex_backend.decoders import Embedder
 from fmplex_backend.decoders.decoder import Pooling
 from fmplex_backend.families.heads import CarriedOver, layers, made_for, scores_decoder
-from fmplex_backend.families.time_series.architectures import ARCHITECTURES
+from fmplex_backend.families.time_series.architectures import architecture_of
 from fmplex_backend.families.time_series.own_head import OwnForecaster
 from fmplex_backend.families.time_series.sections import Window
 
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 def carried_over(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CarriedOver:
     """As `Family.carried_over`."""
     kind, made = str(config.get("model_type")), made_for(config)
-    architecture = ARCHITECTURES[kind]
+    architecture = architecture_of(config)
+    assert architecture is not None  # `takes_model`
     if made in ("Model", "ForPretraining"):
         return CarriedOver(Embedder(), {}, _window(config, architecture.separates))
-    if made == "ForPrediction":
-        head = {name: each for name, each in tensors.items() if not name.startswith(f"{architecture.backbone}.")}
-        return CarriedOver(OwnForecaster(head="task"), head, _window(config, architecture.forecasts_any))
+    if made in ("ForPrediction", "ForForecasting"):
+        own = OwnForecaster(head="task")
+        return CarriedOver(own, architecture.head_of(tensors), _window(config, architecture.forecasts_any))
     if kind == "patchtst" and made == "ForClassification" and config.get("num_input_channels", 1) == 1:
         head = layers(tensors, ["head.linear"], f"a {kind}{made}")
         decoder = scores_decoder(config, head, "tanh", _pooling(config))

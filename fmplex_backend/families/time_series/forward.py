@@ -53,8 +53,11 @@ class Forward(EncoderForward[Context, PassKind]):
 
     def pooled(self, rows: Sequence[Context], poolings: set[str]) -> dict[str, Tensor]:
         host = self.packed(rows)
+        shape = len(rows), self.anatomy.patches + self.anatomy.extra
         with torch.inference_mode():
-            states = self.states(host.to(self.device, non_blocking=True))
+            packed = host.to(self.device, non_blocking=True)
+            made = self.by_recording(False, shape, (packed,))
+            states = self.states(packed) if made is None else States(*made)
             return {kind: self.fetched(self.anatomy.read(kind, states)) for kind in poolings}
 
     def kind_of(self, rows: Sequence[Context], buckets: tuple[int, ...]) -> PassKind | None:

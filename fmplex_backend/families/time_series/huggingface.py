@@ -12,8 +12,9 @@ import torch
 from fmplex_backend.errors import BackboneRefused
 from fmplex_backend.families.huggingface import load_model, on_device
 from fmplex_backend.families.model_files import find_model, model_config
-from fmplex_backend.families.time_series.anatomy import Anatomy, class_of, import_needed
-from fmplex_backend.families.time_series.architectures import ARCHITECTURES, Architecture
+from fmplex_backend.families.time_series.anatomy import Anatomy, class_of, import_needed, without_head
+from fmplex_backend.families.time_series.architectures import ARCHITECTURES, Architecture, architecture_of
+from fmplex_backend.families.time_series.norms import fix_norms
 from fmplex_backend.families.time_series.parameters import TimeSeriesConfig
 
 
@@ -38,26 +39,15 @@ def load_backbone(config: TimeSeriesConfig, file: Path, device: torch.device) ->
         part=lambda whole: served_config(whole, architecture),
         loader=class_of(architecture, architecture.forecaster) if architecture.package else None,
     )
-    model = getattr(loaded.model, architecture.backbone) if architecture.package else loaded.model
+    model = without_head(loaded.model, architecture) if architecture.package else loaded.model
     model = on_device(model, device)
-    lay_out(model, architecture)
+    fix_norms(model, architecture)
     try:
         anatomy = Anatomy.of(model, architecture)
     except Exception as error:  # a model of another kind raises whatever it stumbles over
         problem = f"{config.model!r} does not read series: {type(error).__name__}: {error}"
         raise BackboneRefused(file, "parameters.model", problem, "Check its config.json") from error
     return LoadedBackbone(model, anatomy, loaded.directory)
-
-
-def lay_out(model: Any, architecture: Architecture) -> None:
-    """Copy answers that are transposed views: torch multiplies these row by row, in more time than the copy takes."""
-    for module in model.modules():
-        if type(module).__name__ in architecture.transposed:
-            module.register_forward_hook(_contiguous)
-
-
-def _contiguous(module: Any, inputs: Any, answer: torch.Tensor) -> torch.Tensor:
-    return answer.contiguous()
 
 
 def served_config(whole: Any, architecture: Architecture) -> Any:
@@ -77,7 +67,7 @@ def _architecture(config: TimeSeriesConfig, file: Path) -> Architecture:
     directory = find_model(config.model, file)
     found = model_config(directory, file)
     kind = str(found.get("model_type"))
-    architecture = ARCHITECTURES.get(kind)
+    architecture = architecture_of(found)
     if architecture is None:
         raise BackboneRefused(
             file,

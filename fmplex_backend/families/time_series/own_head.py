@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
 from pathlib import Path
@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from fmplex_backend.decoders.decoder import Array, Encoded, LoadedDecoder, Outputs, Weighted
 from fmplex_backend.decoders.results import Result
 from fmplex_backend.errors import TaskProblem, TaskRefused
-from fmplex_backend.families.time_series.architectures import ARCHITECTURES, PATCHES
+from fmplex_backend.families.time_series.architectures import PATCHES, architecture_of
 from fmplex_backend.families.time_series.forecasting import Forecasting, Horizon
 from fmplex_backend.families.time_series.results import Forecast
 from fmplex_backend.files import read_json
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fmplex_backend.families.time_series.anatomy import Anatomy
+    from fmplex_backend.families.time_series.architectures import Architecture
 
 QUANTILES = TensorSpec("QUANTILES", "TYPE_FP32", (-1, -1, -1))  # [levels, horizon, channels]
 AGAIN = "Save the tensors of the head as the model's own checkpoint names them"
@@ -84,9 +85,9 @@ class OwnForecaster(Weighted, Forecasting):
         place = Path(self.checkpoint)
         file = place / "model.safetensors" if place.is_dir() else place
         described = file.parent / "config.json"
-        kind = read_json(described).get("model_type") if described.is_file() else None
-        inner = f"{ARCHITECTURES[kind].backbone}." if kind in ARCHITECTURES else None
-        return {name: each for name, each in read_safetensors(file).items() if not inner or not name.startswith(inner)}
+        architecture = architecture_of(read_json(described)) if described.is_file() else None
+        tensors = read_safetensors(file)
+        return architecture.head_of(tensors) if architecture else tensors
 
 
 @plain_dataclass(frozen=True, slots=True)
@@ -111,17 +112,17 @@ class OwnHeads:
 
     Args:
         directory: of the model.
-        read: names of the backbone's tensors, which have no prefix in a checkpoint without a head.
+        read: the backbone's tensors, whose names have no prefix in a checkpoint without a head.
     """
 
-    def __init__(self, directory: Path, anatomy: Anatomy, read: Collection[str]) -> None:
+    def __init__(self, directory: Path, anatomy: Anatomy, read: Mapping[str, Tensor]) -> None:
         from transformers import AutoConfig
 
         self.anatomy = anatomy
         self.config = AutoConfig.from_pretrained(directory)
         if hasattr(self.config, "do_mask_input"):
             self.config.do_mask_input = False
-        self.tensors = _without(f"{anatomy.architecture.backbone}.", read, directory)
+        self.tensors = _head_of(anatomy.architecture, read, directory)
 
     def load(self, section: OwnForecaster, channels: int | None, version: Path) -> LoadedHead:
         """Raises TaskRefused.
@@ -143,7 +144,7 @@ class OwnHeads:
             problem = f"it is {section.horizon}; the head forecasts {steps} steps of {len(chosen)} channels alone"
             raise TaskRefused(file, "decoder.horizon", problem, f"Say {steps} or less")
 
-        levels = _places(section, config, times, file)
+        levels = _places(section, config, self.anatomy.architecture.levels(config), times, file)
 
         def run(encoded: Encoded) -> Array:
             with torch.inference_mode():
@@ -196,36 +197,36 @@ class OwnHeads:
         architecture, config = self.anatomy.architecture, copy.deepcopy(self.config)
         with torch.device("meta"):  # the backbone's part would take memory, and is not used
             whole: Any = class_of(architecture, architecture.forecaster)(config)
-        inner = f"{architecture.backbone}."
-        wanted = {name: each for name, each in whole.state_dict().items() if not name.startswith(inner)}
+        wanted = {name: each for name, each in whole.state_dict().items() if architecture.of_head(name)}
         if section.head == "task":
             file = version / section.weights
-            given = read_safetensors(file)
+            given = {name: self.tensors[name] for name in architecture.tied if name in self.tensors}
+            given |= read_safetensors(file)
         else:
             file = version / "task.json"
             given = {name: each for name, each in self.tensors.items() if name in wanted}
         _check(given, wanted, file, section.head)
         whole.load_state_dict(given, strict=False, assign=True)
-        delattr(whole, architecture.backbone)
+        for part in [name for name, _ in whole.named_children() if not architecture.of_head(name)]:
+            delattr(whole, part)
         return whole.float().eval().requires_grad_(False), config
 
 
-def _without(prefix: str, read: Collection[str], directory: Path) -> dict[str, Tensor]:
-    """A checkpoint's tensors, but those of names that begin so or are read; none where it is not in safetensors."""
+def _head_of(architecture: Architecture, read: Mapping[str, Tensor], directory: Path) -> dict[str, Tensor]:
+    """A checkpoint's tensors of a head, but those that are read; of one that is not in safetensors the tied ones."""
     from safetensors import safe_open
 
     found: dict[str, Tensor] = {}
     for file in sorted(directory.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
             names: list[str] = opened.keys()
-            own = [name for name in names if not name.startswith(prefix) and name not in read]
+            own = [name for name in names if architecture.of_head(name) and name not in read]
             found |= {name: opened.get_tensor(name).clone() for name in own}
-    return found
+    return {name: read[own] for name, own in architecture.tied.items() if own in read} | found
 
 
-def _places(section: OwnForecaster, config: Any, times: int, file: Path) -> list[int]:
+def _places(section: OwnForecaster, config: Any, has: Sequence[float], times: int, file: Path) -> list[int]:
     """Of the levels that a task wants, in what a head says of a step; raises TaskRefused."""
-    has = [float(level) for level in getattr(config, "quantiles", ())]
     missing = [level for level in section.quantiles if level not in has]
     if missing:
         names = ", ".join(f"{level:g}" for level in has) or "none"
@@ -234,7 +235,7 @@ def _places(section: OwnForecaster, config: Any, times: int, file: Path) -> list
     if section.quantiles and times > 1:
         problem = f"a horizon of {section.horizon} is rolled, which says nothing of quantiles"
         raise TaskRefused(file, "decoder.quantiles", problem, "Lower the horizon, or leave them out")
-    return [1 + has.index(level) for level in section.quantiles]
+    return [1 + list(has).index(level) for level in section.quantiles]
 
 
 def _check(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], file: Path, whose: str) -> None:

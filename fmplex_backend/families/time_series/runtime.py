@@ -1,4 +1,4 @@
-"""Time-series backbones (PatchTST, PatchTSMixer, TimesFM, Tiny Time Mixer) in torch."""
+"""Time-series backbones (PatchTST, PatchTSMixer, TimesFM, Tiny Time Mixer, Chronos-Bolt) in torch."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from fmplex_backend.families.time_series.parameters import TimeSeriesConfig
 from fmplex_backend.families.time_series.preprocessing import Context, Preprocessor, SeriesReader
 from fmplex_backend.families.time_series.rolling import RollingPayload
 from fmplex_backend.families.time_series.series import Array
+from fmplex_backend.families.time_series.traced import recorded_series
 from fmplex_backend.repository.config import TaskConfig
 from fmplex_backend.types import Predict
 
@@ -67,6 +68,9 @@ class TimeSeriesRuntime(EncoderRuntime[Context]):
         )
         self.forward = Forward(self.model, self.bank, anatomy, max_items)
         self.by_row = modules_by_row(self.model, self.run_rows)
+        # Only now: a recording calls no modules, at whose outputs `modules_by_row` looks.
+        if self.device.type == "cpu" and (recorded := recorded_series(self.model, anatomy)):
+            self.forward.record(recorded)
 
     def width_of(self, reads: str) -> int:
         return self.anatomy.width_of(reads)

@@ -13,7 +13,7 @@ from fmplex_backend.families.heads import CarriedOver
 from fmplex_backend.families.model_files import find_model, fingerprint_of, hidden_width
 from fmplex_backend.families.spec import Family, FittingInputs
 from fmplex_backend.families.time_series.anomaly import AnomalyDetector
-from fmplex_backend.families.time_series.architectures import ARCHITECTURES
+from fmplex_backend.families.time_series.architectures import architecture_of
 from fmplex_backend.families.time_series.carried import carried_over
 from fmplex_backend.families.time_series.forecasting import Forecaster
 from fmplex_backend.families.time_series.imputation import Imputer
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class TimeSeriesModels(Family):
-    """PatchTST, PatchTSMixer, TimesFM and Tiny Time Mixer."""
+    """PatchTST, PatchTSMixer, TimesFM, Tiny Time Mixer and Chronos-Bolt."""
 
     name = "time-series"
     inputs = (SERIES,)
@@ -61,7 +61,7 @@ class TimeSeriesModels(Family):
         return TimeSeriesRuntime(config, file, device, max_items, predict)
 
     def takes_model(self, config: Mapping[str, Any]) -> bool:
-        return config.get("model_type") in ARCHITECTURES
+        return architecture_of(config) is not None
 
     def hidden_width(self, config: BackboneConfig, file: Path) -> int | None:
         return hidden_width(find_model(config.model, file, fetch=False))

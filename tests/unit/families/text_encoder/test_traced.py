@@ -16,9 +16,10 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from fmplex_backend.adapters.peft import Adapter, load_adapter
+from fmplex_backend.families.recorded import LONGEST, Given, RecordedForward
 from fmplex_backend.families.text_encoder.runtime import TextEncoderRuntime
 from fmplex_backend.families.text_encoder.tokenizer import Tokens
-from fmplex_backend.families.text_encoder.traced import LONGEST, TracedForward
+from fmplex_backend.families.text_encoder.traced import recorded_texts
 
 CPU = torch.device("cpu")
 
@@ -38,10 +39,10 @@ def test_equal_to_the_model(runtime: TextEncoderRuntime, lengths: tuple[int, ...
     for place, row in enumerate(rows := rows_of(*lengths)):
         ids[place, : len(row.ids)] = torch.tensor(row.ids)
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    traced = runtime.forward.traced
-    assert traced is not None
-    states = traced.run(ids, mask if len(set(lengths)) > 1 else None)
-    assert states is not None
+    recorded, padded = runtime.forward.recorded, len(set(lengths)) > 1
+    assert recorded is not None
+    assert recorded.runs(padded, max(lengths), adapted=False)
+    states = recorded.run(padded, (ids, mask) if padded else (ids,))
     with torch.no_grad():
         want = runtime.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
     torch.testing.assert_close(states[mask], want[mask], rtol=1e-5, atol=1e-6)
@@ -77,16 +78,15 @@ CONFIGS = {
 class Counted:
     """A runtime's recordings, and how often one has run with adapters."""
 
-    def __init__(self, traced: TracedForward) -> None:
-        self.traced, self.times = traced, 0
+    def __init__(self, recorded: RecordedForward) -> None:
+        self.recorded, self.times = recorded, 0
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.traced, name)
+        return getattr(self.recorded, name)
 
-    def run(self, ids: Tensor, mask: Tensor | None, lora: list[Tensor] | None = None) -> Tensor | None:
-        states = self.traced.run(ids, mask, lora)
-        self.times += states is not None and lora is not None
-        return states
+    def run(self, way: bool, given: Given, lora: list[Tensor] | None = None) -> Any:
+        self.times += lora is not None
+        return self.recorded.run(way, given, lora)
 
 
 @pytest.fixture
@@ -111,12 +111,12 @@ def check(
     """Rows of so many tokens: the same, bit by bit, as transformers' modules make of them."""
     ordered = sorted(rows, key=lambda row: runtime.bank.order(row[1]))
     tokens, adapters = rows_of(*(length for length, _ in ordered)), [adapter for _, adapter in ordered]
-    assert runtime.forward.traced is not None
-    counted: Any = Counted(runtime.forward.traced)
+    assert runtime.forward.recorded is not None
+    counted: Any = Counted(runtime.forward.recorded)
     with monkeypatch.context() as patch:
-        patch.setattr(runtime.forward, "traced", counted)
+        patch.setattr(runtime.forward, "recorded", counted)
         have = runtime.forward.launch(tokens, adapters, {"mean"}).hidden()
-        patch.setattr(runtime.forward, "traced", None)
+        patch.setattr(runtime.forward, "recorded", None)
         want = runtime.forward.launch(tokens, adapters, {"mean"}).hidden()
     assert counted.times == int(recorded)
     for place in range(len(rows)):
@@ -152,10 +152,10 @@ def test_adapters_come_and_go_under_a_recording(
 
 @pytest.mark.parametrize("kind", TINY)
 def test_every_kind_of_model_records_adapters_where_it_records_at_all(kind: str, tmp_path: Path) -> None:
-    traced: Any = text_runtime(save_tiny(tmp_path / "model", kind)).forward.traced
-    used = {key for key, recording in traced._recordings.items() if recording is not None}
-    assert used in ({(False, False), (False, True)}, set(traced._recordings))
-    assert len(traced.adaptable) >= 6
+    recorded: Any = text_runtime(save_tiny(tmp_path / "model", kind)).forward.recorded
+    used = {key for key, recording in recorded._recordings.items() if recording is not None}
+    assert used in ({(False, False), (False, True)}, set(recorded._recordings))
+    assert len(recorded.adaptable) >= 6
 
 
 def test_modules_that_a_task_may_bring_whole_are_found_all_the_same(runtime: TextEncoderRuntime) -> None:
@@ -163,12 +163,12 @@ def test_modules_that_a_task_may_bring_whole_are_found_all_the_same(runtime: Tex
 
 
 def test_the_weights_are_the_models_own(runtime: TextEncoderRuntime) -> None:
-    traced: Any = runtime.forward.traced
+    recorded: Any = runtime.forward.recorded
     own = {each.data_ptr() for each in runtime.model.parameters()}
-    assert len(traced._recordings) == 4
-    for recorded in traced._recordings.values():
-        assert {each.data_ptr() for each in recorded.parameters()} == own
-        constants = [node.output().toIValue() for node in recorded.graph.findAllNodes("prim::Constant")]
+    assert len(recorded._recordings) == 4
+    for recording in recorded._recordings.values():
+        assert {each.data_ptr() for each in recording.parameters()} == own
+        constants = [node.output().toIValue() for node in recording.graph.findAllNodes("prim::Constant")]
         assert not any(each.numel() > 1 for each in constants if isinstance(each, Tensor)), (
             "kept when the model is gone"
         )
@@ -191,15 +191,16 @@ class Stubborn(nn.Module):
 
 def test_a_recording_that_differs_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    traced = TracedForward(Stubborn(), 64)
-    assert traced.run(torch.ones(1, 4, dtype=torch.int64), None) is None
-    assert traced.run(torch.ones(1, 4, dtype=torch.int64), torch.ones(1, 4, dtype=torch.bool)) is None
+    recorded = recorded_texts(Stubborn(), 64)
+    assert not recorded.runs(False, 4, adapted=False)
+    assert not recorded.runs(True, 4, adapted=False)
     assert "without padding run through Python: it differs for 4 rows of 33" in caplog.text
     assert "with padding run through Python: attention_mask has to be [n, t]" in caplog.text
 
 
 def test_longer_than_what_was_compared_is_the_models(runtime: TextEncoderRuntime) -> None:
-    traced = runtime.forward.traced
-    assert traced is not None
-    assert traced.longest == min(LONGEST, runtime.tokenizer.max_length)
-    assert traced.run(torch.ones(1, traced.longest + 1, dtype=torch.int64), None) is None
+    recorded = runtime.forward.recorded
+    assert recorded is not None
+    assert recorded.longest == min(LONGEST, runtime.tokenizer.max_length)
+    assert recorded.runs(False, recorded.longest, adapted=False)
+    assert not recorded.runs(False, recorded.longest + 1, adapted=False)

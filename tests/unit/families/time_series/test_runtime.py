@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from functools import cache
 from pathlib import Path
@@ -104,8 +105,8 @@ def expected(kind: str, model: Any, item: Array, pooling: str) -> Any:
     return (whole.amax(dim=0) if pooling == "max" else whole.mean(dim=0)).numpy()
 
 
-def test_what_attention_and_feedforward_read_is_laid_out_in_order() -> None:
-    """Batch norms answer with transposed views, which torch multiplies slowly; what is computed stays the same."""
+def test_batch_norms_are_a_factor_and_an_offset() -> None:
+    """transformers' answer with transposed views, which torch multiplies slowly; what is computed stays the same."""
     runtime = series_runtime(directory_of("patchtst"))
     seen: list[bool] = []
 
@@ -123,6 +124,9 @@ def test_what_attention_and_feedforward_read_is_laid_out_in_order() -> None:
     assert len(seen) == 2 * 6  # layers, each with four Linears of attention and two behind it
     assert all(seen)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    copied = copy.deepcopy(runtime.model)
+    assert copied.state_dict().keys() == plain.state_dict().keys()
+    assert {type(each) for each in copied.modules()} == {type(each) for each in plain.modules()}
 
 
 @pytest.mark.parametrize("kind", MODELS)
