@@ -34,9 +34,7 @@ def test_nobody_waits_where_there_is_nothing_to_do(rig: ServiceRig) -> None:
     check_over(pausing(rig))
 
 
-def test_requests_collect_until_the_last_is_run(
-    gated: ServiceRig, gate: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_requests_collect_until_the_last_is_run(gated: ServiceRig, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collecting, "MOST_S", 20.0)
     for tag in (0, 1, 0):
         gated.submit(tag)
