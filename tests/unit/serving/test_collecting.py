@@ -43,7 +43,7 @@ def test_requests_collect_until_the_last_is_run(gated: ServiceRig, gate: Gate, m
     assert thread.is_alive()
     gate.free()
     check_over(thread)
-    assert gated.service.engine.is_idle
+    assert gated.service.engine.counts.items == 3
     gated.caller.wait()
 
 
