@@ -105,6 +105,7 @@ def test_good_names_are_on_metrics(served: Serving) -> None:
     assert samples["fmplex_requests_total", "日本 語", ""] > 0
 
 
+@pytest.mark.slow
 def test_a_task_of_a_good_name_is_deployed(served: Serving) -> None:
     new = Deployed("größe", Backbone(BACKBONE, repository=served.repository), decoder=Embedder())
     new.deploy(served.grpc_url)

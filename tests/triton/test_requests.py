@@ -278,6 +278,7 @@ def test_a_client_that_goes_away_harms_nobody(server: Serving, client: GrpcClien
 # -- the container
 
 
+@pytest.mark.slow
 def test_a_server_of_its_own_as_in_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """/opt/tritonserver's layout, found on PATH; FMplex composes the backend directory around its links."""
     wheel = find_tritonserver()
