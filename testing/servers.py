@@ -71,15 +71,7 @@ class Serving:
 
     def stubs(self) -> dict[str, psutil.Process]:
         """The process of each model that has one of its own, by the model's name."""
-        found: dict[str, psutil.Process] = {}
-        for process in self.process.children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile, or waits to be reaped
-                line = process.cmdline()  # empty of one that has ended and waits to be reaped
-                if "stub" in process.name() and len(line) > 1:
-                    model = Path(line[1]).parents[1].name  # MODEL/VERSION/model.py
-                    assert model not in found, f"{model} has two processes"
-                    found[model] = process
-        return found
+        return stubs_below(self.process)
 
     def stub(self, backbone: str = "minilm") -> psutil.Process:
         """The process that holds a backbone."""
@@ -106,6 +98,19 @@ class Serving:
     def metric(self, family: str, task: str = "", reason: str = "") -> float:
         """One sample of /metrics; 0 where there is none."""
         return self.metrics().get((f"fmplex_{family}", task, reason), 0.0)
+
+
+def stubs_below(ancestor: psutil.Process) -> dict[str, psutil.Process]:
+    """The processes of models that descend from tritonserver's or another, by the model's name."""
+    found: dict[str, psutil.Process] = {}
+    for process in ancestor.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile, or waits to be reaped
+            line = process.cmdline()  # empty of one that has ended and waits to be reaped
+            if "stub" in process.name() and len(line) > 1:
+                model = Path(line[1]).parents[1].name  # MODEL/VERSION/model.py
+                assert model not in found, f"{model} has two processes"
+                found[model] = process
+    return found
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import psutil
 
 from fmplex_controller.server.process import free_ports
 from fmplex_controller.sidecar.process import MODULE
-from testing.servers import LIVE
+from testing.servers import LIVE, stubs_below
 
 STOP_S = 60.0
 TAIL = 3000  # characters of a log that an error shows
@@ -39,11 +39,7 @@ class Foreground:
 
     def stub(self, backbone: str) -> psutil.Process | None:
         """The process that holds a backbone; None where there is none."""
-
-        def is_it(words: list[str]) -> bool:  # STUB MODEL/VERSION/model.py ...
-            return "stub" in Path(words[0]).name and len(words) > 1 and Path(words[1]).parents[1].name == backbone
-
-        return self._child(is_it)
+        return stubs_below(self.process).get(backbone)
 
     def _child(self, is_it: Callable[[list[str]], bool]) -> psutil.Process | None:
         for process in self.process.children(recursive=True):

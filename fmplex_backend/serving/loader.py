@@ -10,9 +10,10 @@ import contextlib
 import logging
 import math
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 from fmplex_backend.confinement import Confinement
 from fmplex_backend.errors import ExecutionFailed, FmplexError, TaskProblem, TaskRefused
@@ -50,6 +51,7 @@ from fmplex_backend.serving.tasklog import TaskLog
 from fmplex_backend.types import LEAST_WEIGHT, MAX_QUEUE_BYTES, Counts, Extensions, Runtime, Vfm
 
 log = logging.getLogger("fmplex")
+Found = TypeVar("Found")
 
 REMOVAL_GRACE_S = 2.0
 MOVED_GRACE_S = 30.0  # a load of a task may wait for a backbone's, and until it is through requests come as before
@@ -137,28 +139,31 @@ class Loader:
 
     def settle(self, names: Iterable[str] | None = None) -> bool:
         """The same, but for versions that are to be loaded: `load_next` does that. False where nothing can be read."""
-        if not self.read_claims(names):
-            return False
         with self._turn():
-            self._begin_round()
-        return True
+            is_read = self._read_claims(names)
+            if is_read:
+                self._begin_round()
+            return is_read
 
-    def read_claims(self, names: Iterable[str] | None = None) -> bool:
+    def read_claims(self, names: Iterable[str] | None = None) -> None:
         """Read the repository, and say of the tags of served tasks who claims them now. Any thread.
 
         Nothing that came is loaded, nothing that left is retired: requests of served tasks need not wait for that.
         """
         with self._turn():
-            try:
-                self._read(names)
-            except OSError as error:  # a file system that is away for a moment must not remove every task
-                log.error("the model repository cannot be read, the tasks stay as they are: %s", error)
-                return False
-            self._readings += 1
-            self.tags.settle(self._entries, self._prefetching.reserved)
-            self.table = {**self.table, **self._contested_tags()}
-            self._published = self.tags.claims
-            return True
+            self._read_claims(names)
+
+    def _read_claims(self, names: Iterable[str] | None) -> bool:
+        try:
+            self._read(names)
+        except OSError as error:  # a file system that is away for a moment must not remove every task
+            log.error("the model repository cannot be read, the tasks stay as they are: %s", error)
+            return False
+        self._readings += 1
+        self.tags.settle(self._entries, self._prefetching.reserved)
+        self.table = {**self.table, **self._contested_tags()}
+        self._published = self.tags.claims
+        return True
 
     def load_next(self, only: Collection[str] | None = None) -> bool:
         """Load a version that is to be served, and let its task serve with it; False where none is left. Any thread.
@@ -170,9 +175,9 @@ class Loader:
             change = next(due, None)
             if change is None:
                 return False
-            loaded = self._loaded_before(change.spec)
+            loaded = _tried(self._prefetching.take, change.spec)
         if loaded is None:
-            loaded = self._load(change.spec)
+            loaded = _tried(self._read_version, change.spec)
         with self._turn():
             if change in self._attaches_due():
                 self._attaches.remove(change)
@@ -225,7 +230,9 @@ class Loader:
         tasks = {name: entry for name, entry in entries.items() if not isinstance(entry, GroupSpec)}
         refused = [name for name, entry in tasks.items() if isinstance(entry, BrokenTask)]
         self.groups.settle(groups, refused, self.engine.clock())
-        return changes(self._served, tasks, self._refused_versions)
+        now = self.engine.clock()
+        raised = {name: version for name, (version, until) in self._raised.items() if now < until}
+        return changes(self._served, tasks, {**self._refused_versions, **raised})
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
@@ -310,11 +317,6 @@ class Loader:
         return not (waits or self.tags.newcomers or leaving) and self._prefetching.is_empty
 
     @property
-    def has_newcomers(self) -> bool:
-        """Whether the server has tasks loaded that `unload_newcomers` is to take off it. Any thread."""
-        return any(True for _ in self._loaded_newcomers())
-
-    @property
     def settles_in(self) -> float:
         """Seconds until another round may change something, as far as that is known; infinite where it is not."""
         return max(0.0, self.tags.until - self.engine.clock())
@@ -336,12 +338,9 @@ class Loader:
 
         Not in a turn of its own, and not on the engine's thread: the server may take its time.
         """
-        for tag, name in self._loaded_newcomers():
-            self._unload(name, tag)
-
-    def _loaded_newcomers(self) -> Iterator[tuple[int, str]]:
         for tag, names in self.tags.loaded_newcomers.items():
-            yield from ((tag, name) for name in names)
+            for name in names:
+                self._unload(name, tag)
 
     def _unload(self, name: str, tag: int) -> None:
         try:
@@ -385,23 +384,6 @@ class Loader:
             case Retire():
                 self._retire(change)
 
-    def _loaded_before(self, spec: TaskSpec) -> Extensions | Exception | None:
-        """What a version holds, or why it cannot be served, where it need not be read for that."""
-        before, until = self._raised.get(spec.name, (None, 0.0))
-        if before is not None and before.spec == spec and self.engine.clock() < until:
-            return before.error
-        try:
-            return self._prefetching.take(spec)
-        except TaskRefused as error:
-            return error
-
-    def _load(self, spec: TaskSpec) -> Extensions | Exception:
-        """The same of one that is read. In no turn: it may take long."""
-        try:
-            return self._read_version(spec)
-        except Exception as error:  # one task's files must not take the others down
-            return error
-
     def _attach(self, change: Attach, loaded: Extensions | Exception) -> None:
         spec, former = change.spec, change.former
         if isinstance(loaded, Exception):
@@ -417,9 +399,6 @@ class Loader:
         self._serve(spec, vfm, spec.ahead_s if former is None else 0.0)
 
     def _refusal_of(self, spec: TaskSpec, raised: Exception) -> TaskRefused:
-        before, _ = self._raised.get(spec.name, (None, 0.0))
-        if before is not None and before.error is raised:
-            return before.error
         if isinstance(raised, TaskRefused):
             error = raised.without_traceback()
             self._refused_versions[spec.name] = RefusedVersion(spec, error)
@@ -507,6 +486,14 @@ class Loader:
             return bool(backbone_stepped_into(read_config(self.repository.root / name / CONFIG)))
         except TaskProblem:
             return False
+
+
+def _tried(load: Callable[[TaskSpec], Found], spec: TaskSpec) -> Found | Exception:
+    """What it gives, or raises: one task's files must not take the others down."""
+    try:
+        return load(spec)
+    except Exception as error:
+        return error
 
 
 def _set_part(vfm: Vfm, part: float, spec: TaskSpec) -> None:

@@ -91,6 +91,7 @@ class Tags:
         self.keepers: Mapping[int, str] = {}
         self.last_keepers: Mapping[int, str] = {}  # of every tag that a task ever had
         self.newcomers: Mapping[int, tuple[str, ...]] = {}  # by tag: those that claim it and do not keep it
+        self._are_loaded: Mapping[str, bool | None] = {}  # whether newcomers are, as `Models.is_loaded` said last
         self.loaded_newcomers: Mapping[int, tuple[str, ...]] = {}  # those of them that the server has loaded
         # by tag: others than its last keeper whose requests may come with it
         self.rivals: Mapping[int, tuple[str, ...]] = {}
@@ -123,10 +124,11 @@ class Tags:
             if len(names) > 1
         }
         self.last_keepers = {**self.last_keepers, **self.keepers}
+        self._are_loaded = {name: self.models.is_loaded(name) for names in self.newcomers.values() for name in names}
         self.loaded_newcomers = {
             tag: loaded
             for tag, names in self.newcomers.items()
-            if (loaded := tuple(filter(self.models.is_loaded, names)))
+            if (loaded := tuple(filter(self._are_loaded.get, names)))
         }
         rivals = {tag: self._rivals(tag) for tag in {*self._senders, *self.newcomers}}
         self.rivals = {tag: names for tag, names in rivals.items() if names}
@@ -175,9 +177,11 @@ class Tags:
 
     def _follow(self, senders: dict[str, float | None], name: str, tag: int, *, claims: bool) -> None:
         """One that claims it sends while it is loaded with it; a former one until it is seen unloaded, or moved."""
-        is_loaded = self.models.is_loaded(name) if claims or senders[name] is None else False
-        if is_loaded and claims:
-            is_loaded = self._is_loaded_with(tag, name)
+        is_loaded: bool | None = False
+        if claims:
+            is_loaded = self._are_loaded[name] and self._is_loaded_with(tag, name)
+        elif senders[name] is None:
+            is_loaded = self.models.is_loaded(name)
         if is_loaded and (claims or not self.has_moved(name, tag)):
             senders[name] = None
             return

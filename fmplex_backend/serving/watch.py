@@ -34,8 +34,7 @@ class Watch:
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
         self._following = Following(loader.repository.root, self._look)
-        self._look_ups = LookUps(lambda names: self._look_up(names))
-        self._claims = LookUps(lambda names: self._read_claims(names))
+        self._look_ups, self._claims = LookUps(self._look_up), LookUps(self._read_claims)
         self._stop = threading.Event()
         self._is_due = False  # claims were read, and what they are of may be to be loaded
         self._unsettled = threading.Event()  # a round has found what the next must not wait for
@@ -92,8 +91,7 @@ class Watch:
             if self._stop.is_set():
                 return
             is_due, self._is_due = self._is_due, False
-            if self.loader.has_newcomers or not self.loader.is_settled:
-                self.loader.unload_newcomers()
+            self.loader.unload_newcomers()
             if is_due or not self.loader.is_settled:
                 self._guarded(lambda: self.loader.settle(()))
             self._guarded(self._load_one)

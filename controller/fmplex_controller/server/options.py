@@ -73,13 +73,13 @@ class ServerOptions:
     def environment(self) -> dict[str, str]:
         """What is put over the environment of the server."""
         roots = os.pathsep.join(str(root.resolve()) for root in self.allow_links)
-        own = {MODEL_CONTROL: self.control, ALLOW_LINKS: roots, GRPC_ADDRESS: self.grpc_address}
-        return {name: value for name, value in own.items() if value} | self.variables
+        address = {GRPC_ADDRESS: self.grpc_url} if "grpc" in self.ports else {}
+        return {MODEL_CONTROL: self.control, **address, **self.variables, **({ALLOW_LINKS: roots} if roots else {})}
 
     @property
-    def grpc_address(self) -> str:
-        """HOST:PORT, for clients on this machine; "" where the server does not listen for gRPC."""
-        return f"{reachable(self.host)}:{self.grpc_port}" if "grpc" in self.ports else ""
+    def grpc_url(self) -> str:
+        """HOST:PORT, for gRPC clients on this machine."""
+        return f"{reachable(self.host)}:{self.grpc_port}"
 
     def _turned_off(self, service: str) -> bool:
         return any(f"--allow-{service}={no}" in self.extra for no in ("false", "False", "0"))

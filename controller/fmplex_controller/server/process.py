@@ -133,7 +133,7 @@ class Server:
     @property
     def grpc_url(self) -> str:
         """For tritonclient.grpc."""
-        return f"{reachable(self.options.host)}:{self.options.grpc_port}"
+        return self.options.grpc_url
 
     @property
     def control_headers(self) -> dict[str, str]:

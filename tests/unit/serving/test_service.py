@@ -228,7 +228,7 @@ def test_the_look_up_thread_dies(dying: ServiceRig, gate: Gate, monkeypatch: pyt
         go_on.wait(20)
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(dying.service.watch, "_look_up", broken)
+    monkeypatch.setattr(dying.service.watch._look_ups, "_read", broken)
     dying.submit(0)
     dying.submit(5)
     assert asked.wait(20)
