@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -18,15 +18,18 @@ from testing.servers import Serving, eventually
 METRICS_S = 0.1  # /metrics changes once a second, and to read it costs as much as some passes
 # Texts that take some tenths of a second in one pass: of longer ones each portion would let others in.
 LARGE = tuple(sentence(40, seed) for seed in range(32))
+LARGER = tuple(sentence(150, seed) for seed in range(32))  # for a backbone that takes them in one pass
 
 
 @contextlib.contextmanager
-def busy(server: Serving, task: str, backbone: str = "minilm") -> Iterator[Future[Answer]]:
+def busy(
+    server: Serving, task: str, backbone: str = "minilm", texts: Sequence[str] = LARGE
+) -> Iterator[Future[Answer]]:
     """A large request, which the backbone is at work on when the block begins; its answer must be a good one."""
     process = server.stub(backbone)
     before = _cpu_seconds(process)
     with server.client() as client, ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(client.ask, Question(task, LARGE))
+        answer = pool.submit(client.ask, Question(task, tuple(texts)))
         eventually(lambda: _cpu_seconds(process) > before + 0.1, f"{backbone} is at work")
         yield answer
         answer.result().good()

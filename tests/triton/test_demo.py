@@ -23,7 +23,7 @@ from rich.console import Console
 from sentences import mixture, sentence
 from tolerances import BFLOAT16
 from tritonclient.grpc import model_config_pb2
-from waiting import LARGE, busy
+from waiting import LARGER, busy
 
 from fmplex import Client, Generated
 from fmplex.cli.demo import QUESTIONS, show_stream
@@ -184,9 +184,9 @@ def test_a_batch_of_all_tasks(demo: Demo, size: int) -> None:
     """While the backbone is busy one request of every task comes in; the receipts prove that they ran as one."""
     questions = [Question(f"{WIDE}-{task}", tuple(TEXTS[:size])) for task in demo.tasks]
     blocker = f"{WIDE}-{demo.tasks[0]}"
-    with busy(demo.serving, blocker, f"{WIDE}-minilm") as large:
+    with busy(demo.serving, blocker, f"{WIDE}-minilm", LARGER) as large:
         answers = ask_grpc(demo.serving.grpc_url, questions, len(questions))
-        demo.check([Question(blocker, LARGE)], [large.result()])
+        demo.check([Question(blocker, LARGER)], [large.result()])
     demo.check(questions, answers)
     assert [answer.batch_items for answer in answers] == [size * len(questions)] * len(questions)
 
