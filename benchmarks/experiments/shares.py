@@ -2,8 +2,9 @@
 
 SmolLM2-135M-Instruct on the real server, on one core, 16 sequences a step; Triton and the client on the other core. Two
 tasks have 24 streams each, at all times more than a step takes; prompts of 64 tokens, answers of 48. Service is what
-each is charged for, by the backbone's account over all rounds together; tokens are those of prompts and answers. A
-server that schedules in the order of arrival takes turns with it.
+each is charged for, by the backbone's account over 60 s without a break: a lag, which the scheduler bounds by seconds
+and not by a part, counts more the shorter the span. Tokens are those of prompts and answers, in rounds that take turns
+with a server that schedules in the order of arrival.
 """
 
 from __future__ import annotations
@@ -30,54 +31,56 @@ PUBLISHED_S = 1.1  # the account that /metrics shows is up to a second old
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
     """One row."""
-    rounds, seconds = (2, 5.0) if quick else (4, 16.0)
+    rounds, seconds, span = (2, 5.0, 10.0) if quick else (4, 16.0, 60.0)
     tasks = dict.fromkeys(WEIGHTS)
     with contextlib.ExitStack() as stack:
         servers = {
             name: stack.enter_context(served(tasks, weights=WEIGHTS, scheduler=name)) for name in ("bfq", "fifo")
         }
         streams = stack.enter_context(Streams(subject().apart.generator))
-        seen = interleave({name: _measure(server, streams, seconds) for name, server in servers.items()}, rounds)
-    return [_row(seen, rounds, seconds)]
+        rates = interleave({name: _rate(server, streams, seconds) for name, server in servers.items()}, rounds)
+        service = {name: _service(server, streams, span) for name, server in servers.items()}
+    return [
+        {
+            "per_second": {name: spread(each) for name, each in rates.items()},
+            "of_fifo": ratio(rates["bfq"], rates["fifo"]),
+            "service_s": service,
+            "times": {name: own["three"] / own["one"] for name, own in service.items()},
+            "accounted_s": span,
+            "seconds": rounds * seconds,
+            "rounds": rounds,
+            "cores": str(subject().apart),
+        }
+    ]
 
 
-def _measure(
-    server: Serving, streams: Streams, seconds: float
-) -> Callable[[int], tuple[float, dict[str, float], float]]:
-    """Of a round: tokens per second, the service of each task, and the seconds that it is of."""
+def _plan(server: Serving, seconds: float, number: int) -> StreamPlan:
+    loads = [
+        Load(task, prompts(64, 48, 2 * BACKLOG, 10 * number + place), BACKLOG) for place, task in enumerate(WEIGHTS)
+    ]
+    return StreamPlan(server.grpc_url, loads, seconds, WARMUP_S)
 
-    def once(number: int) -> tuple[float, dict[str, float], float]:
-        loads = [
-            Load(task, prompts(64, 48, 2 * BACKLOG, 10 * number + place), BACKLOG) for place, task in enumerate(WEIGHTS)
-        ]
-        with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(streams.good, StreamPlan(server.grpc_url, loads, seconds, WARMUP_S))
-            time.sleep(WARMUP_S)
-            before, start = service_seconds(server), time.perf_counter()
-            time.sleep(seconds - PUBLISHED_S)  # all streams still run
-            after, end = service_seconds(server), time.perf_counter()
-            tallies = running.result()
-        service = {task: after[task] - before[task] for task in WEIGHTS}
-        return sum(tally.whole for tally in tallies.values()) / seconds, service, end - start
+
+def _rate(server: Serving, streams: Streams, seconds: float) -> Callable[[int], float]:
+    """Of a round: tokens per second."""
+
+    def once(number: int) -> float:
+        tallies = streams.good(_plan(server, seconds, number))
+        return sum(tally.whole for tally in tallies.values()) / seconds
 
     return once
 
 
-def _row(seen: dict[str, list[tuple[float, dict[str, float], float]]], rounds: int, seconds: float) -> dict[str, Any]:
-    rates = {name: [rate for rate, _, _ in results] for name, results in seen.items()}
-    service = {
-        name: {task: sum(own[task] for _, own, _ in results) for task in WEIGHTS} for name, results in seen.items()
-    }
-    return {
-        "per_second": {name: spread(each) for name, each in rates.items()},
-        "of_fifo": ratio(rates["bfq"], rates["fifo"]),
-        "service_s": service,
-        "times": {name: own["three"] / own["one"] for name, own in service.items()},
-        "accounted_s": sum(span for _, _, span in seen["bfq"]),
-        "seconds": rounds * seconds,
-        "rounds": rounds,
-        "cores": str(subject().apart),
-    }
+def _service(server: Serving, streams: Streams, seconds: float) -> dict[str, float]:
+    """The service of each task in so many seconds, while all streams run."""
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(streams.good, _plan(server, seconds + PUBLISHED_S, 0))
+        time.sleep(WARMUP_S)
+        before = service_seconds(server)
+        time.sleep(seconds)
+        after = service_seconds(server)
+        running.result()
+    return {task: after[task] - before[task] for task in WEIGHTS}
 
 
 def show(rows: list[dict[str, Any]]) -> None:
