@@ -48,6 +48,7 @@ EXPERIMENTS = (
     "prefixes",
     "locality",
     "generation",
+    "paging",
     "streaming",
     "shares",
     "peers",
