@@ -186,7 +186,7 @@ def test_extensions_that_cannot_be_attached_are_a_refusal(
 
 
 def test_a_task_that_was_removed_is_leaving(rig: ServiceRig, tmp_path: Path) -> None:
-    rig.service.loader.grace = 100.0
+    rig.service.loader.tasks.grace = 100.0
     (tmp_path / "two").rename(tmp_path.parent / f"{tmp_path.name}-two")
     assert only(rig, "two").state == "leaving"
 
