@@ -37,7 +37,7 @@ from fmplex_backend.repository.entry import TaskEntry, check_limits
 from fmplex_backend.repository.loadable import check_loadable
 from fmplex_backend.repository.reader import RepositoryReader
 from fmplex_backend.repository.tags import check_tag, free_tag, put_tag
-from fmplex_backend.repository.tasks import Repository, TaskSpec
+from fmplex_backend.repository.tasks import BrokenTask, Repository, TaskSpec
 from fmplex_backend.repository.terms import COMMON
 from fmplex_backend.repository.versions import Version
 
@@ -204,6 +204,8 @@ class ModelRepository(RepositoryReader):
                 raise
             proto.version_policy.specific.versions[:] = versions[-1:]
             spec = Repository(self.root, backbone).entry_of(name, proto)
+            if isinstance(spec, BrokenTask):
+                raise spec.error from None
             if not isinstance(spec, TaskSpec):
                 raise
             return backbone, replace(spec, version=Version(named[0], self.root / name / str(named[0]), ()))

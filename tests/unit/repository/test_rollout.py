@@ -230,7 +230,7 @@ def test_what_else_is_wrong_with_an_entry_is_said(models: Rollout) -> None:
     serving_a_version_that_is_gone(models, 2)
     config = models.root / "one" / "config.pbtxt"
     text = config.read_text()
-    config.write_text(text.replace('string_value: "2.0"', 'string_value: "heavy"'))
+    config.write_text(text + 'parameters { key: "weight" value { string_value: "heavy" } }')
     for change in (models.rollback, models.promote):
         with pytest.raises(TaskRefused, match="weight"):
             change("one")
