@@ -13,7 +13,7 @@ import pytest
 from backend_fixtures import FakeModels, bytes_of, write_config, write_task, write_version
 from service_fixtures import Gate, ServiceRig, until
 
-from fmplex_backend.serving.engine import AtWork
+from fmplex_backend.serving.batch import AtWork
 from fmplex_backend.serving.intake import Call
 from fmplex_backend.serving.prefetching import KEPT_S
 from fmplex_backend.status import BackboneStatus, TaskStatus
