@@ -125,7 +125,10 @@ class Loader:
                 pass
 
     def settle(self, names: Iterable[str] | None = None) -> bool:
-        """The same, but for versions that are to be loaded: `load_next` does that. False where nothing can be read."""
+        """Read the repository and carry out what has changed, but for versions to be loaded: `load_next` does that.
+
+        False where the repository cannot be read. Any thread.
+        """
         with self._turn():
             is_read = self._read_claims(names)
             if is_read:
@@ -191,7 +194,7 @@ class Loader:
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
-        """Of a thread that reads or loads. Who waits for one has it before the thread whose turn it is has another."""
+        """The loader's one lock, in the order of asking: a thread that waits has it before the holder has it again."""
         with self._next_turn:
             self._this_turn.acquire()
         try:
@@ -229,7 +232,7 @@ class Loader:
             give_back()
 
     def _publish_loaded(self, change: Attach) -> None:
-        """Once its version was loaded: but not after each of many, since a table is made of all tasks."""
+        """Replace the table after a version was loaded; of many after a time, since a table is made of all tasks."""
         is_last = not self.loading.due
         if is_last or self.engine.clock() >= self._table_at + TABLE_EVERY_S:
             self._replace_table()

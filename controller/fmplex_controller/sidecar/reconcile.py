@@ -130,9 +130,11 @@ class _Round:
         return directory is not None and sick is None and not directory.unloaded and self._is_taken_up(directory)
 
     def _is_taken_up(self, directory: Directory) -> bool:
+        """Whether the server has loaded it as its files are now."""
         return self._model(directory.name).ready and self._was_taken_up(directory)
 
     def _was_taken_up(self, directory: Directory) -> bool:
+        """The same, also where somebody has unloaded it since."""
         attempt = self.seen.attempts.get(directory.name)
         return attempt is not None and attempt.fingerprint == directory.fingerprint and not attempt.error
 
