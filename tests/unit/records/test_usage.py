@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from backend_fixtures import BACKBONE, write_task
 
-from fmplex_backend.repository.loadable import check_name
+from fmplex_backend.repository.names import check_name
 from fmplex_backend.repository.tasks import Repository, TaskSpec
 from fmplex_controller.records.usage import TaskUsage, Usage, as_csv
 
