@@ -28,10 +28,11 @@ from typing import Any
 import psutil
 
 from benchmarks.harness.compare import spread, text
-from benchmarks.harness.foreground import Foreground, foreground
+from benchmarks.harness.foreground import foreground
 from benchmarks.harness.repositories import BACKBONE, texts_of_length, write_adapters, write_backbone, write_task
 from benchmarks.harness.serving import serving
 from testing.clients import Answer, GrpcClient, Question
+from testing.serve_command import ServeCommand
 from testing.servers import Serving, eventually
 
 TOKENS, TASKS, CLIENTS = 16, 6, 8
@@ -117,7 +118,7 @@ class Gap:
     triton_ended: bool  # Triton itself, which `fmplex serve` has started again
 
 
-def gap(served: Foreground, crowd: Crowd, calm_s: float) -> Gap:
+def gap(served: ServeCommand, crowd: Crowd, calm_s: float) -> Gap:
     """Kill the backbone's process, and once every task has answered again the controller's."""
     calm = time.monotonic()
     eventually(lambda: crowd.all_answered_since(calm), "all tasks answer", BACK_S)

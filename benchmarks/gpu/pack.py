@@ -54,7 +54,6 @@ PACKAGES = (
     "typer",
     "typing-inspection",
     "typing_extensions",
-    "watchfiles",
     "zope.event",
     "zope.interface",
 )

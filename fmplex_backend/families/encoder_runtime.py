@@ -8,7 +8,7 @@ is run (its `EncoderForward`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 from fmplex_backend.adapters.multi_lora import AdapterBank
 from fmplex_backend.adapters.peft import Adapter, load_adapter
 from fmplex_backend.adapters.residency import METRICS, Residency
+from fmplex_backend.adapters.saved_modules import modules_by_row
 from fmplex_backend.decoders.decoder import Encoded, LoadedDecoder
 from fmplex_backend.errors import InvalidRequest
 from fmplex_backend.families.forward import EncoderForward, Launched
@@ -28,6 +29,7 @@ from fmplex_backend.families.model_files import check_trained_for
 from fmplex_backend.families.passes import cut_into_portions, plan_passes
 from fmplex_backend.families.payload import Payload, RowT, row_key
 from fmplex_backend.families.precision import dtype_name
+from fmplex_backend.families.recorded import RecordedForward
 from fmplex_backend.families.shared_rows import SharedRow, divide, unite
 from fmplex_backend.fingerprint import fingerprint
 from fmplex_backend.repository.config import TaskConfig, load_task_config
@@ -108,6 +110,20 @@ class EncoderRuntime(KeepsNothing, ABC, Generic[RowT]):
         self.queues_passes = device.type == "cuda"
         self.max_items, self.shares = max_items, config.share_rows
         self.max_batch_tokens = config.max_batch_tokens or tokens
+
+    def set_forward(
+        self, forward: EncoderForward[RowT, Any], recorded: Callable[[], RecordedForward | None] = lambda: None
+    ) -> None:
+        """Say how passes run: the last step of a family's `__init__`, as it runs some.
+
+        Args:
+            recorded: records the model's passes, for a CPU; None where they run as they are.
+        """
+        self.forward = forward
+        self.by_row = modules_by_row(self.model, self.run_rows)
+        # Only now: a recording calls no modules, at whose outputs `modules_by_row` looks.
+        if self.device.type == "cpu" and (recordings := recorded()) is not None:
+            forward.record(recordings, self.unread)
 
     # -- the family's
 

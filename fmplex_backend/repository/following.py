@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
-from watchfiles import watch
-
-from fmplex_backend.files import native
-from fmplex_backend.printable import printable
+from fmplex_backend.repository.tree import Tree
 
 log = logging.getLogger("fmplex")
 
-QUIET_MS = 2  # a change is read once nothing has changed for this long
-DEBOUNCE_MS = 10  # changes that go on are read at least this often
-RESCAN_MS = 5_000  # everything is read this often: some file systems report no changes
+QUIET_S = 0.002  # a change is read once nothing has changed for this long
+DEBOUNCE_S = 0.01  # changes that go on are read at least this often
+RESCAN_S = 5.0  # everything is read this often: some file systems report no changes
+STOP_S = 0.2  # how soon it ends once it is stopped
 POLL_S = 1.0  # everything is read this often where changes cannot be followed
 POLLS = 60  # so many times; then following them is tried again
 
@@ -36,10 +36,7 @@ class Following:
         self._stop.set()
 
     def follow_forever(self) -> None:
-        """Follow changes on disk until stopped; poll where they cannot be followed.
-
-        That is so where the system does not report them, and where watchfiles finds a name that is not UTF-8.
-        """
+        """Follow changes on disk until stopped; poll where the system does not report them."""
         said = ""
         while not self._stop.is_set():
             try:
@@ -57,19 +54,22 @@ class Following:
                 return
 
     def _follow(self) -> None:
-        reports = watch(
-            printable(str(self.root)),  # watchfiles takes and gives UTF-8, whatever Python has as its encoding
-            stop_event=self._stop,
-            debounce=DEBOUNCE_MS,
-            step=QUIET_MS,
-            rust_timeout=RESCAN_MS,
-            yield_on_timeout=True,
-            raise_interrupt=False,
-            watch_filter=None,  # its default leaves out paths with e.g. site-packages in them, also above the root
-        )
-        for report in reports:
-            self._changed(self._names(path for _, path in report) if report else None)
+        with closing(Tree(self.root)) as tree:
+            rescan_at = time.monotonic() + RESCAN_S
+            while not self._stop.is_set():
+                if tree.wait(STOP_S):
+                    self._changed(_together(tree))
+                elif time.monotonic() < rescan_at:
+                    continue
+                else:
+                    self._changed(None)
+                rescan_at = time.monotonic() + RESCAN_S
 
-    def _names(self, paths: Iterable[str]) -> set[str]:
-        inside = (Path(native(path)) for path in paths)
-        return {path.relative_to(self.root).parts[0] for path in inside if self.root in path.parents}
+
+def _together(tree: Tree) -> set[str] | None:
+    """What changes until nothing has for a moment, or for as long as readers may wait."""
+    until, found = time.monotonic() + DEBOUNCE_S, tree.take()
+    while time.monotonic() < until and tree.wait(QUIET_S):
+        more = tree.take()
+        found = None if found is None or more is None else found | more
+    return found

@@ -16,7 +16,8 @@ from fmplex_backend.interface import tag_of
 from fmplex_backend.repository.binding import AUTO
 from fmplex_backend.repository.config import load_backbone_config, load_task_config
 from fmplex_backend.repository.groups import GroupSpec, is_group
-from fmplex_backend.repository.loadable import check_loadable, check_name
+from fmplex_backend.repository.loadable import check_loadable
+from fmplex_backend.repository.names import check_name
 from fmplex_backend.repository.tasks import CONFIG, Age, BrokenTask, Repository
 from fmplex_backend.repository.versions import version_numbers
 

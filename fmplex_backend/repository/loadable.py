@@ -35,14 +35,6 @@ def check_loadable(directory: Path) -> None:
     _check_size(directory)
 
 
-def check_name(root: Path, name: str) -> None:
-    """Raise TaskRefused where a directory's name cannot be a model's: no client could send it."""
-    if any("\udc80" <= each <= "\udcff" for each in name):
-        raise TaskRefused(root / name, "(name)", "it is not UTF-8, as the names of models are", "Rename the directory")
-    if name == "*":
-        raise TaskRefused(root / name, "(name)", "it stands for all models", "Rename the directory")
-
-
 def _check_versions(directory: Path) -> None:
     for name in os.listdir(directory):
         number = _NUMBER.match(name)

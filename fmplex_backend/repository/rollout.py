@@ -69,12 +69,14 @@ class Rollout(ModelRepository):
     def promote(self, name: str) -> Saved:
         """Serve the version of a task's canary, of its shadow where it has no canary, or one that is held; both end."""
         with self._locked():
-            backbone, spec = self.task(name)
+            backbone, spec = self._switchable(name)
             tried = [each.number for each in spec.candidates if each.number is not None]
             number = tried[0] if tried else self.versions(name)[-1]
             if not tried and number <= spec.version.number:
+                served = spec.version.number
+                serves = "which serves" if served == number else "whose directory is gone"
                 raise TaskProblem(
-                    f"{name!r} has neither a canary nor a shadow, and no version after {number}, which serves. Save "
+                    f"{name!r} has neither a canary nor a shadow, and no version after {served}, {serves}. Save "
                     f"one, or name an earlier one: fmplex task rollback {name} --to VERSION"
                 )
             self._check_there(name, number, self.versions(name))

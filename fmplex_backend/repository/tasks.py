@@ -23,6 +23,7 @@ from fmplex_backend.repository import terms
 from fmplex_backend.repository.candidates import CandidateSpec, candidates_in
 from fmplex_backend.repository.configs import may_hide_tags, tags_written
 from fmplex_backend.repository.groups import GROUP, GroupSpec, group_in
+from fmplex_backend.repository.names import check_name
 from fmplex_backend.repository.versions import PASSING, Version, files_below, is_directory, served_version
 
 CONFIG = "config.pbtxt"
@@ -231,6 +232,10 @@ def _entry(name: str, file: Path, proto: Any, steps: list[Any]) -> Entry:
             f'Write name: "{name}" and give it a tag of its own, or move a copy out of the repository',
         )
         return BrokenTask(name, None, refused)
+    try:
+        check_name(file.parent.parent, name)
+    except TaskRefused as error:  # nor does one whose name no client can send
+        return BrokenTask(name, None, error.without_traceback())
     tags = _tags(steps)
     try:
         if len(tags) != 1:

@@ -14,6 +14,7 @@ from fmplex_backend.errors import TaskRefused
 
 LARGEST_VERSION = 2**63 - 1  # Triton's versions are 64-bit numbers
 MOST_FILES = 1000  # of a version
+MISSING = "there is no such version directory"
 # Of a whole file system, or of this process, and not of one entry: a task is not to be refused for these.
 PASSING = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
@@ -54,15 +55,19 @@ def served_version(file: Path, proto: Any) -> Version:
             "it serves several versions, but a tag stands for one",
             "Leave it out (the highest number is served) or name one specific version",
         )
-    served = wanted or version_numbers(directory)[-1:]
-    return version_at(directory, served[0] if served else 1)
+    there = version_numbers(directory)
+    served = (wanted or there[-1:] or [1])[0]
+    if wanted and there and served not in there:
+        remedy = f"Put it back, or serve another one: fmplex task rollback {directory.name} --to {there[-1]}"
+        raise TaskRefused(directory / str(served), "(directory)", MISSING, remedy)
+    return version_at(directory, served)
 
 
 def version_at(directory: Path, number: int) -> Version:
     """A version of a model's directory; raises TaskRefused where there is no such one."""
     path = directory / str(number)
     if number not in version_numbers(directory):
-        raise TaskRefused(path, "(directory)", "there is no such version directory", "Put task.json and weights there")
+        raise TaskRefused(path, "(directory)", MISSING, "Put task.json and weights there")
     return Version(number, path, _signature(path))
 
 

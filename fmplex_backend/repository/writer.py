@@ -37,8 +37,9 @@ from fmplex_backend.repository.entry import TaskEntry, check_limits
 from fmplex_backend.repository.loadable import check_loadable
 from fmplex_backend.repository.reader import RepositoryReader
 from fmplex_backend.repository.tags import check_tag, free_tag, put_tag
-from fmplex_backend.repository.tasks import TaskSpec
+from fmplex_backend.repository.tasks import BrokenTask, Repository, TaskSpec
 from fmplex_backend.repository.terms import COMMON
+from fmplex_backend.repository.versions import Version
 
 LOCK = ".fmplex.lock"
 LOCK_S = 60.0  # how long a writer waits for another one
@@ -159,13 +160,14 @@ class ModelRepository(RepositoryReader):
     def rollback(self, name: str, to: int | None = None) -> Saved:
         """Serve another version: `to`, or the one before the one that is served; raises TaskProblem without it.
 
-        While a version is tried as a canary or a shadow, that ends, and without `to` the version that serves stays.
+        While a version is tried as a canary or a shadow, that ends, and without `to` the version that serves stays,
+        unless its directory is gone.
         """
         with self._locked():
-            backbone, spec = self.task(name)
+            backbone, spec = self._switchable(name)
             versions = self.versions(name)
             served = spec.version.number
-            back = served if spec.candidates else None
+            back = served if spec.candidates and served in versions else None
             number = to or back or self._before(name, served, versions)
             self._check_there(name, number, versions)
             self._replace_config(name, without_candidates(self._serving(name, backbone, spec, number)))
@@ -186,6 +188,27 @@ class ModelRepository(RepositoryReader):
     def _move_away(self, name: str) -> None:
         with self._staging() as staging:
             (self.root / name).rename(staging / name)
+
+    def _switchable(self, name: str) -> tuple[str, TaskSpec]:
+        """A task, with its backbone, that can serve another version, also where the one that its entry names is gone.
+
+        Raises TaskProblem or TaskRefused: nothing else may be wrong with its entry.
+        """
+        try:
+            return self.task(name)
+        except TaskRefused:
+            backbone, _ = self.tasks()[name]
+            proto, versions = self._proto(name), self.versions(name)
+            named = list(proto.version_policy.specific.versions)
+            if len(named) != 1 or not versions or named[0] in versions or backbone not in self.backbones():
+                raise
+            proto.version_policy.specific.versions[:] = versions[-1:]
+            spec = Repository(self.root, backbone).entry_of(name, proto)
+            if isinstance(spec, BrokenTask):
+                raise spec.error from None
+            if not isinstance(spec, TaskSpec):
+                raise
+            return backbone, replace(spec, version=Version(named[0], self.root / name / str(named[0]), ()))
 
     def _check_there(self, name: str, number: int, versions: list[int]) -> None:
         if number not in versions:

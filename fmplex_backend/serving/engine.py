@@ -13,15 +13,15 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from fmplex_backend.errors import Cancelled, ExecutionFailed, FmplexError, ShuttingDown, TimeLimit
+from fmplex_backend.errors import Cancelled, FmplexError, ShuttingDown, TimeLimit
 from fmplex_backend.scheduling import CostModel, Scheduler
 from fmplex_backend.scheduling.rows import BatchRows
 from fmplex_backend.serving.accounts import Closed, with_closed
+from fmplex_backend.serving.batch import AtWork, BackboneCounts, Batch, isolated, raising
 from fmplex_backend.serving.sequences import Sequences
 from fmplex_backend.serving.spare import Spare
 from fmplex_backend.types import (
@@ -56,37 +56,6 @@ class Preparer(Protocol):
 
     def resume(self) -> None:
         """Look again which vFMs are ahead of their share. Must not block."""
-
-
-class BackboneCounts:
-    """Totals over all batches. The engine thread writes them, the metrics thread reads them."""
-
-    def __init__(self) -> None:
-        self.batches = 0
-        self.passes = 0
-        self.items = 0
-        self.rows_saved = 0  # of the items: an equal row ran for them
-        self.busy_s = 0.0
-        self.last_batch_at: float | None = None  # when the last one ended, by the engine's clock
-        self.broken_passes = 0
-
-
-@dataclass(frozen=True, slots=True)
-class AtWork:
-    """What the engine has run, and since when, by its clock, it has run the batch at hand: None where there is none."""
-
-    settled_s: float = 0.0  # seconds of batches whose requests have been charged
-    running_since: float | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """Requests that run together, and their passes: queued on the device, or each run when it is asked for."""
-
-    requests: list[Request]
-    passes: Iterator[Pass]
-    started_at: float
-    spare: bool = False  # of copies: nothing is learned from what they take
 
 
 class Engine:
@@ -240,7 +209,7 @@ class Engine:
         try:
             passes = self.runtime.run(requests)
         except Exception as error:
-            passes = _raising(error)
+            passes = raising(error)
         return Batch(requests, passes, start, spare)
 
     def _admit(self, *, wait: bool) -> None:
@@ -323,38 +292,13 @@ class Engine:
             elapsed += seconds
         return portions, elapsed
 
-    def _passes(self, batch: list[Request], passes: Iterator[Pass]) -> Iterator[Pass]:
-        """The batch's passes. If one raises, what is left runs request by request, so that only the culprit fails."""
-        try:
-            yield from passes
-            if missing := sum(request in self._in_flight for request in batch):
-                raise RuntimeError(f"the runtime left {missing} requests without an outcome")
-        except Exception as error:
-            self.counts.broken_passes += 1
-            if self.runtime.is_fatal(error):
-                raise  # ends the thread, and that the process, with every request answered
-            left = [request for request in batch if request in self._in_flight]
-            alone = len(batch) == 1
-            failed = ExecutionFailed(f"the pass over the backbone raised {type(error).__name__}: {error}")
-            yield Pass(
-                None,
-                [(request, request.work) for request in left],
-                [(request, Failed(failed)) for request in left] if alone else [],
-            )
-            if not alone:
-                for request in left:
-                    yield from self._passes([request], self._run_alone(request))
-
-    def _run_alone(self, request: Request) -> Iterator[Pass]:
-        yield from self.runtime.run([request])
-
     def _timed(self, batch: Batch) -> Iterator[tuple[Pass, float]]:
         """Each pass with its seconds, from which the cost model learns.
 
         What is done between two passes is left out, but where they are queued on a device: it goes on meanwhile.
         """
         start = max(batch.started_at, self._last_pass_at)
-        for done in self._passes(batch.requests, batch.passes):
+        for done in isolated(batch.requests, batch.passes, self.runtime, self._in_flight, self.counts):
             self._last_pass_at = now = self.clock()
             seconds = now - start
             self.counts.passes += 1
@@ -506,7 +450,8 @@ class Engine:
         queued = [request for vfm in self.vfms for request in vfm.queue]
         left = [*self._in_flight, *self._running, *ahead, *queued, *self.spare.waiting]
         self.spare.waiting.clear()
-        self._in_flight, self._running, self._ahead = {}, [], None
+        self._in_flight.clear()  # also for `isolated`, which an engine that hangs may go on with
+        self._running, self._ahead = [], None
         while not self._inbox.empty():
             message = self._inbox.get_nowait()
             if isinstance(message, tuple):
@@ -535,9 +480,3 @@ def _gone(vfm: Vfm) -> ShuttingDown:
 
 def _nothing() -> None:
     """Nobody waits for the engine to be idle."""
-
-
-def _raising(error: Exception) -> Iterator[Pass]:
-    """Passes of a batch that could not be started."""
-    raise error
-    yield

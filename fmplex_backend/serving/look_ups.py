@@ -1,4 +1,4 @@
-"""Calls that wait until something has been read for them."""
+"""Calls that wait until directories of the repository have been read anew."""
 
 from __future__ import annotations
 

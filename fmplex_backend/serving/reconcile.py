@@ -1,6 +1,6 @@
 """What has to change so that the tasks that are served become those in the model repository.
 
-Pure functions: entries that were read go in, changes come out. `serving/loader.py` carries them out.
+Pure functions: entries that were read go in, changes come out. `serving/served_tasks.py` carries them out.
 """
 
 from __future__ import annotations

@@ -21,8 +21,9 @@ from fmplex_backend.printable import printable
 from fmplex_backend.repository.parameters import BackboneConfig
 from fmplex_backend.scheduling.cost import CostModel
 from fmplex_backend.serving.accounts import Closed, account_of
+from fmplex_backend.serving.batch import AtWork
 from fmplex_backend.serving.candidates import NOTHING, Beside, Candidate, Since
-from fmplex_backend.serving.engine import AtWork, Engine
+from fmplex_backend.serving.engine import Engine
 from fmplex_backend.serving.intake import Call, Intake
 from fmplex_backend.serving.loader import Loader
 from fmplex_backend.serving.standing import Standing

@@ -126,7 +126,7 @@ class Service:
         (self.shadowing if request.vfm.spare else self.replies).put(request, outcome)
 
     def let_collect(self) -> None:
-        """Wait a moment for further calls to collect at the server, where there is something to do meanwhile."""
+        """Pause while a batch runs, so that the server gives further calls over together."""
         self.collecting.pause()
 
     def start(self) -> None:

@@ -91,7 +91,7 @@ class Watch:
             if self._stop.is_set():
                 return
             is_due, self._is_due = self._is_due, False
-            self.loader.unload_newcomers()
+            self.loader.rounds.unload_newcomers()
             if is_due or not self.loader.is_settled:
                 self._guarded(lambda: self.loader.settle(()))
             self._guarded(self._load_one)

@@ -70,7 +70,7 @@ class ServiceRig:
             self._exit,
             models,
         )
-        self.service.loader.grace = self.service.loader.tags.grace = 0.0
+        self.service.loader.tasks.grace = self.service.loader.tags.grace = 0.0
 
     def _exit(self, code: int) -> None:
         self.exits.append(code)

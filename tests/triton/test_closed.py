@@ -5,28 +5,21 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import os
 import string
-import subprocess
-import sys
-import threading
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
-import psutil
 import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
 from fmplex import Client, ServerProblem
-from fmplex_controller.server.process import free_ports
 from testing.clients import GrpcClient, text_tensor
 from testing.repositories import Task, write_backbone, write_task
-from testing.servers import LIVE, READY_S
+from testing.serve_command import ServeCommand, serve_command
 
 KEY = string.punctuation + "aZ09"  # every sign that has a meaning in Triton's option, in HTTP or in a shell
 HEADER = {"triton-grpc-protocol-fmplex-key": KEY}
@@ -72,101 +65,69 @@ def error_of(call: Call, client: grpcclient.InferenceServerClient, headers: dict
     return ""
 
 
-@dataclass
-class Command:
-    """A running `fmplex serve`."""
-
-    process: subprocess.Popen[str]
-    http: str
-    grpc: str
-    log: Path
-
-    def tritonserver(self) -> psutil.Process:
-        """Its child."""
-        (child,) = psutil.Process(self.process.pid).children()
-        return child
-
-    def post(self, path: str, body: dict[str, Any] | None, headers: dict[str, str] | None = None) -> tuple[int, str]:
-        """Status and text of an answer over HTTP; a GET where there is no body."""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"http://{self.http}/v2/{path}", data, headers or {})
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return answer.status, answer.read().decode()
-        except HTTPError as error:
-            return error.code, error.read().decode()
+def post(
+    command: ServeCommand, path: str, body: dict[str, Any] | None, headers: dict[str, str] | None = None
+) -> tuple[int, str]:
+    """Status and text of an answer over HTTP; a GET where there is no body."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"http://{command.http_url}/v2/{path}", data, headers or {})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except HTTPError as error:
+        return error.code, error.read().decode()
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeCommand]:
     """With a key of every sign."""
     folder = tmp_path_factory.mktemp("closed")
     repository = folder / "repository"
     write_backbone(repository)
     write_task(repository, Task("task", 0))
-    http, grpc, metrics = free_ports(3)
-    ports = ["--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]
-    line = [sys.executable, "-m", "fmplex", "serve", str(repository), "--no-controller", *ports]
-    log = folder / "server.log"
-    variables = {**os.environ, "FMPLEX_CONTROL_KEY": KEY}
-    LIVE.append(log)
-    with (
-        log.open("w") as err,
-        subprocess.Popen(line, stdout=subprocess.PIPE, stderr=err, text=True, env=variables) as process,
-    ):
-        killer = threading.Timer(READY_S, process.kill)
-        killer.start()
-        try:
-            assert process.stdout
-            assert process.stdout.readline() == "ready\n"
-            killer.cancel()
-            yield Command(process, f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", log)
-        finally:
-            killer.cancel()
-            LIVE.remove(log)
-            if process.poll() is None:
-                process.terminate()
+    with serve_command(repository, folder, "--no-controller", variables={"FMPLEX_CONTROL_KEY": KEY}) as command:
+        yield command
 
 
 class TestWithoutTheKey:
     @pytest.mark.parametrize(("method", "path", "body"), CLOSED_OVER_HTTP, ids=lambda value: str(value)[:40])
     def test_control_is_closed_over_http(
-        self, command: Command, method: str, path: str, body: dict[str, Any] | None
+        self, command: ServeCommand, method: str, path: str, body: dict[str, Any] | None
     ) -> None:
         assert (method == "GET") == (body is None)
         for headers in ({}, {"fmplex-key": KEY[:-1]}, {"fmplex-key": ""}):
-            status, text = command.post(path, body, headers)
+            status, text = post(command, path, body, headers)
             assert (status, "restricted" in text) == (403, True), text
-        assert "restricted" not in command.post(path, body, {"fmplex-key": KEY})[1]
+        assert "restricted" not in post(command, path, body, {"fmplex-key": KEY})[1]
 
     @pytest.mark.parametrize("name", CLOSED_OVER_GRPC)
-    def test_control_is_closed_over_grpc(self, command: Command, name: str) -> None:
-        with grpcclient.InferenceServerClient(command.grpc) as client:
+    def test_control_is_closed_over_grpc(self, command: ServeCommand, name: str) -> None:
+        with grpcclient.InferenceServerClient(command.grpc_url) as client:
             for headers in ({}, {**HEADER, "triton-grpc-protocol-fmplex-key": KEY[:-1]}):
                 assert "protocol is restricted" in error_of(CLOSED_OVER_GRPC[name], client, headers)
             assert "restricted" not in error_of(CLOSED_OVER_GRPC[name], client, HEADER)  # it may be wrong otherwise
             client.load_model("task", HEADER)
 
-    def test_a_load_that_brings_its_own_code_is_refused(self, command: Command) -> None:
+    def test_a_load_that_brings_its_own_code_is_refused(self, command: ServeCommand) -> None:
         encoded = base64.b64encode(CODE.encode()).decode()
         body = {"parameters": {"config": CONFIG, "file:1/model.py": encoded}}
-        assert command.post("repository/models/evil/load", body)[0] == 403
+        assert post(command, "repository/models/evil/load", body)[0] == 403
         with (
-            grpcclient.InferenceServerClient(command.grpc) as client,
+            grpcclient.InferenceServerClient(command.grpc_url) as client,
             pytest.raises(InferenceServerException, match="restricted"),
         ):
             client.load_model("evil", config=CONFIG, files={"file:1/model.py": CODE.encode()})
         assert "this ran in the server" not in command.log.read_text()
 
-    def test_inference_metadata_and_health_are_open(self, command: Command) -> None:
+    def test_inference_metadata_and_health_are_open(self, command: ServeCommand) -> None:
         for path in ("health/ready", "models/task/ready", "models/task", "models/task/config", "models/task/stats"):
-            assert command.post(path, None)[0] == 200
-        with GrpcClient(command.grpc) as client:
+            assert post(command, path, None)[0] == 200
+        with GrpcClient(command.grpc_url) as client:
             assert client.ask_one("task", "hello").good()["SCORES"].shape == (1, 3)
 
     @pytest.mark.parametrize("scheme", ["", "http://"])
-    def test_our_client_says_what_helps(self, command: Command, scheme: str) -> None:
-        url = f"{scheme}{command.http if scheme else command.grpc}"
+    def test_our_client_says_what_helps(self, command: ServeCommand, scheme: str) -> None:
+        url = f"{scheme}{command.http_url if scheme else command.grpc_url}"
         with Client(url) as client:
             with pytest.raises(ServerProblem, match=r"wants its control key.*FMPLEX_CONTROL_KEY"):
                 client.load("task")
@@ -177,30 +138,32 @@ class TestWithoutTheKey:
 
 
 class TestSecrets:
-    def test_the_key_is_neither_in_the_process_list_nor_with_the_models(self, command: Command) -> None:
-        server = command.tritonserver()
+    def test_the_key_is_neither_in_the_process_list_nor_with_the_models(self, command: ServeCommand) -> None:
+        server = command.tritonserver
+        assert server
         processes = [server, *server.children(recursive=True)]
         assert len(processes) >= 2
         for process in processes:
             assert KEY not in " ".join(process.cmdline())
             assert KEY not in process.environ().values()
 
-    def test_the_backbone_s_shared_memory_has_no_name(self, command: Command) -> None:
-        server = command.tritonserver()
+    def test_the_backbone_s_shared_memory_has_no_name(self, command: ServeCommand) -> None:
+        server = command.tritonserver
+        assert server
         (stub,) = [child for child in server.children(recursive=True) if "stub" in child.name()]
         region = stub.cmdline()[2]
         assert not Path("/dev/shm", region).exists()
         path = "systemsharedmemory/region/any/register"
-        status, text = command.post(path, {**REGION, "key": f"/{region}"}, {"fmplex-key": KEY})
+        status, text = post(command, path, {**REGION, "key": f"/{region}"}, {"fmplex-key": KEY})
         assert (status, "Unable to open shared memory region" in text) == (500, True)
-        with GrpcClient(command.grpc) as client:  # it grows without its name
+        with GrpcClient(command.grpc_url) as client:  # it grows without its name
             for size in (4 << 20, 8 << 20):
                 client.ask_one("task", "a " * (size // 2)).good()
 
 
-def test_a_request_that_ends_triton_is_named_and_the_command_ends(command: Command) -> None:
+def test_a_request_that_ends_triton_is_named_and_the_command_ends(command: ServeCommand) -> None:
     """Nothing that a server of 2.51 can be told prevents it; the last test here, for it ends the server."""
-    with grpcclient.InferenceServerClient(command.grpc) as client, contextlib.suppress(InferenceServerException):
+    with grpcclient.InferenceServerClient(command.grpc_url) as client, contextlib.suppress(InferenceServerException):
         asked = [grpcclient.InferRequestedOutput("LABEL", class_count=2)]
         client.infer("task", [text_tensor(grpcclient, ("hello",))], outputs=asked, client_timeout=30)
     assert command.process.wait(timeout=30) == 1

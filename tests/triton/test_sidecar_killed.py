@@ -7,8 +7,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +16,14 @@ import pytest
 from reference import Reference, difference
 
 from fmplex_backend.repository.writer import LOCK
-from fmplex_controller.server.process import free_ports
 from testing.adapters import lora
 from testing.clients import GrpcClient, Outputs
 from testing.controllers import controller
 from testing.hostile_directories import Directories, Hostile, has_its_reason, same_bits
 from testing.models import minilm
 from testing.repositories import Task, build, write_backbone, write_task
-from testing.servers import LIVE, READY_S, Serving, eventually, serving
+from testing.serve_command import serve_command
+from testing.servers import Serving, eventually, serving
 
 pytestmark = pytest.mark.slow
 
@@ -148,26 +146,18 @@ def test_serve_killed_leaves_no_process_and_no_lock(tmp_path: Path) -> None:
     write_backbone(repository)
     write_task(repository, GOOD[0])
     for _ in range(2):
-        http, grpc, metrics = free_ports(3)
-        ports = ["--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]
-        line = [sys.executable, "-m", "fmplex", "serve", str(repository), *ports]
-        log = tmp_path / "log"
-        LIVE.append(log)
-        try:
-            with log.open("w") as err, subprocess.Popen(line, stdout=subprocess.PIPE, stderr=err, text=True) as process:
-                eventually(lambda: is_asked(grpc), "it serves", READY_S)  # noqa: B023
-                serve = psutil.Process(process.pid)
-                three = "tritonserver, the backbone's process and the controller"
-                eventually(lambda: len(serve.children(recursive=True)) >= 3, three)  # noqa: B023
-                family = serve.children(recursive=True)
-                process.send_signal(signal.SIGKILL)
-                process.wait(10)
-                _, left = psutil.wait_procs(family, timeout=15)
-                assert not left
-        finally:
-            LIVE.remove(log)
+        with serve_command(repository, tmp_path) as command:
+            assert is_asked(command.grpc_url)
+            serve = psutil.Process(command.process.pid)
+            three = "tritonserver, the backbone's process and the controller"
+            eventually(lambda: len(serve.children(recursive=True)) >= 3, three)  # noqa: B023
+            family = serve.children(recursive=True)
+            command.process.send_signal(signal.SIGKILL)
+            command.process.wait(10)
+            _, left = psutil.wait_procs(family, timeout=15)
+            assert not left
 
 
-def is_asked(grpc: int) -> bool:
-    with GrpcClient(f"127.0.0.1:{grpc}") as client:
+def is_asked(grpc_url: str) -> bool:
+    with GrpcClient(grpc_url) as client:
         return not client.ask_one(GOOD[0].name, TEXT).error

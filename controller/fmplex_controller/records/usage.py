@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from fmplex_backend.errors import SetupProblem
 from fmplex_controller.records.ledger import FILE
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes the beginning of a cell for
 COLUMNS = ("backbone", "task", "seconds", "preparation_s", "requests", "items")
 
 
@@ -77,10 +78,20 @@ def read_usage(folder: Path, since: float | None = None) -> Usage:
 
 
 def as_csv(usage: Usage) -> str:
-    """A line for each task, with a header."""
+    """A line for each task, with a header.
+
+    Directories may have any name, and so may tasks: before one that a spreadsheet would take for a formula stands an
+    apostrophe, by which it is text there.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
     for row in usage.tasks:
-        writer.writerow([f"{value:.6f}" if isinstance(value, float) else value for value in row.model_dump().values()])
+        writer.writerow([_cell(value) for value in row.model_dump().values()])
     return out.getvalue()
+
+
+def _cell(value: str | float) -> str | float:
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(FORMULA) else value
+    return f"{value:.6f}" if isinstance(value, float) else value

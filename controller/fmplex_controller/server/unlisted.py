@@ -11,7 +11,8 @@ from fmplex_backend.errors import SetupProblem, TaskRefused
 from fmplex_backend.printable import printable
 from fmplex_backend.repository.directory import UNLOADED
 from fmplex_backend.repository.inspection import inspect
-from fmplex_backend.repository.loadable import check_loadable, check_name
+from fmplex_backend.repository.loadable import check_loadable
+from fmplex_backend.repository.names import check_name
 
 
 def check_polled(repository: Path) -> None:

@@ -24,7 +24,7 @@ from fmplex_controller.sidecar.observer import Observer
 from fmplex_controller.sidecar.probes import PERIOD_S, Probes
 from fmplex_controller.sidecar.processes import Processes
 from fmplex_controller.sidecar.reconcile import BAD_S, STILL_S, reconcile
-from fmplex_controller.sidecar.seen import Directory, Miss, Model, Seen, Sick, Since
+from fmplex_controller.sidecar.seen import Directory, Miss, Model, Seen, Sick, Since, Tags
 from fmplex_controller.sidecar.triton import SILENT, Triton
 
 log = logging.getLogger("fmplex.controller")
@@ -64,7 +64,8 @@ class Controller:
         self._kept_unloaded: set[str] | None = None  # directories with the file UNLOADED; None: not looked at yet
         self._unwritten: dict[str, str] = {}  # texts of ERROR.txt that could not be written, by directory
         self._working: dict[str, Future[Attempts]] = {}  # by group
-        self._lock = threading.Lock()  # of these two
+        self._told_tags: dict[str, tuple[float, Mapping[int, str]]] = {}  # by backbone, and when it was asked
+        self._lock = threading.Lock()  # of health, processes and these
         self._wake = threading.Event()
         self._said = ""
 
@@ -135,7 +136,8 @@ class Controller:
         self.execution.forget_others(directories)
         backbones = {name for name, each in directories.items() if each.inspected.kind == "backbone"}
         self.probes.targets = frozenset(backbones & loaded)
-        return Seen(directories, models, self._attempts, self._sick(backbones, directories, loaded, now), gone)
+        sick = self._sick(backbones, directories, loaded, now)
+        return Seen(directories, models, self._attempts, sick, gone, self._tags(backbones & loaded, now))
 
     def _sick(
         self, backbones: set[str], directories: Mapping[str, Directory], loaded: set[str], now: float
@@ -146,6 +148,12 @@ class Controller:
                 name: self.health.judge(name, directories[name].fingerprint, name in loaded, now) for name in backbones
             }
         return {name: sick for name, sick in found.items() if sick is not None}
+
+    def _tags(self, backbones: set[str], now: float) -> dict[str, Tags]:
+        """What these, which are loaded, have told since they are."""
+        with self._lock:
+            self._told_tags = {name: told for name, told in self._told_tags.items() if name in backbones}
+            return {name: Tags(by_tag, now - sent) for name, (sent, by_tag) in self._told_tags.items()}
 
     # -- work
 
@@ -213,8 +221,12 @@ class Controller:
                 elif told.enough == SILENT:  # for as many seconds, however often it is probed
                     told = replace(told, enough=round(SILENT * PERIOD_S / self.probes.period_s))
                 turn = "dead" if self.health.missed(backbone, told, sent, self.clock()) else ""
+                if turn == "dead":  # which tasks have its tags another process decides
+                    self._told_tags.pop(backbone, None)
             else:
                 self.processes.named(backbone, told.pid)
+                if backbone not in self._told_tags or self._told_tags[backbone][0] <= sent:  # probes overlap
+                    self._told_tags[backbone] = sent, _tags_of(told)
                 self.demands.observe(told, sent)
                 turn = self.health.answered(backbone, told, self.clock())
             reason, is_given_up = self.health.reason(backbone), self.health.is_given_up(backbone)
@@ -246,3 +258,8 @@ class Controller:
         elif self._said and not problem:
             self.journal.tell("reachable", "", self._said, "both server and repository are there again")
         self._said = self.board.problem = problem
+
+
+def _tags_of(status: BackboneStatus) -> dict[int, str]:
+    """By tag, the task that has it: one that is refused only because another has its tag is told of without it."""
+    return {task.tag: task.name for task in status.tasks if task.tag is not None and task.state != "leaving"}

@@ -14,7 +14,9 @@ STALL_S = 60.0  # requests wait for so long, and no batch ends
 
 
 @dataclass(slots=True)
-class _Patient:
+class _Record:
+    """What is known of one backbone's process."""
+
     misses: int = 0
     batches: int = -1  # that had ended when requests were first seen to wait
     waiting_since: float | None = None
@@ -38,52 +40,52 @@ class Health:
 
     def __init__(self, stall_s: float = STALL_S) -> None:
         self.stall_s = stall_s
-        self._patients: dict[str, _Patient] = {}
+        self._records: dict[str, _Record] = {}
 
     def answered(self, backbone: str, status: BackboneStatus, now: float) -> Turn:
         """A process has told of itself; what that changes."""
-        patient = self._patients.setdefault(backbone, _Patient())
-        patient.misses = 0
-        if patient.reason:
-            if status.up_s < now - patient.since:  # another process than the one that was sick
-                patient.reason, patient.waiting_since, patient.pid = "", None, status.pid
-                if patient.is_given_up:  # somebody has loaded it by hand
-                    patient.ends.forget()
-                patient.is_given_up, patient.given_up_as = False, None
-                patient.loaded_at = now if patient.loaded_at is None else patient.loaded_at
+        record = self._records.setdefault(backbone, _Record())
+        record.misses = 0
+        if record.reason:
+            if status.up_s < now - record.since:  # another process than the one that was sick
+                record.reason, record.waiting_since, record.pid = "", None, status.pid
+                if record.is_given_up:  # somebody has loaded it by hand
+                    record.ends.forget()
+                record.is_given_up, record.given_up_as = False, None
+                record.loaded_at = now if record.loaded_at is None else record.loaded_at
                 return "back"
             return ""
-        patient.pid = status.pid
-        if status.queued + status.running == 0 or status.batches != patient.batches:
-            patient.batches, patient.waiting_since = status.batches, None
-        if status.queued + status.running > 0 and patient.waiting_since is None:
-            patient.waiting_since = now
-        if patient.waiting_since is not None and now - patient.waiting_since > self.stall_s:
-            self._end(patient, f"no batch has ended for {self.stall_s:g} s while requests wait", now)
+        record.pid = status.pid
+        if status.queued + status.running == 0 or status.batches != record.batches:
+            record.batches, record.waiting_since = status.batches, None
+        if status.queued + status.running > 0 and record.waiting_since is None:
+            record.waiting_since = now
+        if record.waiting_since is not None and now - record.waiting_since > self.stall_s:
+            self._end(record, f"no batch has ended for {self.stall_s:g} s while requests wait", now)
             return "dead"
         return ""
 
     def reason(self, backbone: str) -> str:
         """Why it is sick, and whether it is given up; "" where it is well."""
-        patient = self._patients.get(backbone)
-        return _words(patient) if patient is not None and patient.reason else ""
+        record = self._records.get(backbone)
+        return _words(record) if record is not None and record.reason else ""
 
     def is_given_up(self, backbone: str) -> bool:
         """Whether it is not loaded again by itself."""
-        patient = self._patients.get(backbone)
-        return patient is not None and patient.is_given_up
+        record = self._records.get(backbone)
+        return record is not None and record.is_given_up
 
     def missed(self, backbone: str, miss: Miss, sent: float, now: float) -> bool:
         """A process has not answered a probe that was sent then; whether it counts as sick from now on."""
-        patient = self._patients.setdefault(backbone, _Patient())
-        is_known = bool(patient.reason) and not patient.unloaded
-        is_of_former = patient.unloaded and (patient.loaded_at is None or sent < patient.loaded_at)
+        record = self._records.setdefault(backbone, _Record())
+        is_known = bool(record.reason) and not record.unloaded
+        is_of_former = record.unloaded and (record.loaded_at is None or sent < record.loaded_at)
         if is_known or is_of_former:
             return False
-        patient.misses += 1
-        if patient.misses < miss.enough:
+        record.misses += 1
+        if record.misses < miss.enough:
             return False
-        self._end(patient, miss.reason, now)
+        self._end(record, miss.reason, now)
         return True
 
     def refused(self, backbone: str, why: str, now: float) -> bool:
@@ -92,16 +94,16 @@ class Health:
         What could not be loaded since its process ended may find its memory free again a moment later: that is another
         end. Nothing is tried again by itself that had not been served before.
         """
-        patient = self._patients.get(backbone)
-        if patient is None or not patient.reason or patient.is_given_up:
+        record = self._records.get(backbone)
+        if record is None or not record.reason or record.is_given_up:
             return False
-        self._end(patient, why, now)
-        return patient.is_given_up
+        self._end(record, why, now)
+        return record.is_given_up
 
-    def _end(self, patient: _Patient, reason: str, now: float) -> None:
-        pause = patient.ends.add(now)
-        patient.reason, patient.since, patient.unloaded, patient.misses = reason, now, False, 0
-        patient.is_given_up, patient.hold_until = pause is None, now + (pause or 0.0)
+    def _end(self, record: _Record, reason: str, now: float) -> None:
+        pause = record.ends.add(now)
+        record.reason, record.since, record.unloaded, record.misses = reason, now, False, 0
+        record.is_given_up, record.hold_until = pause is None, now + (pause or 0.0)
 
     def judge(self, backbone: str, fingerprint: str, ready: bool, now: float) -> Sick | None:
         """What is to be done about a backbone; None where it is well.
@@ -110,37 +112,37 @@ class Health:
             fingerprint: of its directory.
             ready: whether the server has it loaded.
         """
-        patient = self._patients.get(backbone)
-        if patient is None or not patient.reason:
+        record = self._records.get(backbone)
+        if record is None or not record.reason:
             return None
-        patient.unloaded |= not ready
+        record.unloaded |= not ready
         if not ready:
-            patient.loaded_at = None
-        elif patient.unloaded and patient.loaded_at is None:
-            patient.loaded_at = now
-        if patient.is_given_up:
-            patient.given_up_as = patient.given_up_as or fingerprint
-            if patient.given_up_as != fingerprint:  # somebody has mended something
-                patient.ends.forget()
-                patient.is_given_up, patient.given_up_as = False, None
+            record.loaded_at = None
+        elif record.unloaded and record.loaded_at is None:
+            record.loaded_at = now
+        if record.is_given_up:
+            record.given_up_as = record.given_up_as or fingerprint
+            if record.given_up_as != fingerprint:  # somebody has mended something
+                record.ends.forget()
+                record.is_given_up, record.given_up_as = False, None
         return Sick(
-            _words(patient),
-            unload=ready and not patient.unloaded,
-            hold=ready or patient.is_given_up or now < patient.hold_until,
-            given_up=patient.is_given_up,
-            pid=patient.pid,
+            _words(record),
+            unload=ready and not record.unloaded,
+            hold=ready or record.is_given_up or now < record.hold_until,
+            given_up=record.is_given_up,
+            pid=record.pid,
         )
 
     def forget_others(self, backbones: set[str]) -> None:
         """Of backbones that are no more."""
-        for name in self._patients.keys() - backbones:
-            del self._patients[name]
+        for name in self._records.keys() - backbones:
+            del self._records[name]
 
 
-def _words(patient: _Patient) -> str:
-    if not patient.is_given_up:
-        return patient.reason
+def _words(record: _Record) -> str:
+    if not record.is_given_up:
+        return record.reason
     return (
-        f"given up after {len(patient.ends)} ends within {WINDOW_S / 60:g} minutes: {patient.reason}. The server's log "
+        f"given up after {len(record.ends)} ends within {WINDOW_S / 60:g} minutes: {record.reason}. The server's log "
         "may say why; change something in this directory, or load it by hand, to try again"
     )

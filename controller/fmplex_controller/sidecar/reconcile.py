@@ -77,7 +77,8 @@ class _Round:
         # A tag that is given while a task that had it is still loaded would answer for neither.
         leaving = any(self._model(name).ready for name in self.seen.gone_s)
         waits = task.still_s < STILL_S or task.unloaded or bool(self.problems[task.name]) or leaving
-        if not waits and self._lacks(task) and (self._is_unbound(task) or task.inspected.backbone in self.slots_left):
+        has_place = self._is_unbound(task) or task.inspected.backbone in self.slots_left
+        if not waits and self._lacks(task) and has_place and not self._is_undecided(task):
             yield Complete(task.name, task.fingerprint, self._depends(task), task.still_s)
 
     def _loads(self, directory: Directory) -> Iterator[Action]:
@@ -129,9 +130,11 @@ class _Round:
         return directory is not None and sick is None and not directory.unloaded and self._is_taken_up(directory)
 
     def _is_taken_up(self, directory: Directory) -> bool:
+        """Whether the server has loaded it as its files are now."""
         return self._model(directory.name).ready and self._was_taken_up(directory)
 
     def _was_taken_up(self, directory: Directory) -> bool:
+        """The same, also where somebody has unloaded it since."""
         attempt = self.seen.attempts.get(directory.name)
         return attempt is not None and attempt.fingerprint == directory.fingerprint and not attempt.error
 
@@ -143,6 +146,18 @@ class _Round:
         backbone = self.seen.directories.get(own.backbone)
         beyond = own.tag is not None and backbone is not None and 0 < backbone.inspected.slots <= own.tag
         return beyond or self.keepers.get((own.backbone, own.tag), task.name) != task.name
+
+    def _is_undecided(self, task: Directory) -> bool:
+        """Whether a task lacks nothing but a tag of its own, and its backbone has not told yet who has that one.
+
+        Clients are answered by that: to give the task another tag would take it from the one that is served.
+        """
+        own = task.inspected
+        is_served = self._model(own.backbone).ready and own.backbone not in self.seen.sick
+        if own.lack or not is_served or self.keepers.get((own.backbone, own.tag), task.name) == task.name:
+            return False
+        told = self.seen.tags.get(own.backbone)
+        return told is None or told.age_s >= task.still_s
 
     def _problem(self, directory: Directory) -> str:
         """Why it cannot be loaded as it is, by its own files, by its backbone's absence, or by what was tried."""
@@ -210,8 +225,10 @@ class _Round:
 
 
 def _keepers(seen: Seen) -> dict[tuple[str, int | None], str]:
-    """By backbone and tag, the task that has it, as backbones see it: of several the only one that is loaded, else the
-    oldest. What is copied into the repository may be of an earlier date than what is served.
+    """By backbone and tag, the task that has it, as backbones see it (`Tags` in fmplex_backend/serving/tags.py).
+
+    Of several it is the one that the backbone told of: it keeps the tag for who had it first, which no entry shows.
+    Else the only one that is loaded, else the oldest: what is copied may be of an earlier date than what is served.
     """
     found: dict[tuple[str, int | None], list[Directory]] = {}
     for each in seen.directories.values():
@@ -221,5 +238,10 @@ def _keepers(seen: Seen) -> dict[tuple[str, int | None], str]:
 
 
 def _keeper(seen: Seen, claimants: Sequence[Directory]) -> Directory:
+    backbone, tag = claimants[0].inspected.backbone, claimants[0].inspected.tag
+    told = seen.tags.get(backbone)
+    holder = None if told is None or tag is None else told.by_tag.get(tag)
+    if having := [each for each in claimants if printable(each.name) == holder]:
+        return having[0]
     loaded = [each for each in claimants if seen.models.get(each.name, ABSENT).ready]
     return loaded[0] if len(loaded) == 1 else min(claimants, key=lambda each: each.inspected.age)

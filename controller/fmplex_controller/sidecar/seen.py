@@ -60,6 +60,14 @@ class Sick:
 
 
 @dataclass(frozen=True, slots=True)
+class Tags:
+    """Which task has each tag of a backbone, by what its process told last."""
+
+    by_tag: Mapping[int, str]  # names as `printable` makes them
+    age_s: float  # since it was asked
+
+
+@dataclass(frozen=True, slots=True)
 class Seen:
     """All of it, by name."""
 
@@ -68,6 +76,7 @@ class Seen:
     attempts: Mapping[str, Attempt] = field(default_factory=dict)
     sick: Mapping[str, Sick] = field(default_factory=dict)
     gone_s: Mapping[str, float] = field(default_factory=dict)  # loaded models without a directory: for how long
+    tags: Mapping[str, Tags] = field(default_factory=dict)  # by backbone; of those that are loaded and have told
 
 
 class Since:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from fmplex_backend.adapters.saved_modules import modules_by_row
 from fmplex_backend.errors import TaskRefused
 from fmplex_backend.families.audio_encoder.forward import Forward
 from fmplex_backend.families.audio_encoder.huggingface import load_backbone
@@ -53,11 +52,7 @@ class AudioEncoderRuntime(EncoderRuntime[Frames]):
             unread=(),
             tokens=max_items * (loaded.preprocessor.window if on_gpu else min(loaded.preprocessor.window, USUAL)),
         )
-        self.forward = Forward(self.model, self.bank, max_items)
-        self.by_row = modules_by_row(self.model, self.run_rows)
-        # Only now: a recording calls no modules, at whose outputs `modules_by_row` looks.
-        if self.device.type == "cpu" and (recorded := recorded_clips(self.model)):
-            self.forward.record(recorded)
+        self.set_forward(Forward(self.model, self.bank, max_items), lambda: recorded_clips(self.model))
 
     def load_encoder(self, task: TaskConfig, version: Path) -> AudioReader:
         if task.decoder.reads == "cls":

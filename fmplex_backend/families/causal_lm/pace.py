@@ -1,13 +1,13 @@
-"""How much of a prompt a step takes beside a vFM that asks for one thing at a time. Standard library only.
+"""How many tokens of prompts a step computes while a vFM sends one request at a time. Standard library only.
 
-Such a vFM waits for the step at hand and then for its own, and what other vFMs' prompts add to both delays its first
-token. A chunk adds as much to a step that computes next tokens as to any other of these, so that less of it at a time
-costs little but rows that stay empty until a sequence has begun. A step without next tokens is different: the model's
-weights are read for the prompt alone, and it takes more of it.
+A request of such a vFM waits for the step that runs and then for its own, and the prompts of other vFMs in both delay
+its first token. In steps that compute next tokens as well, a prompt costs the same in few large or in many small parts;
+small ones only let its sequence begin later. A step of prompts alone reads the model's weights for them only, and takes
+more tokens.
 
-So while a vFM is about that has had just one request at a time, a step takes one chunk of prompts, less what its next
-tokens take; where a prompt of that vFM is in it, others have what this one leaves. Who is behind its turn is not held
-back: see docs/tune-fairness.md.
+While such a vFM has been seen within PRESENT_S, a step computes one chunk of prompts, less what its next tokens cost;
+where a prompt of that vFM is in the step, others have what it leaves. A vFM that has had less than its share is not
+held back: see docs/tune-fairness.md.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from collections.abc import Callable
 
 from fmplex_backend.types import Request, Vfm
 
-PRESENT_S = 10.0  # for so long after its last request a vFM that asks for one thing at a time is about
+PRESENT_S = 10.0  # for so long after its last request a vFM counts as one that sends one request at a time
 PER_ROW = 3  # tokens that a prompt has less for each next token, which takes about as long
-LEAST_PART = 8  # of a chunk every vFM's prompts have that part, so that they go on
-LAG_S = 0.25  # seconds of service by which a vFM may be behind whoever has had a turn, and still be held back
+LEAST_PART = 8  # every vFM's prompts may compute one eighth of a chunk in a step, so that they go on
+LAG_S = 0.25  # seconds of service by which a vFM's start tag may lie behind the largest chosen, and it still waits
 
 
 class Pace:
-    """What prompts have of the steps. The engine thread.
+    """Limits the tokens of prompts in a step. The engine thread.
 
     Args:
         chunk: tokens of a prompt that a step takes at most.
@@ -34,12 +34,12 @@ class Pace:
     def __init__(self, chunk: int, clock: Callable[[], float], *, lag_s: float = LAG_S) -> None:
         self.chunk, self.clock, self.lag_s = chunk, clock, lag_s
         self.least = max(1, chunk // LEAST_PART)
-        self._alone: dict[Vfm, float] = {}  # when a vFM last had one request alone that began when there was no other
-        self._turn = 0.0  # the largest tag of whose turn it has been
+        self._alone: dict[Vfm, float] = {}  # vFMs that send one request at a time, and when each last did
+        self._turn = 0.0  # the largest start tag that was chosen
         self._left = chunk  # tokens of prompts that the step at hand has room for
-        self._placed: set[Vfm] = set()  # in it
-        self._begun: set[Vfm] = set()  # of these, those with some of a prompt
-        self._awaited = False  # whether one of these asks for one thing at a time
+        self._placed: set[Vfm] = set()  # that have a request in it
+        self._begun: set[Vfm] = set()  # of these, those with a part of a prompt
+        self._awaited = False  # whether one of `_begun` sends one request at a time
 
     def begin(self) -> None:
         """The next request that asks is the first of another step."""

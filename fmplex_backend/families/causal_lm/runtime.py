@@ -18,9 +18,10 @@ from fmplex_backend.adapters.multi_lora import AdapterBank
 from fmplex_backend.adapters.peft import Adapter, load_adapter
 from fmplex_backend.adapters.residency import METRICS as ADAPTER_METRICS
 from fmplex_backend.adapters.residency import Residency
-from fmplex_backend.errors import BackboneRefused, NotFinite, TaskRefused
+from fmplex_backend.errors import NotFinite, TaskRefused
 from fmplex_backend.families.causal_lm.asking import Reader
 from fmplex_backend.families.causal_lm.attention import PagedCache, Plan, Span
+from fmplex_backend.families.causal_lm.capacity import cache_bytes, longest
 from fmplex_backend.families.causal_lm.huggingface import BLOCK, forward, load_model
 from fmplex_backend.families.causal_lm.inputs import PROMPT
 from fmplex_backend.families.causal_lm.memory import Memory
@@ -31,6 +32,7 @@ from fmplex_backend.families.causal_lm.sampler import choose
 from fmplex_backend.families.causal_lm.sections import Generator, as_tensor
 from fmplex_backend.families.causal_lm.sequence import Chosen, Delta
 from fmplex_backend.families.causal_lm.sequence import Sequence as Answer
+from fmplex_backend.families.causal_lm.step import Step, shape_of
 from fmplex_backend.families.causal_lm.text import Detokenizer
 from fmplex_backend.families.model_files import check_trained_for
 from fmplex_backend.families.precision import dtype_name
@@ -49,13 +51,10 @@ from fmplex_backend.types import (
     Request,
     Running,
     Vfm,
-    Work,
 )
 
-GIB = 1 << 30
 CHUNKS = {"cpu": 64, "cuda": 512}  # tokens of a prompt in a step: about as long as that many sequences' next tokens
 TOKEN_BYTES = 128  # about what a token of a sequence takes, in lists and until it is sent
-LEAST = 4 * BLOCK  # tokens of prompt and answer that a backbone takes at least
 PROFILE = ((1, 1, 32), (8, 1, 32), (8, 1, 256), (1, 32, 32), (1, 64, 256))  # sequences, new tokens, context
 
 
@@ -104,18 +103,13 @@ class CausalLmRuntime:
         self.max_batch_tokens = config.max_batch_tokens or 2 * self.chunk + config.max_sequences
         self.chunk = min(self.chunk, self.max_batch_tokens)
         self.pace = Pace(self.chunk, clock)
-        blocks = (config.kv_cache_bytes or self._cache_bytes()) // (BLOCK * loaded.token_bytes)
+        blocks = cache_bytes(config, self.device) // (BLOCK * loaded.token_bytes)
         self.memory = Memory(
             blocks, BLOCK, _tokens_of, self._move, keeps=config.prefix_cache, locality_s=config.locality_s
         )
         self.locality_s = config.locality_s
         self.cache = PagedCache((1 + blocks) * BLOCK)
-        if config.max_length > loaded.max_positions:
-            problem = f"{config.max_length} is more than the model's {loaded.max_positions}"
-            raise BackboneRefused(file, "parameters.max_length", problem, "Lower it")
-        self.max_length = min(config.max_length or loaded.max_positions, self.memory.capacity)
-        if self.max_length < LEAST:
-            raise _too_short(config, file, self.memory.capacity, loaded.token_bytes)
+        self.max_length = longest(config, file, loaded, self.memory.capacity)
         self._decode = partial(self.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     # -- off the engine thread
@@ -214,32 +208,19 @@ class CausalLmRuntime:
         if not batch:
             return
         requests = sorted(batch, key=lambda request: self.bank.order(request.extensions.adapter))
-        answers: list[Answer] = [request.prepared for request in requests]
-        steps = [answer.step for answer in answers]
         begun = thread_time()
-        spans = [
-            Span(len(step), step.stop, self.memory.of[request]) for request, step in zip(requests, steps, strict=True)
-        ]
-        ids = torch.tensor(
-            [answer.tokens[place] for answer, step in zip(answers, steps, strict=True) for place in step]
-        )
-        adapters = [request.extensions.adapter for request, step in zip(requests, steps, strict=True) for _ in step]
-        ends = np.cumsum([len(step) for step in steps]) - 1
-        choosing = [number for number, answer in enumerate(answers) if answer.chooses]
-        logits = self._logits(ids, spans, adapters, [int(ends[number]) for number in choosing])
-        chosen = choose(logits, [answers[number] for number in choosing], self._spell) if choosing else []
+        step = Step.of(requests, lambda request: self.memory.of[request])
+        choosing, ends = step.choosing, step.ends
+        logits = self._logits(step.ids, step.spans, step.adapters, [ends[number] for number in choosing])
+        chosen = choose(logits, [requests[number].prepared for number in choosing], self._spell) if choosing else []
         found = dict(zip(choosing, chosen, strict=True))
         now = self.clock()
         outcomes = [
             (request, self._outcome(request, number in found, found.get(number), now))
             for number, request in enumerate(requests)
         ]
-        portions = [
-            (request, Work(1, len(step), len(step) * step.stop)) for request, step in zip(requests, steps, strict=True)
-        ]
-        groups = len({id(adapter) for adapter in adapters if adapter is not None})
         self._note(requests)
-        yield Pass(_shape(spans, groups), portions, outcomes, thread_time() - begun)
+        yield Pass(step.shape, step.portions, outcomes, thread_time() - begun)
 
     def is_fatal(self, error: Exception) -> bool:
         """Every CUDA error but a lack of memory leaves the process's CUDA context unusable."""
@@ -260,7 +241,7 @@ class CausalLmRuntime:
             start = perf_counter()
             self._logits(ids, spans, [None] * len(ids), [0])
             if position:
-                yield _shape(spans, 0), perf_counter() - start
+                yield shape_of(spans, 0), perf_counter() - start
 
     def readings(self, vfm: Vfm | None) -> Iterable[Reading]:
         """Of a task; of the backbone the memory's."""
@@ -325,9 +306,6 @@ class CausalLmRuntime:
     def _spell(self, token: int) -> str:
         return str(self._decode([token]))
 
-    def _cache_bytes(self) -> int:
-        return torch.cuda.mem_get_info(self.device)[0] // 2 if self.device.type == "cuda" else GIB
-
     def _check_modules(self, adapter: Adapter, file: Path) -> None:
         """The head sees some of a pass's tokens only, and embeddings no vectors."""
         head = self.model.get_output_embeddings()
@@ -335,25 +313,6 @@ class CausalLmRuntime:
         if found := paths & {*adapter.lora, *adapter.solo}:
             problem = f"{found.pop()} makes the logits, and takes no adapter here"
             raise TaskRefused(file, "target_modules", problem, "Train without that target module")
-
-
-def _too_short(config: CausalLmConfig, file: Path, room: int, token_bytes: int) -> BackboneRefused:
-    """What is wrong where prompt and answer may be so short that no request is worth asking: memory, or a parameter."""
-    if room < LEAST:
-        problem = f"there is room for {room} tokens, {token_bytes} bytes each"
-        return BackboneRefused(file, "parameters.kv_cache_bytes", problem, f"Say {LEAST * token_bytes} or more")
-    if config.max_length:
-        return BackboneRefused(
-            file, "parameters.max_length", f"it is {config.max_length}", f"Say {LEAST} or more, or 0"
-        )
-    problem = f"{config.model!r} takes fewer than {LEAST} tokens"
-    return BackboneRefused(file, "parameters.model", problem, "Choose another model")
-
-
-def _shape(spans: Sequence[Span], adapter_groups: int) -> PassShape:
-    """With the mean context in the place of the longest row: tokens times that is the work of attention."""
-    tokens = sum(span.new for span in spans)
-    return PassShape(tokens, -(-sum(span.new * span.context for span in spans) // tokens), adapter_groups)
 
 
 def _tokens_of(request: Request) -> list[int]:

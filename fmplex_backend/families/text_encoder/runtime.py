@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from fmplex_backend.adapters.saved_modules import modules_by_row
 from fmplex_backend.decoders.decoder import TOKENS, Encoded
 from fmplex_backend.families.encoder_runtime import EncoderRuntime, Extensions
 from fmplex_backend.families.payload import Payload
@@ -60,10 +59,8 @@ class TextEncoderRuntime(EncoderRuntime[Tokens]):
         self.width: int = self.model.get_input_embeddings().embedding_dim
         # RoBERTa and MPNet derive positions from token ids, so that ids and vectors cannot share a pass.
         self.mixes = getattr(getattr(self.model, "embeddings", None), "padding_idx", None) is None
-        self.forward = Forward(self.model, self.bank, self.pad, max_items)
-        self.by_row = modules_by_row(self.model, self.run_rows)
-        if self.device.type == "cpu":  # only now: a recording calls no modules, at whose outputs `modules_by_row` looks
-            self.forward.record(recorded_texts(self.model, self.tokenizer.max_length), UNREAD)
+        forward = Forward(self.model, self.bank, self.pad, max_items)
+        self.set_forward(forward, lambda: recorded_texts(self.model, self.tokenizer.max_length))
 
     def load_encoder(self, task: TaskConfig, version: Path) -> LoadedEncoder:
         encoder: LoadedEncoder = task.encoder.load(version, self.tokenizer, self.width, self.placeholder)

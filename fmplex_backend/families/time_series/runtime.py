@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from fmplex_backend.adapters.peft import Adapter
-from fmplex_backend.adapters.saved_modules import modules_by_row
 from fmplex_backend.decoders.decoder import Encoded, LoadedDecoder
 from fmplex_backend.errors import TaskRefused
 from fmplex_backend.families.adaptable import check_adaptable, not_adaptable
@@ -66,11 +65,8 @@ class TimeSeriesRuntime(EncoderRuntime[Context]):
         self.not_adaptable = not_adaptable(
             self.model, partial(_observed, anatomy, self.model), (anatomy.context, anatomy.channels)
         )
-        self.forward = Forward(self.model, self.bank, anatomy, max_items)
-        self.by_row = modules_by_row(self.model, self.run_rows)
-        # Only now: a recording calls no modules, at whose outputs `modules_by_row` looks.
-        if self.device.type == "cpu" and (recorded := recorded_series(self.model, anatomy)):
-            self.forward.record(recorded)
+        forward = Forward(self.model, self.bank, anatomy, max_items)
+        self.set_forward(forward, lambda: recorded_series(self.model, anatomy))
 
     def width_of(self, reads: str) -> int:
         return self.anatomy.width_of(reads)

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from fmplex_backend.adapters.peft import Adapter
-from fmplex_backend.adapters.saved_modules import modules_by_row
 from fmplex_backend.decoders.decoder import TOKENS, Encoded
 from fmplex_backend.errors import TaskRefused
 from fmplex_backend.families.adaptable import check_adaptable, not_adaptable
@@ -60,8 +59,7 @@ class VisionEncoderRuntime(EncoderRuntime[Pixels]):
         )
         side = self.preprocessor.own_side
         self.not_adaptable = not_adaptable(self.model, partial(self.anatomy.run, self.model), (3, side, side))
-        self.forward = Forward(self.model, self.bank, self.anatomy, self.preprocessor, max_items)
-        self.by_row = modules_by_row(self.model, self.run_rows)
+        self.set_forward(Forward(self.model, self.bank, self.anatomy, self.preprocessor, max_items))
 
     def load_encoder(self, task: TaskConfig, version: Path) -> ImageReader:
         if task.decoder.reads == "cls" and not self.anatomy.has_summary:

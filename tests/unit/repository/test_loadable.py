@@ -12,7 +12,7 @@ from backend_fixtures import write_task
 
 from fmplex_backend.errors import TaskRefused
 from fmplex_backend.repository import loadable
-from fmplex_backend.repository.loadable import check_loadable, check_name
+from fmplex_backend.repository.loadable import check_loadable
 
 
 @pytest.fixture
@@ -110,14 +110,3 @@ HARMLESS: dict[str, Callable[[Path], Any]] = {
 def test_what_triton_survives_is_not(task: Path, change: Callable[[Path], Any]) -> None:
     change(task)
     check_loadable(task)
-
-
-@pytest.mark.parametrize("name", [os.fsdecode(b"x\xff"), "*"])
-def test_a_name_that_no_model_can_have(name: str) -> None:
-    with pytest.raises(TaskRefused, match="Rename the directory"):
-        check_name(Path("models"), name)
-
-
-@pytest.mark.parametrize("name", ["task", "tâche", "a b", "a\nb", ".hidden", "a*"])
-def test_a_name_that_a_model_can_have(name: str) -> None:
-    check_name(Path("models"), name)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from backend_fixtures import text_task, write_config, write_task, write_version
 from task_fixtures import BASE, tiny_repository
 
-from fmplex_backend.errors import TaskProblem
+from fmplex_backend.errors import TaskProblem, TaskRefused
 from fmplex_backend.repository.candidates import CandidateSpec
 from fmplex_backend.repository.config import load_task_config
 from fmplex_backend.repository.configs import Terms, read_config
@@ -173,3 +174,69 @@ def test_an_entry_that_is_wrong_about_it_is_a_task_all_the_same(models: Rollout)
     assert "one/7" in candidate.problem
     assert models.rollback("one").version == 3
     assert candidates(models) == []
+
+
+# -- the version that serves is gone
+
+
+def serving_a_version_that_is_gone(models: Rollout, number: int) -> None:
+    """As its entry says; other versions are there."""
+    models.rollback("one", to=number)
+    if number == 3:  # the highest is named by no entry, unless a person or a canary has written it
+        config = models.root / "one" / "config.pbtxt"
+        config.write_text(config.read_text() + "version_policy { specific { versions: 3 } }")
+    shutil.rmtree(models.root / "one" / str(number))
+
+
+def test_rolled_back_from_a_version_that_is_gone(models: Rollout) -> None:
+    serving_a_version_that_is_gone(models, 3)
+    with pytest.raises(TaskRefused, match="Put it back, or serve another one: fmplex task rollback one --to 2"):
+        models.task("one")
+    assert models.rollback("one").version == 2
+    assert (spec(models).version.number, spec(models).weight, spec(models).vfm) == (2, 2.0, 0)
+
+
+def test_rolled_forward_from_a_version_that_is_gone(models: Rollout) -> None:
+    serving_a_version_that_is_gone(models, 1)
+    with pytest.raises(TaskProblem, match=r"no version before 1 to go back to\. Name a later one with --to: 2, 3"):
+        models.rollback("one")
+    with pytest.raises(TaskProblem, match="'one' has no version 1, but 2, 3"):
+        models.rollback("one", to=1)
+    assert models.rollback("one", to=3).version == 3
+    assert spec(models).version.number == 3
+
+
+@pytest.mark.parametrize("how", ["rollback", "promote"])
+def test_a_canary_beside_a_version_that_is_gone(models: Rollout, how: str) -> None:
+    """Back is before the version that is gone, forward is the canary."""
+    models.canary("one", 0.5)
+    shutil.rmtree(models.root / "one" / "2")
+    saved = models.rollback("one") if how == "rollback" else models.promote("one")
+    assert saved.version == (1 if how == "rollback" else 3)
+    assert spec(models).version.number == saved.version
+    assert candidates(models) == []
+
+
+def test_a_held_version_is_promoted_where_the_one_that_serves_is_gone(models: Rollout) -> None:
+    serving_a_version_that_is_gone(models, 2)
+    assert models.promote("one").version == 3
+    serving_a_version_that_is_gone(models, 3)
+    with pytest.raises(TaskProblem, match="no version after 3, whose directory is gone"):
+        models.promote("one")
+
+
+def test_what_else_is_wrong_with_an_entry_is_said(models: Rollout) -> None:
+    """No version is left; or another line of the entry cannot be read."""
+    serving_a_version_that_is_gone(models, 2)
+    config = models.root / "one" / "config.pbtxt"
+    text = config.read_text()
+    config.write_text(text + 'parameters { key: "weight" value { string_value: "heavy" } }')
+    for change in (models.rollback, models.promote):
+        with pytest.raises(TaskRefused, match="weight"):
+            change("one")
+    config.write_text(text)
+    for number in (1, 3):
+        shutil.rmtree(models.root / "one" / str(number))
+    for change in (models.rollback, models.promote):
+        with pytest.raises(TaskRefused, match="there is no such version directory"):
+            change("one")

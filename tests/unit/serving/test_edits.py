@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import shutil
@@ -11,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fmplex_backend.serving import edits as edits_module
-from fmplex_backend.serving.edits import BUFFER, HEADER, OVERFLOW, Edits
+from fmplex_backend.repository import inotify
+from fmplex_backend.repository.inotify import BUFFER, HEADER, OVERFLOW
+from fmplex_backend.serving.edits import Edits
 
 NAME = "config"
 
@@ -97,7 +97,7 @@ def test_where_events_were_lost_all_may_have_changed(edits: Edits, monkeypatch: 
 
 
 def test_where_the_system_tells_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edits_module.ctypes, "CDLL", lambda name, use_errno: object())
+    monkeypatch.setattr(inotify.ctypes, "CDLL", lambda name, use_errno: object())
     edits = Edits(str(root), NAME)
     assert not edits.follow("a")
     (root / "a" / NAME).write_text("two")
@@ -110,19 +110,18 @@ def test_that_no_more_can_be_followed_is_said_once(
     assert not edits.follow("nowhere")
     assert caplog.text == ""
 
-    def full(descriptor: int, path: bytes, mask: int) -> int:
-        ctypes.set_errno(errno.ENOSPC)
-        return -1
+    def full(directory: bytes, mask: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(edits, "_add_watch", full)
+    monkeypatch.setattr(edits._inotify, "watch", full)
     assert (edits.follow("a"), edits.follow("b")) == (False, False)
     assert caplog.text.count("are seen some milliseconds late: No space left on device") == 1
 
 
 def test_its_descriptor_is_closed_with_it(root: Path) -> None:
     edits = Edits(str(root), NAME)
-    descriptor = edits._descriptor
-    assert descriptor is not None
+    assert edits._inotify
+    descriptor = edits._inotify.descriptor
     del edits
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)

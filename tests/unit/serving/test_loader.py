@@ -315,14 +315,14 @@ def test_a_newcomer_that_the_server_has_loaded_is_unloaded_and_the_tag_goes_on_a
     rig.refresh("two")
     assert "VFM_0 is the tag of 'one', and requests of 'two' may come with it too" in rig.error(0)
     assert "Or give 'two' a tag of its own: fmplex task set two --new-tag" in rig.error(0)
-    rig.loader.unload_newcomers()
+    rig.loader.rounds.unload_newcomers()
     assert rig.models.unloads == ["two"]
     rig.loader.refresh(())
     assert "'two'" in rig.error(0)
     rig.engine_rig.clock.sleep(2.1)
     rig.refresh()
     assert rig.mark(0) == 0
-    rig.loader.unload_newcomers()
+    rig.loader.rounds.unload_newcomers()
     assert rig.models.unloads == ["two"]
 
 
@@ -334,7 +334,7 @@ def test_a_newcomer_that_cannot_be_unloaded_is_said_once(rig: LoaderRig, caplog:
     rig.models.loaded, rig.models.refuses = {"one", "two"}, "not if polling is enabled"
     for _ in range(3):
         rig.refresh()
-        rig.loader.unload_newcomers()
+        rig.loader.rounds.unload_newcomers()
     assert "'two'" in rig.error(0)
     said = [message for message in caplog.messages if "polling" in message]
     assert said == ["task two cannot be unloaded, so nothing with its tag is answered: not if polling is enabled"]
@@ -520,10 +520,10 @@ def test_nothing_is_remembered_of_a_task_that_is_gone(rig: LoaderRig) -> None:
     path = write_task(rig.root, "bad", 0)
     (path / "task.json").write_text("{ half")
     rig.refresh()
-    assert list(rig.loader._refused_versions) == ["bad"]
+    assert list(rig.loader.loading.refused) == ["bad"]
     shutil.rmtree(rig.root / "bad")
     rig.refresh("bad")
-    assert rig.loader._refused_versions == {}
+    assert rig.loader.loading.refused == {}
     assert rig.loader.repository._parsed == {}
 
 
@@ -779,7 +779,7 @@ def test_a_root_that_the_operator_allows(tmp_path: Path) -> None:
     rig.refresh()
     assert "one/1: (link): it leads to" in rig.error(0)
     rig = LoaderRig(rig.root)
-    rig.loader.confinement = Confinement((str(tmp_path / "elsewhere"),))
+    rig.loader.loading.confinement = Confinement((str(tmp_path / "elsewhere"),))
     rig.refresh()
     assert rig.mark(0) == 0
 

@@ -90,7 +90,7 @@ def service(tmp_path: Path) -> Service:
     write_task(tmp_path, "two", 1, task={"adapter": "lora"})
     config = BackboneConfig(model="none")
     service = Service(tmp_path, BACKBONE, config, 8, lambda cost: TextStandIn(sleep=lambda s: None), lambda code: None)
-    service.loader.grace = 0.0
+    service.loader.tasks.grace = 0.0
     service.loader.refresh()
     service.engine.step(wait=False)
     return service

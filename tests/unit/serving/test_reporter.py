@@ -13,7 +13,7 @@ import pytest
 from backend_fixtures import FakeModels, bytes_of, write_config, write_task, write_version
 from service_fixtures import Gate, ServiceRig, until
 
-from fmplex_backend.serving.engine import AtWork
+from fmplex_backend.serving.batch import AtWork
 from fmplex_backend.serving.intake import Call
 from fmplex_backend.serving.prefetching import KEPT_S
 from fmplex_backend.status import BackboneStatus, TaskStatus
@@ -186,7 +186,7 @@ def test_extensions_that_cannot_be_attached_are_a_refusal(
 
 
 def test_a_task_that_was_removed_is_leaving(rig: ServiceRig, tmp_path: Path) -> None:
-    rig.service.loader.grace = 100.0
+    rig.service.loader.tasks.grace = 100.0
     (tmp_path / "two").rename(tmp_path.parent / f"{tmp_path.name}-two")
     assert only(rig, "two").state == "leaving"
 

@@ -254,7 +254,7 @@ class Served:
 
     def round(self, name: str = "") -> None:
         """What the watch does every now and then."""
-        self.loader.unload_newcomers()
+        self.loader.rounds.unload_newcomers()
         for unloaded in set(self.sent_by) - self.models.loaded:
             del self.sent_by[unloaded]
         self.rig.refresh()

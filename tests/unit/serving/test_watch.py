@@ -83,7 +83,7 @@ def test_where_the_system_reports_no_changes_the_repository_is_polled(
     def broken(*args: Any, **options: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(following, "watch", broken)
+    monkeypatch.setattr(following, "Tree", broken)
     monkeypatch.setattr(following, "POLL_S", 0.01)
     with running(watch, watch.follow_forever, watch.settle_forever):
         write_task(rig.root, "one", 3)
@@ -129,25 +129,20 @@ def test_a_newcomer_that_a_request_finds_is_unloaded_at_once(
         eventually(lambda: rig.models.unloads == ["two"])
 
 
-def test_a_path_names_the_directory_that_it_is_in(watch: Watch) -> None:
-    root = watch._following.root
-    paths = [root, root / "one", root / "two" / "1" / "task.json", root.parent, root.parent / "three" / "config.pbtxt"]
-    assert watch._following._names(map(str, paths)) == {"one", "two"}
-
-
 def test_changes_are_followed_again_after_some_polls(
     rig: LoaderRig, watch: Watch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tries: list[str] = []
+    former = following.Tree
 
     def sometimes(*args: Any, **options: Any) -> Any:
         tries.append("")
         if len(tries) == 3:
             watch.stop()
-            return []
+            return former(*args)
         raise OSError("no inotify handles are left")
 
-    monkeypatch.setattr(following, "watch", sometimes)
+    monkeypatch.setattr(following, "Tree", sometimes)
     monkeypatch.setattr(following, "POLL_S", 0.001)
     monkeypatch.setattr(following, "POLLS", 2)
     watch.follow_forever()
@@ -231,15 +226,14 @@ def test_a_look_that_fails_is_not_the_last(
     assert "embedded null byte" in caplog.text
 
 
-def test_a_name_that_is_not_utf8_is_polled_for(
-    rig: LoaderRig, watch: Watch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_beside_a_name_that_is_not_utf8_changes_are_followed(
+    rig: LoaderRig, followed: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Watchfiles gives up at such a name; the other tasks' changes are seen none the less."""
-    monkeypatch.setattr(following, "POLL_S", 0.01)
-    monkeypatch.setattr(following, "POLLS", 2)
-    odd = rig.root / os.fsdecode(b"x\xff")
+    name = os.fsdecode(b"x\xff")
+    odd = rig.root / name
     odd.mkdir()
-    with running(watch, watch.follow_forever, watch.settle_forever):
-        eventually(lambda: "are polled for" in caplog.text, lambda: (odd / "file").write_text("x"))
-        write_task(rig.root, "tâche", 3)
-        eventually(lambda: 3 in rig.loader.table)
+    eventually(lambda: {name} in followed, lambda: (odd / "file").write_text("x"))
+    write_task(rig.root, "tâche", 3)
+    eventually(lambda: 3 in rig.loader.table)
+    assert any("tâche" in (names or ()) for names in followed)
+    assert "are polled for" not in caplog.text

@@ -7,13 +7,27 @@ from typing import Any
 
 import pytest
 
+from fmplex_backend.errors import TaskRefused
 from fmplex_backend.repository.inspection import Inspected
+from fmplex_backend.repository.tasks import BrokenTask, Entry
+from fmplex_backend.serving.tags import Tags as BackboneTags
+from fmplex_backend.serving.tags import Unasked
 from fmplex_controller.sidecar.actions import Action, Complete, Lift, Load, Quarantine, Unload
 from fmplex_controller.sidecar.reconcile import BAD_S, DOWN_S, ONCE_MORE_S, STILL_S, reconcile
-from fmplex_controller.sidecar.seen import Attempt, Directory, Model, Seen, Sick, Since
+from fmplex_controller.sidecar.seen import Attempt, Directory, Model, Seen, Sick, Since, Tags
 
 LONG = 100.0
 BASE = Inspected("backbone", slots=4)
+
+
+class Loaded(Unasked):
+    """Models of a server that can be asked which it has loaded."""
+
+    def __init__(self, names: set[str]) -> None:
+        self.names = names
+
+    def is_loaded(self, name: str) -> bool:
+        return name in self.names
 
 
 def backbone(name: str = "base", **fields: Any) -> Directory:
@@ -139,14 +153,38 @@ class TestComplete:
         assert reconcile(replace(now, directories={**now.directories, "a": moving})) == []
 
     def test_of_two_with_one_tag_the_one_that_is_served_keeps_it_whatever_its_date(self) -> None:
+        """Whatever else somebody loads, and also where it was unloaded by hand a moment ago."""
         served, copied = task("a", 1, age=(2, 2, "a")), task("z", 1, age=(1, 1, "z"))
-        assert names(reconcile(seen(backbone(), served, copied, ready="base a")), Complete) == ["z"]
-        both = seen(backbone(), served, copied, ready="base a z")
-        assert names(reconcile(both), Complete) == ["a"], "the older"
+        for ready in ("base a", "base a z", "base z", "base"):
+            now = seen(backbone(), served, copied, ready=ready, tags={"base": Tags({1: "a", 2: "z"}, 0.4)})
+            assert names(reconcile(now), Complete) == ["z"]
 
-    def test_of_two_with_one_tag_the_older_keeps_it(self) -> None:
+    @pytest.mark.parametrize("ready", ["base a", "base a z", "base z", "base"])
+    def test_which_of_two_is_given_another_tag_is_as_the_backbone_decides(self, ready: str) -> None:
+        """It has had the tag given to the one that came first; the older directory came later."""
+        loaded = set(ready.split())
+        tags = BackboneTags(lambda: 0.0, models=Loaded(loaded), has_moved=lambda *_: False, oldest=max, grace=2.0)
+        came: dict[str, Entry] = {}
+        for name in "az":
+            came[name] = BrokenTask(name, 1, TaskRefused("", "", "", ""))
+            tags.settle(came)
+        served, copied = task("a", 1, age=(2, 2, "a")), task("z", 1, age=(1, 1, "z"))
+        now = seen(backbone(), served, copied, ready=ready, tags={"base": Tags(tags.keepers, 0.4)})
+        assert names(reconcile(now), Complete) == list(tags.newcomers[1])
+
+    def test_of_two_with_one_tag_none_is_given_another_before_the_backbone_tells_who_has_it(self) -> None:
+        old, new = task("z", 1, 50.0, age=(1, 1, "z")), task("a", 1, 50.0, age=(2, 2, "a"))
+        now = seen(backbone(), old, new, ready="base z a")
+        assert reconcile(now) == []
+        for age_s in (49.0, 50.0):  # since then it may have read the directory
+            told = replace(now, tags={"base": Tags({}, age_s)})
+            assert names(reconcile(told), Complete) == (["a"] if age_s < 50.0 else [])
+
+    def test_of_two_with_one_tag_the_older_keeps_it_of_a_backbone_that_serves_nobody(self) -> None:
         old, new = task("z", 1, age=(1, 1, "z")), task("a", 1, age=(2, 2, "a"))
-        assert reconcile(seen(backbone(), old, new, ready="base z")) == [Complete("a", "a-files", "base-files")]
+        assert names(reconcile(seen(backbone(), old, new)), Complete) == ["a"]
+        sick = {"base": Sick("it does not answer", unload=False, hold=True)}
+        assert names(reconcile(seen(backbone(), old, new, ready="base", sick=sick)), Complete) == ["a"]
 
     def test_no_tag_is_given_while_a_task_without_a_directory_is_loaded(self) -> None:
         now = seen(backbone(), task("a", lack="tag"), ready="base gone", gone_s={"gone": 0.1})
