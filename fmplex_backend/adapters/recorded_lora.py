@@ -6,6 +6,7 @@ The operations are those of `multi_lora` on a CPU, in the same order.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -182,3 +183,29 @@ def sample_lora(modules: Sequence[nn.Linear], rows: int, tokens: int) -> list[Te
         place = 2 * number * PER_MODULE
         lora[place : place + PER_MODULE] = (*(each.to(weight) for each in pair), masks, plan)
     return lora
+
+
+def operations_without_lora(graph: torch.Graph) -> str:
+    """What a recording does, as text, without what adds LoRA, and without the places in its source."""
+    graph = graph.copy()
+    adding = [node for node in graph.nodes() if _calls(node) == add_products.__name__]
+    for call in adding:
+        _, _, output, *_ = call.inputs()  # the function, then its arguments
+        call.output().replaceAllUsesWith(output)
+        call.destroy()
+    if adding:
+        *others, lora = graph.inputs()
+        for use in lora.uses():
+            use.user.destroy()
+        graph.eraseInput(len(others))
+    torch._C._jit_pass_dce(graph)
+    _, _, operations = str(torch._C._jit_pass_canonicalize(graph, False)).partition("):\n")  # behind the inputs
+    return re.sub(r" # \S+:\d+:\d+$", "", operations, flags=re.MULTILINE)
+
+
+def _calls(node: torch.Node) -> str:
+    """The name of the function that it calls, if any."""
+    if node.kind() != "prim::CallFunction":
+        return ""
+    function: torch.Node = next(iter(node.inputs())).node()
+    return function.s("name")

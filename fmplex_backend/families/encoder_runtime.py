@@ -26,6 +26,7 @@ from fmplex_backend.decoders.decoder import Encoded, LoadedDecoder
 from fmplex_backend.errors import InvalidRequest
 from fmplex_backend.families.forward import EncoderForward, Launched
 from fmplex_backend.families.model_files import check_trained_for
+from fmplex_backend.families.parallel import threads_for
 from fmplex_backend.families.passes import cut_into_portions, plan_passes
 from fmplex_backend.families.payload import Payload, RowT, row_key
 from fmplex_backend.families.precision import dtype_name
@@ -274,7 +275,7 @@ class EncoderRuntime(KeepsNothing, ABC, Generic[RowT]):
     def run_rows(self, count: int) -> None:
         """A pass of so many equal rows, without adapters, on this thread."""
         _, row = next(iter(self.profiled_rows()))
-        with self.bank.applied([None] * count):
+        with threads_for(count * row.length), self.bank.applied([None] * count):
             self.forward.pooled([row] * count, {"mean"})
 
     def is_fatal(self, error: Exception) -> bool:

@@ -7,8 +7,9 @@ operations as a whole pass), 1.7 times with two threads in each product.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TypeVar
 
@@ -17,6 +18,21 @@ import torch
 MIN_TOKENS = 64  # a part, and each thread of a part, has at least so many: fewer do not repay the switch
 
 Result = TypeVar("Result")
+
+
+@contextmanager
+def threads_for(tokens: int) -> Iterator[None]:
+    """On this thread, no more threads in a product than a pass of so many tokens repays.
+
+    They wait for one another at the end of each product. Where other processes have the cores, two that load a backbone
+    on two cores e.g., such a wait takes ten times as long as the product of a few tokens.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(before, tokens // MIN_TOKENS)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Parallel:

@@ -6,8 +6,9 @@ in bfloat16 on two cores takes 13 texts of 16 tokens 0.74 of the time when recor
 adapters among them 0.64 and 0.71.
 
 A recording has fixed what the model's Python decided, which may depend on the shape of the inputs and on their values.
-So it is compared with the model over several before it is used. The weights are the model's own, in memory once; those
-of adapters are inputs of each pass.
+So it is compared with the model over several before it is used. One with LoRA has to be, operation by operation, the
+one without, but for what it adds: then it has fixed the same, and is compared over fewer shapes. The weights are the
+model's own, in memory once; those of adapters are inputs of each pass.
 
 TorchScript's optimised execution, a setting of each thread, is off: passes are as fast, and it would make another copy
 of a recording at its first passes, which then take as long as recording it.
@@ -16,6 +17,7 @@ of a recording at its first passes, which then take as long as recording it.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +27,15 @@ import torch
 from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 
-from fmplex_backend.adapters.recorded_lora import adaptable_modules, add_products, added, sample_lora
+from fmplex_backend.adapters.recorded_lora import (
+    adaptable_modules,
+    add_products,
+    added,
+    operations_without_lora,
+    sample_lora,
+)
 from fmplex_backend.adapters.torchscript import scripted
+from fmplex_backend.families.parallel import threads_for
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +44,7 @@ LARGE = 1 << 28  # weights: passes of larger models have work enough, too, and c
 Given = tuple[Tensor, ...]  # what a pass takes, beside LoRA
 Shape = tuple[int, int]  # rows, and tokens of a row
 PROBED_ROWS = 2  # of the pass that shows which modules LoRA can be added to
+COMPARED_ADAPTED = 2  # shapes that are compared with LoRA added
 
 
 def repays(model: nn.Module) -> bool:
@@ -50,7 +60,8 @@ class Way:
         name: what log lines call passes that run so.
         run: `Given` -> a tensor, or a tuple of them.
         sample: what a pass of a shape is given.
-        shapes: the first is recorded, all are compared.
+        shapes: the first is recorded, the others are compared: what is recorded wrongly for every shape shows there.
+            The last may be expensive.
         plain: the model's own, that the recording has to be equal to; by default `run`.
         compared: of what a pass makes, and what it was given, that which has to be equal; by default all.
     """
@@ -104,13 +115,14 @@ class RecordedForward:
         way = next(iter(ways.values()))
         shape = PROBED_ROWS, way.shapes[0][1]
         given = way.sample(*shape)
-        self._adaptable = adaptable_modules(model, lambda: way.run(*given), shape)
+        with threads_for(math.prod(shape)):
+            self._adaptable = adaptable_modules(model, lambda: way.run(*given), shape)
         self.adaptable = list(self._adaptable)  # paths of the modules that LoRA is added to, in its order
-        self._recordings = {
-            (key, adapted): self._recorded(way, adapted=adapted)
-            for key, way in ways.items()
-            for adapted in ((False, True) if self.adaptable else (False,))
-        }
+        self._recordings: dict[tuple[bool, bool], Any] = {}  # by way, and whether with LoRA
+        for key, way in ways.items():
+            bare = self._recordings[key, False] = self._recorded(way)
+            if bare is not None and self.adaptable:
+                self._recordings[key, True] = self._recorded(way, bare=bare)
 
     def run(self, way: bool, given: Given, lora: list[Tensor] | None = None) -> Any:
         """What a way's `run` makes; it must be recorded, see `runs`.
@@ -126,15 +138,22 @@ class RecordedForward:
         """Whether a recording runs passes like this, of so many tokens a row."""
         return tokens <= self.longest and self._recordings.get((way, adapted)) is not None
 
-    def _recorded(self, way: Way, *, adapted: bool) -> Callable[..., Any] | None:
+    def _recorded(self, way: Way, *, bare: Any = None) -> Any:
+        """A recording, with LoRA if that without is given; None where it may make what the model does not."""
+        adapted = bare is not None
         module = _Flat(self._model, way.run, list(self._adaptable.values()))
+        first, *compared = way.shapes
         try:
             with torch.no_grad(), warnings.catch_warnings(), optimized_execution(False):
                 warnings.simplefilter("ignore")  # of the tracer, about each decision: what they change shows below
-                recording: Callable[..., Any] = torch.jit.trace(
-                    module, self._given(way, way.shapes[0], adapted=adapted), check_trace=False
-                )
-                for shape in (*way.shapes[1:], way.shapes[0]):
+                given = self._given(way, first, adapted=adapted)
+                with threads_for(math.prod(first)):
+                    recording: Any = torch.jit.trace(module, given, check_trace=False)
+                if adapted:
+                    if operations_without_lora(recording.graph) != operations_without_lora(bare.graph):
+                        raise AssertionError("the model's own operations are others where LoRA is added")
+                    compared = compared[:COMPARED_ADAPTED]
+                for shape in compared:
                     self._check(recording, way, shape, adapted=adapted)
         except Exception as error:  # the tracer's errors have no base class of their own
             which = f"{way.name}{' and with adapters' if adapted else ''}"
@@ -146,13 +165,13 @@ class RecordedForward:
         """Raise AssertionError where what the recording makes is not what the model does."""
         whole = self._given(way, shape, adapted=adapted)
         given, lora = (whole[:-1], whole[-1]) if adapted else (whole, [])
-        with added(lora, list(self._adaptable.values())):
-            want = (way.plain or way.run)(*given)
         rows, tokens = shape
+        with threads_for(rows * tokens):
+            with added(lora, list(self._adaptable.values())):
+                want = (way.plain or way.run)(*given)
+            have = recording(*whole)
         torch.testing.assert_close(
-            way.compared(recording(*whole), *given),
-            way.compared(want, *given),
-            msg=f"it differs for {rows} rows of {tokens}",
+            way.compared(have, *given), way.compared(want, *given), msg=f"it differs for {rows} rows of {tokens}"
         )
 
     def _given(self, way: Way, shape: Shape, *, adapted: bool) -> tuple[Any, ...]:

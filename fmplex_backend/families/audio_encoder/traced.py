@@ -11,7 +11,7 @@ from fmplex_backend.families.audio_encoder.preprocessing import FRAMES
 from fmplex_backend.families.audio_encoder.whisper import encoder_states, kept
 from fmplex_backend.families.recorded import LONGEST, RecordedForward, Way, repays
 
-SHAPES = ((3, 17), (1, 1), (2, 33))  # rows, tokens: what a layer does, it does for every length
+SHAPES = ((3, 5), (1, 1), (4, 9))  # rows, tokens: what a layer does, it does for every length
 
 
 def recorded_clips(model: Any) -> RecordedForward | None:

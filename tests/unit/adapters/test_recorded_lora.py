@@ -22,6 +22,7 @@ from fmplex_backend.adapters.recorded_lora import (
     adaptable_modules,
     add_products,
     added,
+    operations_without_lora,
     sample_lora,
 )
 from fmplex_backend.adapters.torchscript import scripted
@@ -197,3 +198,21 @@ def test_a_sample_shows_in_every_module_that_has_some() -> None:
             changed = [not torch.equal(module(x), was) for module, was in zip(modules, bare, strict=True)]
     assert changed == [True, False, True]
     assert len(given) == 3 * PER_MODULE
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_a_recording_with_lora_is_told_from_another_by_what_it_does_beside_it(factor: float) -> None:
+    linear, x = nn.Linear(8, 8).requires_grad_(False), torch.ones(2, 3, 8)
+
+    def adapted(x: Tensor, lora: list[Tensor]) -> Tensor:
+        with added(lora, [linear], scripted(add_products)):
+            y: Tensor = linear(x) * factor
+        return y
+
+    bare: Any = torch.jit.trace(lambda x: linear(x) * 1.0, (x,))
+    with_lora: Any = torch.jit.trace(adapted, (x, sample_lora([linear], 2, 3)))
+    of_bare, of_adapted = operations_without_lora(bare.graph), operations_without_lora(with_lora.graph)
+    assert (of_bare == of_adapted) == (factor == 1.0)
+    assert "linear" in of_bare
+    assert "add_products" in str(with_lora.graph)  # of which a copy has changed

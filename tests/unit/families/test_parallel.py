@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from fmplex_backend.families.parallel import Parallel
+from fmplex_backend.families.parallel import Parallel, threads_for
 
 
 @pytest.fixture(autouse=True)
@@ -59,3 +59,11 @@ def test_an_error_is_raised_when_every_part_has_ended(broken: int) -> None:
     with pytest.raises(ValueError, match="no"):
         Parallel(2).map(work, 2, 256)
     assert ended == [1 - broken]
+
+
+@pytest.mark.parametrize(("tokens", "threads"), [(1, 1), (64, 1), (130, 2), (512, 4)])
+def test_passes_outside_of_parts_take_as_many_threads_as_are_worth_it(tokens: int, threads: int) -> None:
+    torch.set_num_threads(4)
+    with threads_for(tokens):
+        assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 4

@@ -175,27 +175,58 @@ def test_the_weights_are_the_models_own(runtime: TextEncoderRuntime) -> None:
 
 
 class Stubborn(nn.Module):
-    """What it computes depends on a length that a recording fixes."""
+    """What it computes depends on a shape, or on what is hooked to its Linear: a recording fixes that.
 
-    def __init__(self) -> None:
+    Args:
+        doubles: of rows, and tokens of a row.
+    """
+
+    def __init__(self, doubles: Callable[[int, int], bool] = lambda rows, tokens: False) -> None:
         super().__init__()
-        self.config = SimpleNamespace(vocab_size=50)
-        self.weight = nn.Parameter(torch.ones(1), requires_grad=False)
+        self.config, self.doubles = SimpleNamespace(vocab_size=50), doubles
+        self.inner = nn.Linear(1, 2).requires_grad_(False)
+        self.hooked = 1.0  # the factor where it is
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
-        factor = 2.0 if input_ids.shape[1] > 20 else 1.0
+        factor = 2.0 if self.doubles(*input_ids.shape) else 1.0
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError("attention_mask has to be [n, t]")
-        return SimpleNamespace(last_hidden_state=input_ids[..., None] * self.weight * factor)
+        if self.inner._forward_hooks:
+            factor *= self.hooked
+        return SimpleNamespace(last_hidden_state=self.inner(input_ids[..., None].float()) * factor)
 
 
-def test_a_recording_that_differs_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("doubles", "shape"),
+    [
+        (lambda rows, tokens: tokens > 20, "1 rows of 64"),
+        (lambda rows, tokens: tokens > 6, "4 rows of 9"),
+        (lambda rows, tokens: tokens == 1, "1 rows of 1"),
+        (lambda rows, tokens: rows > 3, "4 rows of 9"),
+        (lambda rows, tokens: rows < 2, "1 rows of 1"),
+    ],
+    ids=["long", "longer than recorded", "one token", "many rows", "one row"],
+)
+def test_a_recording_that_differs_is_not_used(
+    doubles: Callable[[int, int], bool], shape: str, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
-    recorded = recorded_texts(Stubborn(), 64)
-    assert not recorded.runs(False, 4, adapted=False)
-    assert not recorded.runs(True, 4, adapted=False)
-    assert "without padding run through Python: it differs for 4 rows of 33" in caplog.text
+    recorded = recorded_texts(Stubborn(doubles), 64)
+    assert not any(recorded.runs(padded, 4, adapted=adapted) for padded in (False, True) for adapted in (False, True))
+    assert f"without padding run through Python: it differs for {shape}" in caplog.text
     assert "with padding run through Python: attention_mask has to be [n, t]" in caplog.text
+
+
+@pytest.mark.parametrize("hooked", [1.0, 2.0])
+def test_one_with_lora_has_to_do_what_the_other_does(hooked: float, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    model = Stubborn()
+    model.hooked = hooked
+    recorded = recorded_texts(model, 64)
+    assert recorded.runs(False, 4, adapted=False)
+    assert recorded.runs(False, 4, adapted=True) == (hooked == 1.0)
+    told = "and with adapters run through Python: the model's own operations are others where LoRA is added"
+    assert (told in caplog.text) == (hooked != 1.0)
 
 
 def test_longer_than_what_was_compared_is_the_models(runtime: TextEncoderRuntime) -> None:
