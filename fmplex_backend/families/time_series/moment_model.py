@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,7 @@ class Loader:
         No head is made: that of a fine-tuning does not fit into the one which its own config.json asks for.
         """
         fields = config.to_dict() | {"task_name": "embedding", "enable_gradient_checkpointing": False}
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(sys.stderr):  # it prints, where programs read JSON
             warnings.filterwarnings("ignore", "Only reconstruction head is pre-trained")  # none is asked for
             pipeline = MOMENTPipeline.from_pretrained(directory, config=fields, model_kwargs={})
         model: Any = Moment(config, pipeline)

@@ -150,6 +150,30 @@ def test_a_fine_tuned_forecast_head_is_a_task_on_the_same_backbone(
 
 
 @needs_moment
+def test_a_fine_tuned_encoder_is_lora_where_it_differs_by_a_low_rank(model: Path, tmp_path: Path) -> None:
+    whole = moment_of(model, task_name="forecasting", forecast_horizon=24)
+    with torch.no_grad():
+        for block in whole.encoder.block:
+            block.layer[0].SelfAttention.q.weight += 0.05 * torch.randn(32, 2) @ torch.randn(2, 32)
+    whole.save_pretrained(tmp_path / "tuned")
+    importer = Importer(Backbone(model, family="time-series", dtype="float32"), tolerance=1e-5)
+    found = importer.found(Checkpoint(tmp_path / "tuned"), "tuned")
+    assert found.task is not None, found.reason
+    assert found.extension.described() == "LoRA of rank 2 on 2 layers"
+    item = series(6, 600) / 50
+    (forecast,) = found.task.outputs(item)
+    with torch.no_grad():
+        want = whole(**given(item)).forecast[0].numpy().T
+    np.testing.assert_allclose(forecast["FORECAST"], want, atol=1e-5)
+
+
+@needs_moment
+def test_loading_prints_nothing_where_programs_read(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    series_runtime(model)
+    assert not capsys.readouterr().out
+
+
+@needs_moment
 def test_a_classification_head_reads_what_no_decoder_does(model: Path, tmp_path: Path) -> None:
     fine_tuned(model, tmp_path / "tuned", task_name="classification", n_channels=1, num_class=3)
     importer = Importer(Backbone(model, family="time-series", dtype="float32"), tolerance=1e-5)
