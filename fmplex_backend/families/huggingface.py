@@ -31,6 +31,7 @@ def load_model(
     device: torch.device,
     *,
     read: Callable[[Path], Any],
+    configured: Callable[[Path], Any] | None = None,
     part: Callable[[Any], Any] = lambda whole: whole,
     unread: Callable[[Any], str] = lambda model: "pooler.",
     loader: Any = None,
@@ -39,6 +40,7 @@ def load_model(
 
     Args:
         read: loads what prepares the model's inputs, from its directory.
+        configured: reads the model's config, from its directory; transformers' AutoConfig by default.
         part: of a model's config, that of the part which is the backbone.
         loader: the class of the model; transformers' AutoModel by default.
         unread: of the model, how the names of weights begin that may be missing, since nobody reads what they make.
@@ -53,7 +55,7 @@ def load_model(
     directory = find_model(config.model, file)
     try:
         reader = read(directory)
-        whole = AutoConfig.from_pretrained(directory)
+        whole = (configured or AutoConfig.from_pretrained)(directory)
         stored = getattr(whole, "dtype", None)
         model, loading = (loader or AutoModel).from_pretrained(
             directory,

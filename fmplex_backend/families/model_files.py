@@ -7,7 +7,7 @@ Imports no torch.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,17 +82,17 @@ def check_trained_for(trained: Any, served: str | None, file: Path) -> None:
         )
 
 
-def hidden_width(directory: Path) -> int | None:
-    """The width of a model's vectors as its config.json says it; None where it does not."""
-    try:
-        return width_in(model_config(directory, directory))
-    except BackboneRefused:
-        return None
-
-
 def width_in(config: Mapping[str, Any]) -> int | None:
     """The width of a model's vectors, of its config.json; None where it does not say it."""
     return next((config[name] for name in WIDTHS if isinstance(config.get(name), int)), None)
+
+
+def hidden_width(directory: Path, width_of: Callable[[Mapping[str, Any]], int | None] = width_in) -> int | None:
+    """The width of a model's vectors as its config.json says it; None where it does not."""
+    try:
+        return width_of(model_config(directory, directory))
+    except BackboneRefused:
+        return None
 
 
 def model_config(directory: Path, file: Path) -> dict[str, Any]:

@@ -1,1 +1,4 @@
-"""Time series of any length with missing values: PatchTST, PatchTSMixer, TimesFM, Tiny Time Mixer and Chronos-Bolt."""
+"""Time series of any length with missing values.
+
+Backbones are PatchTST, PatchTSMixer, TimesFM, Tiny Time Mixer, Chronos-Bolt and MOMENT.
+"""

@@ -7,8 +7,8 @@ mixes them takes exactly those it was trained with, as one row.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -87,7 +87,8 @@ class Anatomy:
         """The same -> what decoders read."""
         found = self.run(model, values, observed)
         start = self.context - (self.patch + self.stride * (self.patches - 1))  # steps before the first patch
-        seen = observed[:, start:].unfold(1, self.patch, self.stride).any(dim=-1).mT
+        cut = observed[:, start:].unfold(1, self.patch, self.stride)  # [n, p, c, patch]
+        seen = (cut.all(dim=-1) if self.architecture.whole_patches else cut.any(dim=-1)).mT
         return States(found.tokens, seen, found.location, found.scale)
 
     def width_of(self, reads: str) -> int:
@@ -113,6 +114,8 @@ class Anatomy:
 
 def without_head(forecaster: Any, architecture: Architecture) -> Any:
     """What of a whole model is the backbone."""
+    if not architecture.forecasts:
+        return forecaster
     if not architecture.parts:
         return getattr(forecaster, architecture.backbone)
     for part in architecture.parts:
@@ -132,8 +135,15 @@ def import_needed(architecture: Architecture) -> None:
         raise ImportError(f"{error}: {architecture.install}") from error
 
 
-def class_of(architecture: Architecture, name: str) -> Callable[..., Any]:
+def read_config(architecture: Architecture, directory: Path) -> Any:
+    """A model's config, as its class takes it."""
+    from transformers import AutoConfig
+
+    kind = class_of(architecture, architecture.config) if architecture.config else AutoConfig
+    return kind.from_pretrained(directory)
+
+
+def class_of(architecture: Architecture, name: str) -> Any:
     """A class of the architecture, by its name."""
     module = importlib.import_module(architecture.package or "transformers")
-    found: Callable[..., Any] = getattr(module, name)
-    return found
+    return getattr(module, name)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from fmplex_backend.families.time_series import chronos_bolt
+from fmplex_backend.families.model_files import width_in
+from fmplex_backend.families.time_series import chronos_bolt, moment
 
 Each = TypeVar("Each")
 PATCHES = "patches"  # in the place of a pooling: the decoder reads the vectors of all patches, and the scale
@@ -42,8 +43,11 @@ class Architecture:
             [n, steps, channels, 1 + levels]. It may be several parameters of a distribution.
         steps: of a config, those that the head forecasts.
         package: what has the class, where that is not transformers, whose AutoModel then does not know the model
-            without its head; `install`: how to have it.
-        unread: fields that a backbone's config must not have set, and why.
+            without its head; `install`: how to have it; `config`: the class of the model's config, where AutoConfig
+            does not know that either.
+        refused: a field of a backbone's config.json with which it is not read right, and why.
+        forecasts: whether the class has a forecast head; without one it is the backbone alone.
+        whole_patches: whether a patch that lacks a value is one that holds nothing.
         batch_norms: classes of modules that put [n, t, d] through a BatchNorm1d, their `batchnorm`.
     """
 
@@ -60,7 +64,10 @@ class Architecture:
     levels: Callable[[Any], Sequence[float]] = lambda config: [float(each) for each in getattr(config, "quantiles", ())]
     package: str = ""
     install: str = ""
-    unread: tuple[tuple[str, str], ...] = ()
+    config: str = ""
+    refused: Callable[[Mapping[str, Any]], tuple[str, str] | None] = lambda config: None
+    whole_patches: bool = False
+    forecasts: bool = True
     batch_norms: tuple[str, ...] = ()
 
     def of_head(self, name: str) -> bool:
@@ -77,6 +84,11 @@ class Architecture:
         shared = getattr(config, "share_projection", True) and not getattr(config, "prediction_channel_indices", None)
         mixed = getattr(config, "use_decoder", False) and config.decoder_mode != "common_channel"
         return bool(self.separates(config) and shared and not mixed)
+
+
+def _any_set(**reasons: str) -> Callable[[Mapping[str, Any]], tuple[str, str] | None]:
+    """`Architecture.refused` of these fields, where one is set."""
+    return lambda config: next((each for each in reasons.items() if config.get(each[0])), None)
 
 
 def _masked_by(name: str) -> Callable[[Any, Any, Any], Ran]:
@@ -99,6 +111,10 @@ def _run_timesfm(model: Any, values: Any, observed: Any) -> Ran:
 
 def _run_chronos_bolt(model: Any, values: Any, observed: Any) -> Ran:
     return Ran(*chronos_bolt.states(model, values, observed))
+
+
+def _run_moment(model: Any, values: Any, observed: Any) -> Ran:
+    return Ran(*moment.states(model, values, observed))
 
 
 def _timesfm_head(module: Any, tokens: Any) -> Any:
@@ -145,14 +161,14 @@ ARCHITECTURES = {
         batch_norms=("TinyTimeMixerBatchNorm",),
         package="tsfm_public.models.tinytimemixer",
         install="pip install --no-deps granite-tsfm==0.3.11 && pip install 'fmplex[tiny-time-mixer]'",
-        unread=(
-            ("resolution_prefix_tuning", "it wants the frequency of each series"),
-            ("categorical_vocab_size_list", "it wants categories beside each series"),
-            ("enable_forecast_channel_mixing", "it wants values of the future"),
-            ("decoder_raw_residual", "its head reads the series beside the backbone's vectors"),
+        refused=_any_set(
+            resolution_prefix_tuning="it wants the frequency of each series",
+            categorical_vocab_size_list="it wants categories beside each series",
+            enable_forecast_channel_mixing="it wants values of the future",
+            decoder_raw_residual="its head reads the series beside the backbone's vectors",
         ),
     ),
-    "chronos-bolt": Architecture(
+    chronos_bolt.MODEL_TYPE: Architecture(
         _run_chronos_bolt,
         lambda config: True,
         chronos_bolt.CLASS,
@@ -166,11 +182,33 @@ ARCHITECTURES = {
         package=chronos_bolt.MODULE,
         install=chronos_bolt.INSTALL,
     ),
+    moment.MODEL_TYPE: Architecture(
+        _run_moment,
+        lambda config: True,
+        moment.CLASS,
+        config=moment.CONFIG,
+        sizes=moment.sizes,
+        package=moment.MODULE,
+        install=moment.INSTALL,
+        refused=moment.refused,
+        whole_patches=True,
+        forecasts=False,
+    ),
 }
 
 
-def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
-    """That of a config.json; None where it is of another kind. Chronos-Bolt's says that it is a T5, and its class."""
+def kind_of(config: Mapping[str, Any]) -> str:
+    """The type of a model by its config.json: Chronos-Bolt's says that it is a T5, MOMENT's none."""
     if chronos_bolt.CLASS in (config.get("architectures") or ()):
-        return ARCHITECTURES["chronos-bolt"]
-    return ARCHITECTURES.get(str(config.get("model_type")))
+        return chronos_bolt.MODEL_TYPE
+    return moment.MODEL_TYPE if moment.is_moment(config) else str(config.get("model_type"))
+
+
+def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
+    """That of a config.json; None where it is of another kind."""
+    return ARCHITECTURES.get(kind_of(config))
+
+
+def width_of(config: Mapping[str, Any]) -> int | None:
+    """The width of a model's states by its config.json; None where that does not say it."""
+    return moment.width(config) if moment.is_moment(config) else width_in(config)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from fmplex_backend.decoders import Embedder
 from fmplex_backend.decoders.decoder import Pooling
 from fmplex_backend.families.heads import CarriedOver, layers, made_for, scores_decoder
+from fmplex_backend.families.time_series import moment_heads
 from fmplex_backend.families.time_series.architectures import architecture_of
+from fmplex_backend.families.time_series.moment import is_moment
 from fmplex_backend.families.time_series.own_head import OwnForecaster
 from fmplex_backend.families.time_series.sections import Window
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 def carried_over(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CarriedOver:
     """As `Family.carried_over`."""
+    if is_moment(config):
+        return moment_heads.carried_over(config, tensors)
     kind, made = str(config.get("model_type")), made_for(config)
     architecture = architecture_of(config)
     assert architecture is not None  # `takes_model`

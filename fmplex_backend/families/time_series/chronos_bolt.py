@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+MODEL_TYPE = "chronos-bolt"  # its config.json says t5
 MODULE, CLASS = "chronos.chronos_bolt", "ChronosBoltModelForForecasting"
 HEAD = ("decoder", "output_patch_embedding")
 TIED = {"decoder.embed_tokens.weight": "shared.weight"}  # files may have the latter alone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import torch
 from fmplex_backend.errors import BackboneRefused
 from fmplex_backend.families.huggingface import load_model, on_device
 from fmplex_backend.families.model_files import find_model, model_config
-from fmplex_backend.families.time_series.anatomy import Anatomy, class_of, import_needed, without_head
-from fmplex_backend.families.time_series.architectures import ARCHITECTURES, Architecture, architecture_of
+from fmplex_backend.families.time_series.anatomy import Anatomy, class_of, import_needed, read_config, without_head
+from fmplex_backend.families.time_series.architectures import ARCHITECTURES, Architecture, architecture_of, kind_of
 from fmplex_backend.families.time_series.norms import fix_norms
 from fmplex_backend.families.time_series.parameters import TimeSeriesConfig
 
@@ -36,6 +37,7 @@ def load_backbone(config: TimeSeriesConfig, file: Path, device: torch.device) ->
         file,
         device,
         read=lambda directory: None,
+        configured=partial(read_config, architecture),
         part=lambda whole: served_config(whole, architecture),
         loader=class_of(architecture, architecture.forecaster) if architecture.package else None,
     )
@@ -66,8 +68,7 @@ def _architecture(config: TimeSeriesConfig, file: Path) -> Architecture:
     """Of the model, once what it needs is imported."""
     directory = find_model(config.model, file)
     found = model_config(directory, file)
-    kind = str(found.get("model_type"))
-    architecture = architecture_of(found)
+    kind, architecture = kind_of(found), architecture_of(found)
     if architecture is None:
         raise BackboneRefused(
             file,
@@ -75,11 +76,11 @@ def _architecture(config: TimeSeriesConfig, file: Path) -> Architecture:
             f"{config.model!r} is of the type {kind}",
             f"Name a model of the types {', '.join(ARCHITECTURES)}",
         )
-    for field, reason in architecture.unread:
-        if found.get(field):
-            raise BackboneRefused(
-                file, "parameters.model", f"{config.model!r} has {field}: {reason}", "Name a model without"
-            )
+    if refused := architecture.refused(found):
+        field, reason = refused
+        raise BackboneRefused(
+            file, "parameters.model", f"{config.model!r} has {field}: {reason}", "Name a model without"
+        )
     try:
         import_needed(architecture)
     except ImportError as error:

@@ -19,7 +19,7 @@ from fmplex_backend.decoders.results import Result
 from fmplex_backend.decoders.rows import Rows
 from fmplex_backend.errors import TaskProblem, TaskRefused
 from fmplex_backend.families.time_series.architectures import PATCHES
-from fmplex_backend.families.time_series.patching import Patching
+from fmplex_backend.families.time_series.patching import Patching, whole_patches
 from fmplex_backend.families.time_series.results import Filled
 from fmplex_backend.families.time_series.series import TimeSeries, series_of
 from fmplex_backend.families.time_series.windows import Future, later_part, windows_of
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 IMPUTED = TensorSpec("IMPUTED", "TYPE_FP32", (-1, -1))
 SEED = 0  # of the gaps that are made
+KEPT = 16  # steps in a row: they hold a patch of 8 wherever it begins, and MOMENT sees patches without gaps alone
 
 
 @dataclass(config=CHECKED, frozen=True)
@@ -112,7 +113,7 @@ class Imputer(HeadDecoder):
         return Rows(rows, labels, [], source)
 
     def _gaps(self, rng: np.random.Generator, values: Array) -> npt.NDArray[np.bool_]:
-        """[steps, channels]; at least two values of a channel stay."""
+        """[steps, channels]; of a channel at least two values stay, and KEPT steps in a row."""
         steps, channels = values.shape
         gaps = np.zeros(values.shape, dtype=np.bool_)
         for channel in range(channels):
@@ -120,6 +121,9 @@ class Imputer(HeadDecoder):
                 length = int(rng.integers(1, min(self.gap, max(1, steps // 2)) + 1))
                 start = int(rng.integers(0, steps - length + 1))
                 gaps[start : start + length, channel] = True
+            if not whole_patches(~gaps[:, [channel]], KEPT, 1).any():
+                start = int(rng.integers(0, max(1, steps - KEPT + 1)))
+                gaps[start : start + KEPT, channel] = False
             if np.count_nonzero(~np.isnan(values[:, channel]) & ~gaps[:, channel]) < 2:
                 gaps[:, channel] = False
         return gaps

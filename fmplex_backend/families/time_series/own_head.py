@@ -116,13 +116,13 @@ class OwnHeads:
     """
 
     def __init__(self, directory: Path, anatomy: Anatomy, read: Mapping[str, Tensor]) -> None:
-        from transformers import AutoConfig
+        from fmplex_backend.families.time_series.anatomy import read_config
 
         self.anatomy = anatomy
-        self.config = AutoConfig.from_pretrained(directory)
+        self.config = read_config(anatomy.architecture, directory)
         if hasattr(self.config, "do_mask_input"):
             self.config.do_mask_input = False
-        self.tensors = _head_of(anatomy.architecture, read, directory)
+        self.tensors = _head_of(anatomy.architecture, read, directory) if anatomy.architecture.forecasts else {}
 
     def load(self, section: OwnForecaster, channels: int | None, version: Path) -> LoadedHead:
         """Raises TaskRefused.
@@ -195,6 +195,10 @@ class OwnHeads:
         from fmplex_backend.weights import read_safetensors
 
         architecture, config = self.anatomy.architecture, copy.deepcopy(self.config)
+        if not architecture.forecasts:
+            problem = f"the checkpoint of a {config.model_type} has no forecast head, or one that a Forecaster is"
+            remedy = "Fit a Forecaster, or import a fine-tuned checkpoint: fmplex import"
+            raise TaskRefused(version / "task.json", "decoder.kind", problem, remedy)
         with torch.device("meta"):  # the backbone's part would take memory, and is not used
             whole: Any = class_of(architecture, architecture.forecaster)(config)
         wanted = {name: each for name, each in whole.state_dict().items() if architecture.of_head(name)}

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from fmplex_backend.errors import InvalidRequest
 from fmplex_backend.families.time_series.anatomy import Anatomy
+from fmplex_backend.families.time_series.patching import whole_patches
 from fmplex_backend.families.time_series.series import Array
 
 LARGEST = 1e15  # the sum of a few thousand squares of it is a float32
@@ -110,6 +111,8 @@ class Preprocessor:
                 f"{which} {counts[poor]} values in the last {len(series)} steps, all others are missing; at least "
                 f"{LEAST_OBSERVED} are needed"
             )
+        if self.anatomy.architecture.whole_patches:
+            self._check_whole(known)
         zeroed = np.where(known, series, np.float32(0))
         means = (zeroed.sum(axis=0, dtype=np.float64) / counts).astype(np.float32)
         context = self.anatomy.context
@@ -118,6 +121,18 @@ class Preprocessor:
         values[context - len(series) :] = np.where(known, series, means)
         observed[context - len(series) :] = known
         return values, observed
+
+    def _check_whole(self, known: npt.NDArray[np.bool_]) -> None:
+        """Raise ValueError where the model would see nothing of a channel."""
+        patch = self.anatomy.patch
+        whole = whole_patches(known, patch, self.anatomy.stride).any(axis=0)
+        if not whole.all():
+            which = f"channel {int(whole.argmin())}" if known.shape[1] > 1 else "it"
+            raise ValueError(
+                f"{which} has no {patch} values in a row where the backbone cuts it: it sees {patch} steps at a time, "
+                f"counted from the last, and leaves out those with a missing one. Send at least {patch} steps, or fill "
+                "the gaps"
+            )
 
 
 class SeriesReader:

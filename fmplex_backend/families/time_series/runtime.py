@@ -1,4 +1,4 @@
-"""Time-series backbones (PatchTST, PatchTSMixer, TimesFM, Tiny Time Mixer, Chronos-Bolt) in torch."""
+"""Time-series backbones (PatchTST, PatchTSMixer, TimesFM, Tiny Time Mixer, Chronos-Bolt, MOMENT) in torch."""
 
 from __future__ import annotations
 

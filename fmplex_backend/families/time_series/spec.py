@@ -13,7 +13,7 @@ from fmplex_backend.families.heads import CarriedOver
 from fmplex_backend.families.model_files import find_model, fingerprint_of, hidden_width
 from fmplex_backend.families.spec import Family, FittingInputs
 from fmplex_backend.families.time_series.anomaly import AnomalyDetector
-from fmplex_backend.families.time_series.architectures import architecture_of
+from fmplex_backend.families.time_series.architectures import architecture_of, width_of
 from fmplex_backend.families.time_series.carried import carried_over
 from fmplex_backend.families.time_series.forecasting import Forecaster
 from fmplex_backend.families.time_series.imputation import Imputer
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class TimeSeriesModels(Family):
-    """PatchTST, PatchTSMixer, TimesFM, Tiny Time Mixer and Chronos-Bolt."""
+    """PatchTST, PatchTSMixer, TimesFM, Tiny Time Mixer, Chronos-Bolt and MOMENT."""
 
     name = "time-series"
     inputs = (SERIES,)
@@ -64,7 +64,7 @@ class TimeSeriesModels(Family):
         return architecture_of(config) is not None
 
     def hidden_width(self, config: BackboneConfig, file: Path) -> int | None:
-        return hidden_width(find_model(config.model, file, fetch=False))
+        return hidden_width(find_model(config.model, file, fetch=False), width_of)
 
     def fingerprint(self, config: BackboneConfig, file: Path) -> str | None:
         return fingerprint_of(config.model, file)

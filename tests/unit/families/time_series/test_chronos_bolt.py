@@ -1,12 +1,7 @@
-"""Chronos-Bolt against the package's own pipeline.
-
-No trained weights are at hand: these are random ones, of the shape that chronos-bolt-tiny is published in (9 million
-weights, 2,048 steps), saved as the package saves them.
-"""
+"""Chronos-Bolt against the package's own pipeline, with random weights."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -16,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from optional_series import CHRONOS_BOLT, needs_chronos, save_chronos_bolt
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from series_fixtures import ask, finished, series, series_runtime, serve
-from transformers import T5Config
 
 from fmplex import Backbone
 from fmplex.importing.checkpoint import Checkpoint
@@ -32,46 +27,7 @@ from fmplex_backend.repository.backbone import family_of
 from testing.adapters import save_adapter
 
 CONTEXT, PATCH, STEPS, WIDTH = 2048, 16, 64, 256
-LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
-CONFIG: dict[str, Any] = {
-    "d_model": WIDTH,
-    "d_ff": 1024,
-    "d_kv": 64,
-    "num_layers": 4,
-    "num_decoder_layers": 4,
-    "num_heads": 4,
-    "vocab_size": 2,
-    "decoder_start_token_id": 0,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "dense_act_fn": "relu",
-    "feed_forward_proj": "relu",
-    "initializer_factor": 0.2,
-    "is_encoder_decoder": True,
-    "chronos_pipeline_class": "ChronosBoltPipeline",
-    "chronos_config": {
-        "context_length": CONTEXT,
-        "prediction_length": STEPS,
-        "input_patch_size": PATCH,
-        "input_patch_stride": PATCH,
-        "quantiles": LEVELS,
-        "use_reg_token": True,
-    },
-}
 DECODER: dict[str, Any] = {"kind": "own-forecast", "quantiles": [0.1, 0.5, 0.9]}
-needs_package = pytest.mark.skipif(
-    importlib.util.find_spec("chronos") is None, reason="pip install 'fmplex[chronos-bolt]'"
-)
-
-
-def save(directory: Path, seed: int = 0, **changed: Any) -> Path:
-    """A model with random weights, as the package saves it."""
-    from chronos.chronos_bolt import ChronosBoltModelForForecasting
-
-    torch.manual_seed(seed)
-    config = T5Config(**{**CONFIG, "chronos_config": {**CONFIG["chronos_config"], **changed}})
-    ChronosBoltModelForForecasting(config).eval().save_pretrained(directory)
-    return directory
 
 
 def pipeline_of(directory: Path) -> Any:
@@ -82,7 +38,7 @@ def pipeline_of(directory: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(tmp_path_factory.mktemp("chronos-bolt"))
+    return save_chronos_bolt(tmp_path_factory.mktemp("chronos-bolt"))
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +46,7 @@ def runtime(model: Path) -> TimeSeriesRuntime:
     return series_runtime(model)
 
 
-@needs_package
+@needs_chronos
 @pytest.mark.parametrize(("steps", "missing"), [(CONTEXT, 0.0), (3000, 0.0), (100, 0.0), (500, 0.2), (5, 0.0)])
 def test_forecasts_and_quantiles_are_the_pipelines(
     steps: int, missing: float, model: Path, runtime: TimeSeriesRuntime, tmp_path: Path
@@ -105,9 +61,9 @@ def test_forecasts_and_quantiles_are_the_pipelines(
     assert np.ptp(found["QUANTILES"][0], axis=0).min() > 1e-3
 
 
-@needs_package
+@needs_chronos
 def test_without_its_token_it_answers_as_the_pipeline_too(tmp_path: Path) -> None:
-    directory = save(tmp_path / "model", use_reg_token=False, context_length=256)
+    directory = save_chronos_bolt(tmp_path / "model", use_reg_token=False, context_length=256)
     runtime, item = series_runtime(directory), series(1, 200) / 50
     vfm = serve(runtime, tmp_path / "own", decoder=DECODER)
     _, mean = pipeline_of(directory).predict_quantiles(torch.from_numpy(item.T), STEPS)
@@ -116,7 +72,7 @@ def test_without_its_token_it_answers_as_the_pipeline_too(tmp_path: Path) -> Non
         serve(runtime, tmp_path / "cls", decoder={"kind": "embedding", "pooling": "cls"})
 
 
-@needs_package
+@needs_chronos
 @pytest.mark.parametrize("pooling", ["mean", "max", "cls"])
 def test_vectors_are_pooled_states_of_its_encoder(
     pooling: str, model: Path, runtime: TimeSeriesRuntime, tmp_path: Path
@@ -130,7 +86,7 @@ def test_vectors_are_pooled_states_of_its_encoder(
     np.testing.assert_allclose(found, want.numpy(), atol=1e-5)
 
 
-@needs_package
+@needs_chronos
 def test_lora_on_its_encoder_changes_its_forecasts_as_peft_does(
     model: Path, runtime: TimeSeriesRuntime, tmp_path: Path
 ) -> None:
@@ -148,7 +104,7 @@ def test_lora_on_its_encoder_changes_its_forecasts_as_peft_does(
     assert np.abs(want - plain).max() > 5e-3
 
 
-@needs_package
+@needs_chronos
 def test_a_task_brings_the_head_of_another_checkpoint(model: Path, tmp_path: Path) -> None:
     """One whose encoder was frozen while it was fine-tuned."""
     other = tmp_path / "other"
@@ -170,13 +126,13 @@ def test_a_task_brings_the_head_of_another_checkpoint(model: Path, tmp_path: Pat
     )
 
 
-@needs_package
+@needs_chronos
 def test_levels_that_its_head_lacks_are_refused(runtime: TimeSeriesRuntime, tmp_path: Path) -> None:
     with pytest.raises(TaskRefused, match=r"decoder\.quantiles: the head of a t5 does not have 0\.05, but 0\.1, 0\.2"):
         serve(runtime, tmp_path / "own", decoder={**DECODER, "quantiles": [0.05]})
 
 
-@needs_package
+@needs_chronos
 def test_the_backbone_holds_its_encoder_alone(runtime: TimeSeriesRuntime) -> None:
     assert {name.partition(".")[0] for name in runtime.model.state_dict()} == {
         "shared",
@@ -186,7 +142,7 @@ def test_the_backbone_holds_its_encoder_alone(runtime: TimeSeriesRuntime) -> Non
 
 
 def test_it_is_known_by_its_class_and_other_t5_models_are_not() -> None:
-    config = {**CONFIG, "model_type": "t5", "architectures": ["ChronosBoltModelForForecasting"]}
+    config = {**CHRONOS_BOLT, "model_type": "t5", "architectures": ["ChronosBoltModelForForecasting"]}
     assert family_of("model", config) == "time-series"
     first = {**config, "architectures": ["T5ForConditionalGeneration"]}  # the first Chronos speaks in tokens
     with pytest.raises(Exception, match=r"\(t5\) is a model of no family here"):
@@ -194,7 +150,7 @@ def test_it_is_known_by_its_class_and_other_t5_models_are_not() -> None:
 
 
 def test_without_the_package_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = {**CONFIG, "model_type": "t5", "architectures": ["ChronosBoltModelForForecasting"]}
+    config = {**CHRONOS_BOLT, "model_type": "t5", "architectures": ["ChronosBoltModelForForecasting"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     monkeypatch.setitem(sys.modules, "chronos", None)
     monkeypatch.setitem(sys.modules, "chronos.chronos_bolt", None)
