@@ -299,13 +299,14 @@ def test_one_that_cannot_be_set_costs_itself_alone(
     assert ("fmplex_backbone_vfms", (("backbone", BACKBONE),)) in publisher._metrics
 
 
-def test_labels_are_text(tmp_path: Path) -> None:
+def test_a_name_that_is_no_text_is_no_label(tmp_path: Path) -> None:
     write_task(tmp_path, "one", 0)
+    write_task(tmp_path, "two", 1)
     edit(tmp_path / "one" / "config.pbtxt", 'name: "one"\n', "")
     (tmp_path / "one").rename(tmp_path / os.fsdecode(b"x\xff"))
     service = ServiceRig(tmp_path).service
     service.loader.refresh()
-    assert {value for sample in samples(service) for key, value in sample.labels if key == "task"} == {"x\\xff"}
+    assert {value for sample in samples(service) for key, value in sample.labels if key == "task"} == {"two"}
 
 
 def test_a_round_that_fails_is_not_the_last(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
