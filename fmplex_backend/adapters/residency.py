@@ -3,7 +3,7 @@
 Those that are not lie in a file: what was read, checked and scaled when their version was loaded, as it was then,
 whatever has become of the version's own files. One is read as soon as a request for it is queued, that of the vFM with
 the smallest start tag (`Vfm.start`, the fair queueing's) first, on a thread of its own, and put into the bank between
-two batches, a few milliseconds at a time.
+two batches: all that were read together take a few milliseconds there, and go on after the next batch.
 Its requests wait meanwhile (`is_ready`), and nobody else's. The adapter that was used the longest ago makes room, of
 those whose vFMs have nothing queued where there are such. One with requests that have begun stays; where there are no
 others, the one whose vFM is furthest ahead of its share, further than who waits, takes no new requests until the last
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -33,7 +33,7 @@ from fmplex_backend.types import RESIDENT, Failed, Metric, Pass, Post, Reading, 
 
 log = logging.getLogger("fmplex")
 
-CHUNK_S = 0.004  # of putting an adapter into the bank, between two batches
+CHUNK_S = 0.004  # of putting adapters into the bank, between two batches
 FRESH_S = 1.0  # after it was put in, while an adapter is not evicted unless a request with it begins sooner
 RETRY_S = 5.0  # after this time one is read again that could not be
 METRICS: Mapping[str, Metric] = MappingProxyType(
@@ -65,6 +65,7 @@ class Residency:
         self._fresh: dict[Adapter, float] = {}  # until then they wait for their requests
         self._wanted: OrderedDict[Adapter, float] = OrderedDict()  # since when
         self._loading: dict[Adapter, float] = {}
+        self._read_in: deque[tuple[Adapter, KeptWeights, Iterator[None]]] = deque()  # and not yet whole in the bank
         self._broken: dict[Adapter, float] = {}  # until then they are not read again
         self._begun: dict[Request, Adapter] = {}  # requests that have run, or are about to, and have no outcome
         self._in_batch: set[Request] = set()  # of these, those in the batch that is put together, or runs
@@ -286,29 +287,41 @@ class Residency:
         self.post(partial(self._begin_to_put, adapter, kept, weights))
 
     def _begin_to_put(self, adapter: Adapter, kept: KeptWeights, weights: dict[str, LoraWeights]) -> None:
-        if adapter in self._loading:  # else it is gone
-            adapter.lora = weights
-            self._put(adapter, kept, self.bank.attaching(adapter))
+        if adapter not in self._loading:  # it is gone
+            return
+        adapter.lora = weights
+        self._read_in.append((adapter, kept, self.bank.attaching(adapter)))
+        if len(self._read_in) == 1:
+            self.post(self._put)  # not at once: others that were read during the same batch are told of next
 
-    def _put(self, adapter: Adapter, kept: KeptWeights, parts: Iterator[None]) -> None:
+    def _put(self) -> None:
+        """Put what was read into the bank, in the order of reading, until its time between two batches is over."""
+        until = self.clock() + CHUNK_S
+        while self._read_in and self._is_put(*self._read_in[0], until):
+            self._read_in.popleft()
+        if self._read_in:
+            self.post(self._put)
+
+    def _is_put(self, adapter: Adapter, kept: KeptWeights, parts: Iterator[None], until: float) -> bool:
+        """Go on with an adapter; False where its time was over before its end. One that is gone or fails has ended."""
         if adapter not in self._loading:
             parts.close()  # type: ignore[attr-defined]
-            return
-        until = self.clock() + CHUNK_S
+            adapter.lora.clear()  # also where it had not begun
+            return True
         try:
             for _ in parts:
                 if self.clock() > until:
-                    self.post(partial(self._put, adapter, kept, parts))
-                    return
+                    return False
         except Exception as error:
             self._fail(adapter, kept, error)
-            return
+            return True
         self.load_s += self.clock() - self._loading.pop(adapter)
         self.loads += 1
         # Only now: the evicted one may have been the last of this one's bucket, whose stack is used again.
         self.bank.drop_unused()
         self._resident[adapter] = None
         self._fresh[adapter] = self.clock() + FRESH_S
+        return True
 
     def _fail(self, adapter: Adapter, kept: KeptWeights, error: Exception) -> None:
         log.error("the weights of an adapter cannot be brought back into memory", exc_info=error)
