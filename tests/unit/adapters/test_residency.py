@@ -93,6 +93,12 @@ class House:
                 self.posted.pop(0)()
                 assert self.residency.used <= self.residency.budget
 
+    def between_batches(self) -> None:
+        """Call what was posted until now, as the engine does."""
+        posted, self.posted[:] = list(self.posted), []
+        for command in posted:
+            command()
+
     def resident(self) -> set[int]:
         found = {n for n, adapter in enumerate(self.adapters) if adapter.slot}
         told = {
@@ -234,6 +240,26 @@ def test_one_that_was_read_stays_until_its_requests_come(house: House) -> None:
     assert house.resident() == {3, 4}
 
 
+def test_those_that_were_read_during_one_batch_share_the_time_after_it(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residency, "CHUNK_S", -1.0)  # a module at a time
+    for task in (2, 3):
+        house.expect(task)
+    house.between_batches()
+    reader = house.residency._reader
+    assert reader is not None
+    wait([reader.submit(int)])
+    house.between_batches()
+    batches = 0
+    while house.posted:
+        assert len(house.posted) == 1, "each has a time of its own"
+        house.between_batches()
+        batches += 1
+    assert {2, 3} <= house.resident()
+    assert batches >= 2 * len(house.model.encoder.layer)
+
+
 def test_one_that_is_detached_while_it_is_read_keeps_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(residency, "CHUNK_S", -1.0)  # a module at a time
     for task in (2, 3):
@@ -243,8 +269,10 @@ def test_one_that_is_detached_while_it_is_read_keeps_nothing(house: House, monke
         assert reader is not None
         wait([reader.submit(int)])
         if task == 3:
-            house.posted.pop(0)()
+            house.between_batches()
+            house.between_batches()
             assert house.posted, "it is in the bank at once"
+            assert house.adapters[task].slot
         house.residency.detach(house.adapters[task])
         house.settle()
         assert not house.adapters[task].lora
