@@ -43,14 +43,21 @@ PAGE, PAGES = 16, 1024
 Generate = Callable[[Sequence[Ask]], float]  # seconds of CPU time
 
 
-class Generating(Child):
-    """A process, pinned to the core of models, that generates on demand."""
+class OneCore(Child):
+    """A process with one thread on the core of models; its first step is `set_up_on_one_core`."""
+
+    def __init__(self, **setup: str) -> None:
+        variables = ALLOCATOR | os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        super().__init__({**setup, "core": subject().apart.models[0]}, variables)
+
+
+class Generating(OneCore):
+    """A process that generates on demand."""
 
     module = "benchmarks.harness.generating"
 
     def __init__(self, kind: str, repository: Path | None = None) -> None:
-        setup = {"kind": kind, "repository": str(repository), "core": subject().apart.models[0]}
-        super().__init__(setup, ALLOCATOR | os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
+        super().__init__(kind=kind, repository=str(repository))
 
     def per_second(self, asks: Sequence[Ask]) -> float:
         """Generated tokens that were asked for, per second of CPU time."""
@@ -58,6 +65,15 @@ class Generating(Child):
 
 
 # -- in the process
+
+
+def set_up_on_one_core() -> dict[str, Any]:
+    """Read what a `OneCore` was set up with, and stay on its core."""
+    logging.disable_progress_bar()
+    setup: dict[str, Any] = json.loads(sys.stdin.readline())
+    os.sched_setaffinity(0, {setup["core"]})
+    torch.set_num_threads(1)
+    return setup
 
 
 class Ours:
@@ -188,10 +204,7 @@ def generator(kind: str, repository: str) -> Iterator[Generate]:
 
 def main() -> None:
     """Answer every line of stdin with seconds."""
-    logging.disable_progress_bar()
-    setup = json.loads(sys.stdin.readline())
-    os.sched_setaffinity(0, {setup["core"]})
-    torch.set_num_threads(1)
+    setup = set_up_on_one_core()
     with generator(setup["kind"], setup["repository"]) as generate:
         print(0, flush=True)
         for line in sys.stdin:

@@ -7,22 +7,14 @@ back is done between two steps, by commands that the engine is posted: their tim
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-import torch
-from transformers.utils import logging
-
-from benchmarks.harness.generating import Ours
+from benchmarks.harness.generating import OneCore, Ours, set_up_on_one_core
 from benchmarks.harness.language_model import Ask
-from benchmarks.harness.subject import subject
-from benchmarks.load.child import Child
-from fmplex_controller.server.installation import ALLOCATOR
 
 
 @dataclass
@@ -44,14 +36,13 @@ class Steps:
     seconds: float = 0.0
 
 
-class Paging(Child):
-    """The process, pinned to the core of models."""
+class Paging(OneCore):
+    """The process."""
 
     module = "benchmarks.harness.paging"
 
     def __init__(self, repository: Path) -> None:
-        setup = {"repository": str(repository), "core": subject().apart.models[0]}
-        super().__init__(setup, ALLOCATOR | os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
+        super().__init__(repository=str(repository))
 
     def run(self, asks: Sequence[Ask]) -> Steps:
         """Generate all of them, in the order that the scheduler takes."""
@@ -98,11 +89,7 @@ class Paged(Ours):
 
 def main() -> None:
     """Answer every line of stdin with a round's steps."""
-    logging.disable_progress_bar()
-    setup: dict[str, Any] = json.loads(sys.stdin.readline())
-    os.sched_setaffinity(0, {setup["core"]})
-    torch.set_num_threads(1)
-    paged = Paged(Path(setup["repository"]))
+    paged = Paged(Path(set_up_on_one_core()["repository"]))
     print(0, flush=True)
     for line in sys.stdin:
         print(json.dumps(asdict(paged.run([Ask(**ask) for ask in json.loads(line)["asks"]]))), flush=True)

@@ -83,15 +83,19 @@ class House:
 
     def settle(self) -> None:
         """Read what is being read, and call what was posted."""
-        reader = self.residency._reader
-        assert reader is not None
         while True:
-            wait([reader.submit(int)])  # behind those before it
+            self.read()
             if not self.posted:
                 return
             while self.posted:
                 self.posted.pop(0)()
                 assert self.residency.used <= self.residency.budget
+
+    def read(self) -> None:
+        """Wait until all that is being read is."""
+        reader = self.residency._reader
+        assert reader is not None
+        wait([reader.submit(int)])  # behind those before it
 
     def between_batches(self) -> None:
         """Call what was posted until now, as the engine does."""
@@ -247,9 +251,7 @@ def test_those_that_were_read_during_one_batch_share_the_time_after_it(
     for task in (2, 3):
         house.expect(task)
     house.between_batches()
-    reader = house.residency._reader
-    assert reader is not None
-    wait([reader.submit(int)])
+    house.read()
     house.between_batches()
     batches = 0
     while house.posted:
@@ -265,9 +267,7 @@ def test_one_that_is_detached_while_it_is_read_keeps_nothing(house: House, monke
     for task in (2, 3):
         house.expect(task)
         house.posted.pop(0)()
-        reader = house.residency._reader
-        assert reader is not None
-        wait([reader.submit(int)])
+        house.read()
         if task == 3:
             house.between_batches()
             house.between_batches()
