@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,13 +60,17 @@ def served_version(file: Path, proto: Any) -> Version:
     if wanted and there and served not in there:
         remedy = f"Put it back, or serve another one: fmplex task rollback {directory.name} --to {there[-1]}"
         raise TaskRefused(directory / str(served), "(directory)", MISSING, remedy)
-    return version_at(directory, served)
+    return _version(directory, served, there)
 
 
 def version_at(directory: Path, number: int) -> Version:
     """A version of a model's directory; raises TaskRefused where there is no such one."""
+    return _version(directory, number, version_numbers(directory))
+
+
+def _version(directory: Path, number: int, there: Sequence[int]) -> Version:
     path = directory / str(number)
-    if number not in version_numbers(directory):
+    if number not in there:
         raise TaskRefused(path, "(directory)", MISSING, "Put task.json and weights there")
     return Version(number, path, _signature(path))
 
