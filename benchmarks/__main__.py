@@ -30,6 +30,7 @@ EXPERIMENTS = (
     "mixture",
     "vision",
     "series",
+    "forecaster",
     "audio",
     "memory",
     "changes",

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from benchmarks.harness.bare import rate
-from benchmarks.harness.families import BY_FAMILY, Measured
+from benchmarks.harness.families import BY_NAME, FORECASTERS, Measured
 from benchmarks.harness.subject import subject
 from benchmarks.load.child import Child
 from fmplex_controller.server.installation import ALLOCATOR
@@ -38,7 +38,7 @@ class BareFamily(Child):
     module = "benchmarks.harness.bare_family"
 
     def __init__(self, measured: Measured, model: str, inputs: list[str], point: int) -> None:
-        setup = {"family": measured.family, "model": model, "inputs": inputs, "point": point}
+        setup = {"name": measured.name, "model": model, "inputs": inputs, "point": point}
         super().__init__(setup | {"core": subject().apart.models[0]}, ALLOCATOR | os.environ)
 
     def per_second(self, seconds: float, *, prepared: bool = False) -> float:
@@ -100,25 +100,34 @@ def _audio(model: str) -> tuple[Prepare, Forward]:
     return prepare, forward
 
 
-def _series(model: str) -> tuple[Prepare, Forward]:
-    from transformers import AutoConfig, AutoModel
-
-    from fmplex_backend.families.time_series.huggingface import load_backbone, served_config
+def _series_prepared(model: str) -> tuple[Any, Prepare]:
+    """The loaded backbone, and [n, context, channels] of values and of what was observed."""
+    from fmplex_backend.families.time_series.huggingface import load_backbone
     from fmplex_backend.families.time_series.parameters import TimeSeriesConfig
     from fmplex_backend.families.time_series.preprocessing import Preprocessor, SeriesReader
 
     config = TimeSeriesConfig(model=model, threads=1)
     loaded = load_backbone(config, FILE, DEVICE)
     reader = SeriesReader(Preprocessor(loaded.anatomy, config.max_channels), None, None, 0)
-    # Not the loaded model, in which transformers' modules are laid out for speed.
-    own = served_config(AutoConfig.from_pretrained(loaded.directory), loaded.anatomy.architecture)
-    plain: Any = AutoModel.from_pretrained(loaded.directory, config=own).eval()
 
     def prepare(contents: list[bytes]) -> tuple[Tensor, ...]:
         series = np.stack([np.frombuffer(content, dtype=np.float32) for content in contents])
         rows = [row for own in reader.encode(series.reshape(len(contents), loaded.anatomy.context, -1)) for row in own]
         values, observed = ([getattr(row, name) for row in rows] for name in ("values", "observed"))
         return torch.from_numpy(np.stack(values)), torch.from_numpy(np.stack(observed))
+
+    return loaded, prepare
+
+
+def _series(model: str) -> tuple[Prepare, Forward]:
+    from transformers import AutoConfig, AutoModel
+
+    from fmplex_backend.families.time_series.huggingface import served_config
+
+    loaded, prepare = _series_prepared(model)
+    # Not the loaded model, in which transformers' modules are laid out for speed.
+    own = served_config(AutoConfig.from_pretrained(loaded.directory), loaded.anatomy.architecture)
+    plain: Any = AutoModel.from_pretrained(loaded.directory, config=own).eval()
 
     def forward(values: Tensor, observed: Tensor) -> Tensor:
         states: Tensor = plain(past_values=values, past_observed_mask=observed).last_hidden_state
@@ -127,7 +136,20 @@ def _series(model: str) -> tuple[Prepare, Forward]:
     return prepare, forward
 
 
-LOAD = {"vision-encoder": _vision, "audio-encoder": _audio, "time-series": _series}
+def _forecaster(model: str) -> tuple[Prepare, Forward]:
+    from chronos import ChronosBoltPipeline
+
+    _, prepare = _series_prepared(model)
+    plain: Any = ChronosBoltPipeline.from_pretrained(model).model.eval()
+
+    def forward(values: Tensor, observed: Tensor) -> Tensor:
+        states: Tensor = plain.encode(context=values[..., 0])[0]
+        return states[:, :-1].mean(dim=1)
+
+    return prepare, forward
+
+
+LOAD = {"vision": _vision, "audio": _audio, "series": _series} | {each.name: _forecaster for each in FORECASTERS}
 
 
 def main() -> None:
@@ -136,8 +158,8 @@ def main() -> None:
     setup: dict[str, Any] = json.loads(sys.stdin.readline())
     os.sched_setaffinity(0, {setup["core"]})
     torch.set_num_threads(1)
-    prepare, forward = LOAD[setup["family"]](setup["model"])
-    measured = BY_FAMILY[setup["family"]]
+    prepare, forward = LOAD[setup["name"]](setup["model"])
+    measured = BY_NAME[setup["name"]]
     size: int = max(1, measured.bmax // measured.points[setup["point"]].rows)
     contents = [base64.b64decode(each) for each in setup["inputs"]]
     batches = [contents[start : start + size] for start in range(0, len(contents) - size + 1, size)]

@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModel, WhisperConfig, WhisperFeatureExtractor, WhisperModel
+from transformers import AutoConfig, AutoModel, T5EncoderModel, WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from benchmarks.harness.serving import pin, serving
 from benchmarks.harness.subject import subject
@@ -25,14 +25,15 @@ from benchmarks.load.client import METHOD, message
 from benchmarks.load.plan import Reads
 from fmplex_backend.families.model_files import find_model
 from testing.adapters import lora, save_adapter
+from testing.optional_series import CHRONOS_BOLT, CHRONOS_BOLT_SMALL, save_chronos_bolt
 from testing.repositories import Task, write_backbone, write_task
 from testing.servers import Serving
 
 BACKBONE = "backbone"
-MODULES = ("q_proj", "v_proj")  # that get LoRA
 RANK, TASKS = 8, 10
 RATE = 16_000  # samples a second
 CONTEXT, PATCHES = 288, 24  # of the demo's PatchTST
+LONG_CONTEXT: int = CHRONOS_BOLT["chronos_config"]["context_length"]
 
 Recipe = Mapping[str, Any]  # fields of a Task
 POOLED: tuple[Recipe, ...] = (
@@ -72,6 +73,7 @@ class Measured:
     """A backbone of a family.
 
     Args:
+        name: of what is measured.
         model: makes what the backbone's config names, in a folder if need be.
         hidden: the width of its vectors.
         heads: of which a set of tasks takes ten, in turn.
@@ -79,8 +81,11 @@ class Measured:
         fair: at which shares are.
         seconds: of a round of throughput, and of the load of which the shares are taken.
         part: of transformers' model, that adapters are on; "": all of it.
+        modules: of that, which get LoRA.
+        architecture: makes transformers' model of a config.
     """
 
+    name: str
     family: str
     model: Callable[[Path], str]
     hidden: int
@@ -90,6 +95,8 @@ class Measured:
     fair: Point
     seconds: tuple[float, float]
     part: str = ""
+    modules: tuple[str, ...] = ("q_proj", "v_proj")
+    architecture: Callable[[Any], Any] = AutoModel.from_config
 
     def tasks(self, kind: str, folder: Path, model: str, count: int = TASKS) -> list[Task]:
         """`head`: a head each, of several kinds; `lora`: a classifier each, with an adapter of its own."""
@@ -125,9 +132,9 @@ class Measured:
         adapters = []
         for number in range(count):
             with torch.device("meta"):  # only the names and shapes of the model's weights matter
-                whole = AutoModel.from_config(shape)
+                whole = self.architecture(shape)
             own = getattr(whole, self.part) if self.part else whole
-            adapters.append(save_adapter(folder / f"adapter{number}", own, lora(RANK, *MODULES), seed=number))
+            adapters.append(save_adapter(folder / f"adapter{number}", own, lora(RANK, *self.modules), seed=number))
         return adapters
 
 
@@ -189,11 +196,11 @@ def clip(seed: int) -> bytes:
     return stream.getvalue()
 
 
-def series(channels: int) -> Callable[[int], bytes]:
-    """A daily course of hourly values, with noise, of so many channels: as many steps as the backbone sees."""
+def series(channels: int, length: int) -> Callable[[int], bytes]:
+    """A daily course of hourly values, with noise: [length, channels]."""
 
     def content(seed: int) -> bytes:
-        numbers, steps = np.random.default_rng(seed), np.arange(CONTEXT)[:, None]
+        numbers, steps = np.random.default_rng(seed), np.arange(length)[:, None]
         course = np.sin(2 * np.pi * steps / 24 + numbers.uniform(0, 6, channels))
         return (30 + 12 * course + numbers.normal(0, 2, course.shape)).astype(np.float32).tobytes()
 
@@ -227,9 +234,26 @@ def _dino(folder: Path) -> str:
     return "cache:dinov2-small-mri"
 
 
-def _series_of(channels: int) -> Point:
+def _chronos_bolt(name: str, hidden: int, points: tuple[Point, ...], **sizes: int) -> Measured:
+    return Measured(
+        name=name,
+        family="time-series",
+        model=lambda folder: str(save_chronos_bolt(folder / name, sizes=sizes)),
+        hidden=hidden,
+        bmax=8,
+        heads=POOLED,
+        points=points,
+        fair=points[0],
+        seconds=(6.0, 12.0),
+        modules=("q", "v"),
+        architecture=T5EncoderModel,
+    )
+
+
+def _series_of(channels: int, length: int = CONTEXT) -> Point:
+    """As many steps as the backbone sees."""
     named = f"{channels} channel{'s' if channels > 1 else ''}"
-    return Point(named, Reads("SERIES", "FP32", (CONTEXT, channels)), series(channels), rows=channels)
+    return Point(named, Reads("SERIES", "FP32", (length, channels)), series(channels, length), rows=channels)
 
 
 FORECASTS: tuple[Recipe, ...] = tuple(
@@ -242,6 +266,7 @@ BY_CLASS_TOKEN: tuple[Recipe, ...] = tuple(
 )
 CLIPS = Point("clips of 2 s", Reads("AUDIO_BYTES"), clip)
 VISION = Measured(
+    name="vision",
     family="vision-encoder",
     model=_dino,
     hidden=384,
@@ -252,6 +277,7 @@ VISION = Measured(
     seconds=(4.0, 20.0),
 )
 SERIES = Measured(
+    name="series",
     family="time-series",
     model=_patchtst,
     hidden=96,
@@ -261,7 +287,13 @@ SERIES = Measured(
     fair=_series_of(1),
     seconds=(2.0, 5.0),
 )
+LONG = (_series_of(1, LONG_CONTEXT),)
+FORECASTERS = (
+    _chronos_bolt("chronos-bolt-tiny", CHRONOS_BOLT["d_model"], LONG),
+    _chronos_bolt("chronos-bolt-small", CHRONOS_BOLT_SMALL["d_model"], LONG, **CHRONOS_BOLT_SMALL),
+)
 AUDIO = Measured(
+    name="audio",
     family="audio-encoder",
     model=_whisper,
     hidden=384,
@@ -272,4 +304,4 @@ AUDIO = Measured(
     seconds=(3.0, 12.0),
     part="encoder",
 )
-BY_FAMILY = {each.family: each for each in (VISION, SERIES, AUDIO)}
+BY_NAME = {each.name: each for each in (VISION, SERIES, *FORECASTERS, AUDIO)}

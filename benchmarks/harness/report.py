@@ -24,9 +24,9 @@ INTRODUCTION = """# Benchmarks
 `make bench` measures all of this anew (`make bench QUICK=1` for a look, `make bench ONLY=throughput` for one), and
 `python -m benchmarks.harness.report` writes this page from what it left in `benchmarks/results/`. The server is the
 real tritonserver, the backbone all-MiniLM-L6-v2, or SmolLM2-135M-Instruct where an experiment says so, and of `vision`,
-`series` and `audio` one of their family; adapters and heads have random weights, because what they cost does not depend
-on their values. Where two arms are compared, they run in turn within one run (A B A B ...), and the figure is the
-median of the rounds' ratios, the furthest rounds in brackets. Run it on a machine that does nothing else.
+`series`, `forecaster` and `audio` one of their family; adapters and heads have random weights, because what they cost
+does not depend on their values. Where two arms are compared, they run in turn within one run (A B A B ...), and the
+figure is the median of the rounds' ratios, the furthest rounds in brackets. Run it on a machine that does nothing else.
 
 What is compared: **shared** is FMplex, one backbone and one process; **per-task** is plain Triton, a Python-backend
 model and a copy of the backbone for each task, its adapter merged into the weights, dynamic batching on;

@@ -11,10 +11,10 @@ import pytest
 import soundfile
 from PIL import Image
 
-from benchmarks.harness.families import AUDIO, BY_FAMILY, CONTEXT, RATE, SERIES, TASKS, VISION, Measured
+from benchmarks.harness.families import AUDIO, BY_NAME, CONTEXT, RATE, SERIES, TASKS, VISION, Measured
 from fmplex_backend.families import input_named
 
-EVERY = pytest.mark.parametrize("measured", BY_FAMILY.values(), ids=BY_FAMILY)
+EVERY = pytest.mark.parametrize("measured", BY_NAME.values(), ids=BY_NAME)
 
 
 @EVERY

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from optional_series import needs_chronos, needs_moment, save_chronos_bolt, save_moment
+from optional_series import needs_chronos, needs_moment
 from series_fixtures import ask, finished
 
 from fmplex import AnomalyDetector, Backbone, Classifier, Forecaster, Imputer, LoRA, Regressor, Task
 from fmplex_backend.types import Vfm
+from testing.optional_series import save_chronos_bolt, save_moment
 from testing.repositories import write_backbone
 
 Saved = Callable[[Path], Path]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from optional_series import CHRONOS_BOLT, needs_chronos, save_chronos_bolt
+from optional_series import needs_chronos
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from series_fixtures import ask, finished, series, series_runtime, serve
@@ -25,6 +25,7 @@ from fmplex_backend.families.time_series.parameters import TimeSeriesConfig
 from fmplex_backend.families.time_series.runtime import TimeSeriesRuntime
 from fmplex_backend.repository.backbone import family_of
 from testing.adapters import save_adapter
+from testing.optional_series import CHRONOS_BOLT, save_chronos_bolt
 
 CONTEXT, PATCH, STEPS, WIDTH = 2048, 16, 64, 256
 DECODER: dict[str, Any] = {"kind": "own-forecast", "quantiles": [0.1, 0.5, 0.9]}

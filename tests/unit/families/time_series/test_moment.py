@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from optional_series import MOMENT, moment_of, needs_moment, save_moment
+from optional_series import needs_moment
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from series_fixtures import ask, finished, series, series_runtime, serve
@@ -26,6 +26,7 @@ from fmplex_backend.families.time_series.parameters import TimeSeriesConfig
 from fmplex_backend.families.time_series.runtime import TimeSeriesRuntime
 from fmplex_backend.repository.backbone import family_of
 from testing.adapters import save_adapter
+from testing.optional_series import MOMENT, moment_of, save_moment
 
 CONTEXT, PATCH, WIDTH = 512, 8, 512
 Array = npt.NDArray[np.float32]
