@@ -2,7 +2,7 @@
 
 * ours: the engine, the scheduler and the runtime of the backend, with tasks of a repository;
 * static: transformers' `generate` on batches in the order of arrival, padded to the longest prompt, until the longest
-  answer is done; `static, oneDNN` with the backend's Linears under it;
+  answer is done; `static, fast products` with the backend's Linears under it;
 * continuous: transformers' continuous batching, with as many sequences a step as ours and more tokens.
 
 Prompts are tokenised before the time is taken. All run in inference mode with one thread. Time is the process's CPU
@@ -30,7 +30,7 @@ from benchmarks.harness.language_model import BACKBONE, SEQUENCES, Ask, model_di
 from benchmarks.harness.subject import subject
 from benchmarks.load.child import Child
 from fmplex_backend.families.causal_lm.runtime import CausalLmRuntime
-from fmplex_backend.families.onednn import speed_up
+from fmplex_backend.families.fast_linears import speed_up
 from fmplex_backend.repository.config import load_backbone_config
 from fmplex_backend.repository.configs import backbone_parameters
 from fmplex_backend.scheduling import Bfq, CostModel
@@ -197,8 +197,8 @@ def generator(kind: str, repository: str) -> Iterator[Generate]:
         yield Ours(Path(repository)).generate
     else:
         model = transformers_model()
-        if kind == "static, oneDNN":
-            speed_up(model)
+        if kind == "static, fast products":
+            speed_up(model, few_rows=True)
         yield lambda asks: static(model, asks)
 
 

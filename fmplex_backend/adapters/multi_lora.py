@@ -124,8 +124,9 @@ class _Stack:
 
     def __init__(self, linear: nn.Linear, rank: int, slots: int) -> None:
         self.filled: set[int] = set()
-        self.a = linear.weight.new_zeros(slots, rank, linear.in_features)  # [slots, r, in]
-        self.b = linear.weight.new_zeros(slots, rank, linear.out_features)  # [slots, r, out]
+        weight = linear.weight  # read once: who keeps it in another order has to make it
+        self.a = weight.new_zeros(slots, rank, linear.in_features)  # [slots, r, in]
+        self.b = weight.new_zeros(slots, rank, linear.out_features)  # [slots, r, out]
 
     def grow(self, slots: int) -> None:
         """Make room for that many slots; new ones are zero."""

@@ -203,7 +203,8 @@ class _Reader:
 
 def _scaled_before(vector: Tensor, base: nn.Linear, x: Tensor, y: Tensor) -> Tensor:
     """IA3 in a feedforward module: its input is scaled."""
-    return nn.functional.linear(x * vector, base.weight, base.bias)
+    scaled: Tensor = base(x * vector)
+    return scaled
 
 
 def _norm_of_product(a: Tensor, b: Tensor) -> float:

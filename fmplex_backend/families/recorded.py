@@ -35,6 +35,7 @@ from fmplex_backend.adapters.recorded_lora import (
     sample_lora,
 )
 from fmplex_backend.adapters.torchscript import scripted
+from fmplex_backend.families.linears import weights_of
 from fmplex_backend.families.parallel import threads_for
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ COMPARED_ADAPTED = 2  # shapes that are compared with LoRA added
 
 def repays(model: nn.Module) -> bool:
     """Whether a model is so small that the interpreter's part of a pass counts."""
-    return sum(each.numel() for each in model.parameters()) <= LARGE
+    return weights_of(model) <= LARGE
 
 
 @dataclass(frozen=True, slots=True)

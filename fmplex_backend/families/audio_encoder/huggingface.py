@@ -13,6 +13,7 @@ from fmplex_backend.families.audio_encoder.clips import RATE
 from fmplex_backend.families.audio_encoder.parameters import AudioEncoderConfig
 from fmplex_backend.families.audio_encoder.preprocessing import Preprocessor
 from fmplex_backend.families.audio_encoder.whisper import copy_less
+from fmplex_backend.families.fast_linears import speed_up
 from fmplex_backend.families.huggingface import load_model, on_device
 
 MODEL_TYPE = "whisper"
@@ -42,6 +43,7 @@ def load_backbone(config: AudioEncoderConfig, file: Path, device: torch.device) 
     preprocessor = Preprocessor(extractor, model.config.max_source_positions, config.max_audio_seconds)
     model = on_device(model, device)
     copy_less(model)
+    speed_up(model)
     return LoadedBackbone(model, preprocessor, loaded.directory)
 
 

@@ -19,8 +19,8 @@ from fmplex_backend.errors import BackboneRefused
 from fmplex_backend.families.causal_lm import attention
 from fmplex_backend.families.causal_lm.attention import PagedCache, Plan, Span, packed
 from fmplex_backend.families.causal_lm.parameters import CausalLmConfig
+from fmplex_backend.families.fast_linears import speed_up
 from fmplex_backend.families.model_files import find_model
-from fmplex_backend.families.onednn import pack, speed_up
 from fmplex_backend.families.precision import chosen_dtype
 
 BLOCK = 16  # tokens
@@ -66,8 +66,7 @@ def load_model(config: CausalLmConfig, file: Path, device: torch.device) -> Load
         problem = f"{config.model!r} has no fast tokenizer"
         raise BackboneRefused(file, "parameters.model", problem, "Save one beside it (tokenizer.json)")
     model = model.to(device).eval().requires_grad_(False)
-    speed_up(model)
-    pack(model)
+    speed_up(model, few_rows=True)
     token_bytes = _put_attention(model, file, device)
     ends = frozenset(_ends(model, tokenizer))
     return LoadedModel(model, tokenizer, directory, _max_positions(model), ends, token_bytes)

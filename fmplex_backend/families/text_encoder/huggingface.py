@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from fmplex_backend.errors import BackboneRefused
+from fmplex_backend.families.fast_linears import speed_up
 from fmplex_backend.families.huggingface import load_model, on_device
-from fmplex_backend.families.onednn import pack
 from fmplex_backend.families.text_encoder.attention import never_reading_masks
 from fmplex_backend.families.text_encoder.parameters import TextEncoderConfig
 
@@ -46,7 +46,7 @@ def load_backbone(config: TextEncoderConfig, file: Path, device: torch.device) -
             "Name an encoder, e.g. BERT, RoBERTa, MPNet, DistilBERT or ModernBERT",
         )
     model = on_device(model, device)
-    pack(model)
+    speed_up(model)
     if device.type == "cuda":
         never_reading_masks(model)
     return LoadedBackbone(model, tokenizer, loaded.directory, _max_length(config, file, tokenizer, model))

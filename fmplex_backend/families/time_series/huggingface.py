@@ -11,11 +11,13 @@ from typing import Any
 import torch
 
 from fmplex_backend.errors import BackboneRefused
+from fmplex_backend.families.fast_linears import speed_up
 from fmplex_backend.families.huggingface import load_model, on_device
 from fmplex_backend.families.model_files import find_model, model_config
 from fmplex_backend.families.time_series.anatomy import Anatomy, class_of, import_needed, read_config, without_head
 from fmplex_backend.families.time_series.architectures import ARCHITECTURES, Architecture, architecture_of, kind_of
 from fmplex_backend.families.time_series.norms import fix_norms
+from fmplex_backend.families.time_series.own_head import OwnHeads
 from fmplex_backend.families.time_series.parameters import TimeSeriesConfig
 
 
@@ -25,6 +27,7 @@ class LoadedBackbone:
 
     model: Any
     anatomy: Anatomy
+    own_heads: OwnHeads
     directory: Path
 
 
@@ -49,7 +52,9 @@ def load_backbone(config: TimeSeriesConfig, file: Path, device: torch.device) ->
     except Exception as error:  # a model of another kind raises whatever it stumbles over
         problem = f"{config.model!r} does not read series: {type(error).__name__}: {error}"
         raise BackboneRefused(file, "parameters.model", problem, "Check its config.json") from error
-    return LoadedBackbone(model, anatomy, loaded.directory)
+    own_heads = OwnHeads(loaded.directory, anatomy, model.state_dict())  # before weights get an order of their own
+    speed_up(model)
+    return LoadedBackbone(model, anatomy, own_heads, loaded.directory)
 
 
 def served_config(whole: Any, architecture: Architecture) -> Any:

@@ -19,7 +19,7 @@ from fmplex_backend.families.payload import Payload, row_key
 from fmplex_backend.families.time_series.architectures import PATCHES
 from fmplex_backend.families.time_series.forward import Forward
 from fmplex_backend.families.time_series.huggingface import load_backbone
-from fmplex_backend.families.time_series.own_head import LoadedHead, OwnForecaster, OwnHeads, Rolled
+from fmplex_backend.families.time_series.own_head import LoadedHead, OwnForecaster, Rolled
 from fmplex_backend.families.time_series.parameters import TimeSeriesConfig
 from fmplex_backend.families.time_series.preprocessing import Context, Preprocessor, SeriesReader
 from fmplex_backend.families.time_series.rolling import RollingPayload
@@ -61,7 +61,7 @@ class TimeSeriesRuntime(EncoderRuntime[Context]):
             tokens=MANY_CHANNELS * max_items * anatomy.tokens,
         )
         self.preprocessor = Preprocessor(anatomy, config.max_channels)
-        self.own_heads = OwnHeads(loaded.directory, anatomy, loaded.model.state_dict())
+        self.own_heads = loaded.own_heads
         self.not_adaptable = not_adaptable(
             self.model, partial(_observed, anatomy, self.model), (anatomy.context, anatomy.channels)
         )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fmplex_backend.errors import BackboneRefused
+from fmplex_backend.families.fast_linears import speed_up
 from fmplex_backend.families.huggingface import load_model, on_device
 from fmplex_backend.families.vision_encoder.anatomy import Anatomy
 from fmplex_backend.families.vision_encoder.parameters import VisionEncoderConfig
@@ -52,6 +53,7 @@ def load_backbone(config: VisionEncoderConfig, file: Path, device: torch.device)
             f"{type(error).__name__}: {error}",
             "Name one that does, e.g. DINOv2, ViT, Swin, ConvNeXt, CLIP or SigLIP",
         ) from error
+    speed_up(model)
     return LoadedBackbone(model, preprocessor, anatomy, hidden, loaded.directory)
 
 

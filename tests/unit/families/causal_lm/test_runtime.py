@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig, Qwen3C
 
 from fmplex_backend.adapters.weight_file import InFile
 from fmplex_backend.errors import BackboneRefused, FmplexError, InvalidRequest, NotFinite, TaskRefused, TimeLimit
-from fmplex_backend.families import onednn
+from fmplex_backend.families import fast_linears
 from fmplex_backend.families.causal_lm.parameters import CausalLmConfig
 from fmplex_backend.families.causal_lm.runtime import CausalLmRuntime
-from fmplex_backend.families.onednn import PackedLinear
+from fmplex_backend.families.onednn import PackedOneDnnLinear
 from fmplex_backend.scheduling import Bfq, CostModel, Locality
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.types import Failed, Finished, Outcome, Request, Running, Vfm
@@ -196,9 +196,9 @@ def test_weights_in_bfloat16_are_packed_where_there_is_amx(
 ) -> None:
     told: dict[bool, list[float]] = {}
     for has_amx in (False, True):
-        monkeypatch.setattr(onednn, "cpu_has", lambda _, has_amx=has_amx: has_amx)
+        monkeypatch.setattr(fast_linears, "cpu_has", lambda _, has_amx=has_amx: has_amx)
         rig = Rig(backbone(model, dtype="bfloat16"), versions)
-        assert any(isinstance(each, PackedLinear) for each in rig.runtime.model.modules()) == has_amx
+        assert any(isinstance(each, PackedOneDnnLinear) for each in rig.runtime.model.modules()) == has_amx
         asked = [
             rig.ask(task, text, temperature=0, max_tokens=1, logprobs=0) for text in TEXTS[:2] for task in range(4)
         ]
