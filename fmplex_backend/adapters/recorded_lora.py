@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fmplex_backend.adapters.multi_lora import AdapterBank, Product
+from fmplex_backend.adapters.multi_lora import AdapterBank
+from fmplex_backend.adapters.parts import Product
 from fmplex_backend.adapters.peft import LoraWeights
 
 PER_MODULE = 4  # tensors: a, b, masks and plan, see `add_products`

@@ -16,7 +16,7 @@ from peft import IA3Config, LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fmplex_backend.adapters import multi_lora
+from fmplex_backend.adapters import parts, stacks
 from fmplex_backend.adapters.multi_lora import AdaptedLinear, AdapterBank
 from fmplex_backend.adapters.peft import Adapter, LoraWeights, load_adapter
 from fmplex_backend.errors import TaskRefused
@@ -72,7 +72,7 @@ def _every_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Bench, "device", torch.device(device))
     monkeypatch.setattr(Bench, "stacked", way == "stacked")
     overhead = 1 << 40 if way == "slots together" else 0
-    monkeypatch.setattr(multi_lora, "OVERHEAD", dict.fromkeys(multi_lora.OVERHEAD, overhead))
+    monkeypatch.setattr(parts, "OVERHEAD", dict.fromkeys(parts.OVERHEAD, overhead))
 
 
 def ids_of(rows: int, tokens: int = 7, seed: int = 0) -> Tensor:
@@ -290,7 +290,7 @@ def paths(tmp_path: Path) -> list[Path]:
 
 def test_runs_that_are_multiplied_together_lie_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, with a device that every machine has; there runs are joined though they are long."""
-    monkeypatch.setattr(multi_lora, "OVERHEAD", dict.fromkeys(multi_lora.OVERHEAD, 0))
+    monkeypatch.setattr(parts, "OVERHEAD", dict.fromkeys(parts.OVERHEAD, 0))
     meta = torch.device("meta")
     model = torch.nn.Sequential(torch.nn.Linear(64, 64, device=meta))
     bank = AdapterBank(model, meta, stacked=False)
@@ -304,8 +304,8 @@ def test_runs_that_are_multiplied_together_lie_on_the_device(monkeypatch: pytest
     with bank.applied(rows, packed=True), torch.inference_mode():
         assert model(torch.empty(1, len(rows), 64, device=meta)).shape == (1, len(rows), 64)
         (part,) = bank.current.parts
-    assert isinstance(part, multi_lora._LoraPart)
-    ((product,),) = part._planned.values()
+    assert isinstance(part, parts.LoraPart)
+    ((product,),) = part._products.values()
     assert product.foreign is not None
     assert (product.foreign.device, product.foreign.shape) == (meta, (15, 12))
 
@@ -338,8 +338,8 @@ def test_an_adapter_that_cannot_be_attached_leaves_no_trace(paths: list[Path], m
     bench = Bench()
     first = bench.attach(paths[0])
     with monkeypatch.context() as patch:
-        for kind in ("_Stack", "_Pairs"):
-            patch.setattr(f"fmplex_backend.adapters.multi_lora.{kind}.put", _no_memory)
+        for kind in ("Stack", "Pairs"):
+            patch.setattr(f"fmplex_backend.adapters.stacks.{kind}.put", _no_memory)
         with pytest.raises(MemoryError):
             bench.attach(paths[1])
     second = bench.attach(paths[1])
@@ -351,8 +351,8 @@ def test_an_adapter_that_cannot_be_attached_keeps_no_memory(paths: list[Path], m
     """Neither its weights nor stacks that were made for it, which captured passes then must not read any more."""
     bench = Bench()
     adapter, generation = bench.load(paths[0]), bench.bank.generation
-    for kind in ("_Stack", "_Pairs"):
-        monkeypatch.setattr(f"fmplex_backend.adapters.multi_lora.{kind}.put", _no_memory)
+    for kind in ("Stack", "Pairs"):
+        monkeypatch.setattr(f"fmplex_backend.adapters.stacks.{kind}.put", _no_memory)
     with pytest.raises(MemoryError):
         bench.bank.attach(adapter)
     assert not adapter.lora
@@ -378,7 +378,7 @@ def test_stacks_that_nobody_uses_are_dropped_on_demand(paths: list[Path]) -> Non
     bench.check([(bench.attach(paths[7]), paths[7]), (None, None)])
     for module in wrapped:
         for stack in module.stacks.values():
-            assert isinstance(stack, multi_lora._Pairs) or len(stack.a) == 4
+            assert isinstance(stack, stacks.Pairs) or len(stack.a) == 4
 
 
 def _no_memory(*_: object) -> None:

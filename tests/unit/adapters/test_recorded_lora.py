@@ -13,7 +13,7 @@ from model_fixtures import save_adapter, tiny_model
 from peft import IA3Config, LoraConfig
 from torch import Tensor, nn
 
-from fmplex_backend.adapters import multi_lora
+from fmplex_backend.adapters import parts
 from fmplex_backend.adapters.multi_lora import AdapterBank
 from fmplex_backend.adapters.peft import Adapter, load_adapter
 from fmplex_backend.adapters.recorded_lora import (
@@ -33,7 +33,7 @@ TOKENS = 7
 
 @pytest.fixture(autouse=True, params=(0, 1 << 40), ids=("slot by slot", "slots together"))
 def _both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(multi_lora, "OVERHEAD", dict.fromkeys(multi_lora.OVERHEAD, request.param))
+    monkeypatch.setattr(parts, "OVERHEAD", dict.fromkeys(parts.OVERHEAD, request.param))
 
 
 class Bench:
