@@ -90,19 +90,20 @@ class Pairs:
     def __init__(self) -> None:
         self.filled: dict[int, LoraWeights] = {}
         self._ranks: dict[int, int] = {}
-        self._joined: tuple[tuple[tuple[int, ...], bool], Tensor, Tensor] | None = None  # the last ones: steps repeat
+        # By whether tokens are few, the slots that were joined last: steps repeat.
+        self._joined: dict[bool, tuple[tuple[int, ...], Tensor, Tensor]] = {}
 
     def grow(self, slots: int) -> None:
         """There is always room."""
 
     def put(self, slot: int, weights: LoraWeights) -> None:
         self.filled[slot], self._ranks[slot] = weights, weights.rank
-        self._joined = None
+        self._joined.clear()
 
     def clear(self, slot: int) -> None:
         if self.filled.pop(slot, None):
             del self._ranks[slot]
-            self._joined = None
+            self._joined.clear()
 
     def serves(self, part: LoraPart) -> bool:
         return any(slot in self._ranks for slot, _, _ in part.runs)
@@ -138,11 +139,10 @@ class Pairs:
         own = [self.filled[slot] for slot in slots]
         if len(own) == 1 and not few:
             return own[0].a, own[0].b
-        joined = self._joined
-        if joined is None or joined[0] != (slots, few):
+        joined = self._joined.get(few)
+        if joined is None or joined[0] != slots:
             a, b = torch.cat([each.a for each in own]), torch.cat([each.b for each in own])
             if few:
                 a, b = a.float().T.contiguous(), b.float()
-            joined = (slots, few), a, b
-            self._joined = joined  # as a whole: other threads may run passes
+            joined = self._joined[few] = slots, a, b  # as a whole: other threads may run passes
         return joined[1], joined[2]
