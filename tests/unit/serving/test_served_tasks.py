@@ -34,15 +34,15 @@ class ServedRig:
         self.root, self.engine_rig = root, EngineRig()
         self.engine, self.clock = self.engine_rig.engine, self.engine_rig.clock
         self.answers = AnswerCache(1 << 20)
-        repository, log = Repository(root, BACKBONE), TaskLog()
+        repository, task_log = Repository(root, BACKBONE), TaskLog()
         self.repository = repository
-        self.loading = VersionLoading(self.engine_rig.runtime, Confinement(), self.clock, log)
+        self.loading = VersionLoading(self.engine_rig.runtime, Confinement(), self.clock, task_log)
         self.tasks = ServedTasks(
             repository,
             self.engine,
             self.loading,
             self.answers,
-            log,
+            task_log,
             max_queue=100,
             max_queue_bytes=1000,
             max_seconds=60.0,
