@@ -21,6 +21,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -47,9 +48,12 @@ PROBED_ROWS = 2  # of the pass that shows which modules LoRA can be added to
 COMPARED_ADAPTED = 2  # shapes that are compared with LoRA added
 
 
-def repays(model: nn.Module) -> bool:
-    """Whether a model is so small that the interpreter's part of a pass counts."""
-    return sum(each.numel() for each in model.parameters()) <= LARGE
+def repays(model: nn.Module, most: int = LARGE) -> bool:
+    """Whether a model has so few weights that the interpreter's part of a pass counts.
+
+    Linears that `onednn.pack` has packed have theirs in a buffer.
+    """
+    return sum(each.numel() for each in chain(model.parameters(), model.buffers())) <= most
 
 
 @dataclass(frozen=True, slots=True)
