@@ -210,3 +210,11 @@ class BackboneStatus(Report):
     prefetched: str | None = None
     reserved: int | None = None  # its tag, where that is kept here for it: `reserved_s` seconds from now, if need be
     reserved_s: float = 0.0
+
+    @property
+    def tag_holders(self) -> dict[int, str]:
+        """By tag, the task or group that has it: one that is refused since another has its tag is told of without it.
+
+        Names are as `printable` makes them.
+        """
+        return {task.tag: task.name for task in self.tasks if task.tag is not None and task.state != "leaving"}

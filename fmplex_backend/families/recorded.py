@@ -48,9 +48,9 @@ PROBED_ROWS = 2  # of the pass that shows which modules LoRA can be added to
 COMPARED_ADAPTED = 2  # shapes that are compared with LoRA added
 
 
-def repays(model: nn.Module) -> bool:
-    """Whether a model is so small that the interpreter's part of a pass counts."""
-    return weights_of(model) <= LARGE
+def repays(model: nn.Module, most: int = LARGE) -> bool:
+    """Whether a model has so few weights that the interpreter's part of a pass counts."""
+    return weights_of(model) <= most
 
 
 @dataclass(frozen=True, slots=True)

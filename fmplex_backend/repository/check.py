@@ -22,13 +22,13 @@ def tag_refused(file: Path, tag: int, others: Sequence[str], *, slots: int, back
 
     Args:
         file: the entry's config.pbtxt.
-        others: names of the tasks that have the tag too.
+        others: names of the tasks that have the tag in the repository too, and keep it.
         slots: tags from 0 to slots - 1 exist.
     """
     if not others and tag < slots:
         return None
     problem = (
-        f"VFM_{tag} is the tag of {', '.join(map(repr, others))} too"
+        f"VFM_{tag} is the tag of {', '.join(map(repr, others))} in the repository too"
         if others
         else f"VFM_{tag} is beyond the backbone's vfm_slots of {slots}"
     )

@@ -78,8 +78,8 @@ class RepositoryReader:
     def entry_in(self, directory: Path) -> tuple[str, Entry]:
         """A task's or group's entry in any directory, as a backbone of this repository would read it.
 
-        It is broken, too, where another task here keeps its tag; a task of its own name is what it would replace.
-        Raises TaskProblem.
+        It is broken, too, where another task here keeps its tag, as a server that serves neither of them yet decides
+        (see `keeper_of`); a task of its own name is what it would replace. Raises TaskProblem.
         """
         directory = directory.resolve()
         if not directory.is_dir():

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 from fmplex_backend.errors import TaskProblem
 from fmplex_backend.interface import USAGE, USAGE_DIMS, tag_name, tag_of
+from fmplex_backend.printable import printable
 from fmplex_backend.repository.configs import CONFIG, tags_of
 from fmplex_backend.repository.tasks import Repository
+
+NONE_TOLD: Mapping[int, str] = {}
 
 
 def free_tag(root: Path, names: Iterable[str], name: str, backbone: str, slots: int) -> int:
@@ -43,14 +46,47 @@ def claimed(root: Path, names: Iterable[str], backbone: str) -> dict[int, list[s
     return found
 
 
-def check_tag(root: Path, names: Iterable[str], name: str, backbone: str, tag: int) -> None:
-    """Raise TaskProblem where another task keeps the tag: a server answers for that one alone."""
-    keeper = Repository(root, backbone).oldest({*claimed(root, names, backbone).get(tag, ()), name})
-    if keeper != name:
-        raise TaskProblem(
-            f"VFM_{tag} on {backbone!r} is the tag of {keeper!r} too, so no server answers for {name!r}. Give it "
-            f"another tag first: fmplex task set {name} --new-tag --repository {root}"
-        )
+def keeper_of(
+    names: Collection[str],
+    *,
+    holder: str | None,
+    is_loaded: Callable[[str], object],
+    oldest: Callable[[Iterable[str]], str],
+) -> str:
+    """Which of several tasks keeps a tag that all of them claim: a server answers for that one alone.
+
+    It is the one that its backbone has served with it so far, `holder`; else the only one that the server has loaded;
+    else the oldest. Dates decide last: what is copied may be of an earlier date than what is served.
+    """
+    if holder is not None and holder in names:
+        return holder
+    loaded = [name for name in names if is_loaded(name)]
+    return loaded[0] if len(loaded) == 1 else oldest(names)
+
+
+def check_tag(
+    root: Path, names: Iterable[str], name: str, backbone: str, tag: int, holders: Mapping[int, str] = NONE_TOLD
+) -> None:
+    """Raise TaskProblem where another task keeps the tag.
+
+    Args:
+        holders: `BackboneStatus.tag_holders` of the server that runs on this repository, where it was asked.
+    """
+    claimants = {*claimed(root, names, backbone).get(tag, ()), name}
+    holder = next((each for each in claimants if printable(each) == holders.get(tag)), None)
+    oldest = Repository(root, backbone).oldest
+    keeper = keeper_of(claimants, holder=holder, is_loaded=lambda _: False, oldest=oldest)
+    if keeper == name:
+        return
+    why = (
+        "which the server answers for"
+        if holder
+        else "whose files in the repository are older: a server that serves neither of them yet answers for that one"
+    )
+    raise TaskProblem(
+        f"VFM_{tag} on {backbone!r} is the tag of {keeper!r} too, {why}. Give {name!r} another tag first: "
+        f"fmplex task set {name} --new-tag --repository {root}"
+    )
 
 
 def put_tag(proto: Any, backbone: str, tag: int) -> None:

@@ -36,7 +36,7 @@ from fmplex_backend.repository.configs import (
 from fmplex_backend.repository.entry import TaskEntry, check_limits
 from fmplex_backend.repository.loadable import check_loadable
 from fmplex_backend.repository.reader import RepositoryReader
-from fmplex_backend.repository.tags import check_tag, free_tag, put_tag
+from fmplex_backend.repository.tags import NONE_TOLD, check_tag, free_tag, put_tag
 from fmplex_backend.repository.tasks import BrokenTask, Repository, TaskSpec
 from fmplex_backend.repository.terms import COMMON
 from fmplex_backend.repository.versions import Version
@@ -71,16 +71,26 @@ class Saved:
 class ModelRepository(RepositoryReader):
     """A directory of Triton models: its tasks are listed, saved, changed and removed."""
 
-    def save(self, name: str, backbone: str, pipeline: Pipeline, terms: Terms, *, held: bool = False) -> Saved:
+    def save(
+        self,
+        name: str,
+        backbone: str,
+        pipeline: Pipeline,
+        terms: Terms,
+        *,
+        held: bool = False,
+        holders: Mapping[int, str] = NONE_TOLD,
+    ) -> Saved:
         """Save a new task, or the next version of one; raises TaskProblem.
 
         Args:
             held: whether the version that serves goes on, and the next one waits to be tried or promoted.
+            holders: see `check_tag`.
         """
         if terms.cache:
             _check_cache(name, pipeline.config)
         with self._locked():
-            tag = self._tag_for(name, backbone, terms, held=held)
+            tag = self._tag_for(name, backbone, terms, held=held, holders=holders)
             check_loadable(self.root / backbone)  # Triton reads it too when it loads a task
             if (self.root / name).exists():
                 check_loadable(self.root / name)
@@ -96,9 +106,11 @@ class ModelRepository(RepositoryReader):
                 (staging / name).rename(self.root / name)
             return Saved(name, self.root / name / "1", 1, entry.vfm)
 
-    def check_place(self, name: str, backbone: str, terms: Terms, *, held: bool = False) -> None:
+    def check_place(
+        self, name: str, backbone: str, terms: Terms, *, held: bool = False, holders: Mapping[int, str] = NONE_TOLD
+    ) -> None:
         """Raise the TaskProblem that `save` would raise whatever is saved, and where the disk is full or read-only."""
-        self._tag_for(name, backbone, terms, held=held)
+        self._tag_for(name, backbone, terms, held=held, holders=holders)
         folder = self.root.resolve()
         for directory in (self._staged_in, folder):
             if not os.access(directory, os.W_OK):
@@ -234,7 +246,7 @@ class ModelRepository(RepositoryReader):
             raise TaskProblem(f"{name!r} has no version before {served} to go back to. {remedy}")
         return earlier[-1]
 
-    def _tag_for(self, name: str, backbone: str, terms: Terms, *, held: bool) -> int:
+    def _tag_for(self, name: str, backbone: str, terms: Terms, *, held: bool, holders: Mapping[int, str]) -> int:
         """The tag that a task has, or that a new one gets; raises TaskProblem where it cannot be saved."""
         _check_name(name)
         terms.check()
@@ -256,7 +268,7 @@ class ModelRepository(RepositoryReader):
                 f"the task {name!r} in {self.root} is on the backbone {own!r}, this one on {backbone!r}. Save under "
                 "another name, or remove that task first"
             )
-        check_tag(self.root, self.names(), name, backbone, entry.vfm)
+        check_tag(self.root, self.names(), name, backbone, entry.vfm, holders)
         if isinstance(entry, TaskSpec) and entry.candidates and not held:
             (*_, last) = entry.candidates
             raise TaskProblem(

@@ -7,12 +7,12 @@ A version that cannot be loaded is told of, and the task goes on without it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
 
 from fmplex_backend.errors import TaskRefused
-from fmplex_backend.repository.candidates import CandidateSpec, Compare, comparison
+from fmplex_backend.repository.candidates import ROLES, CandidateSpec, Compare, Role, comparison
 from fmplex_backend.repository.tasks import TaskSpec
 from fmplex_backend.serving.ending import Ending
 from fmplex_backend.serving.portion import point
@@ -124,7 +124,7 @@ class Candidates:
         self._load, self._attach = load, attach
         self._ending, self.grace = ending, grace
         self.beside: Mapping[Vfm, Beside] = {}  # by the task's own vFM; replaced as a whole
-        self._said: dict[tuple[str, str], str] = {}  # by task and role, why it was refused
+        self._said: dict[tuple[str, Role], str] = {}  # by task and role, why what is tried now is refused
 
     def settle(self, spec: TaskSpec, vfm: Vfm) -> Beside:
         """Try what a task's entry says beside its vFM."""
@@ -132,6 +132,7 @@ class Candidates:
         known = {each.spec.role: each for each in former.every}
         now = Beside(**{each.role: self._tried(each, spec, vfm, known.get(each.role)) for each in spec.candidates})
         kept = {each.vfm for each in now.every}
+        self._forget_said(spec.name, {each.role for each in spec.candidates})
         self._publish(vfm, now)
         self._end(each for each in former.every if each.vfm not in kept)
         return now
@@ -139,6 +140,7 @@ class Candidates:
     def drop(self, vfm: Vfm) -> None:
         """Try nothing beside a vFM any more."""
         former = self.beside.get(vfm, NOTHING)
+        self._forget_said(vfm.name)
         self._publish(vfm, NOTHING)
         self._end(former.every)
 
@@ -147,12 +149,18 @@ class Candidates:
             return replace(former, spec=candidate, beside=spec)
         made = self._made(candidate, spec, main)
         key, said = (spec.name, candidate.role), f"version {candidate.number} as a {candidate.role}"
-        if made.error and self._said.get(key) != made.error:
-            log.error("task %s: %s is refused: %s", spec.name, said, made.error)
-        elif not made.error:
+        if not made.error:
+            self._said.pop(key, None)
             log.info("task %s: %s beside version %d", spec.name, said, spec.version.number)
-        self._said[key] = made.error
+        elif self._said.get(key) != made.error:
+            self._said[key] = made.error
+            log.error("task %s: %s is refused: %s", spec.name, said, made.error)
         return made
+
+    def _forget_said(self, name: str, tried: Collection[Role] = ()) -> None:
+        """Of a task in all roles but those that are tried: if one is refused again, that is news."""
+        for role in set(ROLES).difference(tried):
+            self._said.pop((name, role), None)
 
     def _made(self, candidate: CandidateSpec, spec: TaskSpec, main: Vfm) -> Candidate:
         since = Since.of(main)

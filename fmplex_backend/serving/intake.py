@@ -99,7 +99,7 @@ class Intake:
                 raise self._closed
             found = self.loader.table.get(tag)
             if found is None:
-                self.loader.log.unknown_tag(tag, self.clock())
+                self.loader.task_log.unknown_tag(tag, self.clock())
                 raise InvalidRequest(f"VFM_{tag} is no task's tag on backbone {self.backbone!r}; {self._instead()}")
             self._enter(call, found)
         except Exception as error:

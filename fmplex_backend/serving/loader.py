@@ -85,14 +85,14 @@ class Loader:
         answers: AnswerCache | None = None,
     ) -> None:
         self.repository, self.engine = repository, engine
-        self.log = TaskLog()
-        self.loading = VersionLoading(runtime, confinement, engine.clock, self.log)
+        self.task_log = TaskLog()
+        self.loading = VersionLoading(runtime, confinement, engine.clock, self.task_log)
         self.tasks = ServedTasks(
             repository,
             engine,
             self.loading,
             answers or AnswerCache(0),
-            self.log,
+            self.task_log,
             max_queue=max_queue,
             max_queue_bytes=max_queue_bytes,
             max_seconds=max_seconds,
@@ -101,7 +101,7 @@ class Loader:
         )
         self.candidates, self.ending = self.tasks.candidates, self.tasks.ending
         self.rounds = Rounds(
-            repository, self.tasks.served, models or Unasked(), engine.clock, self.log, slots=slots, grace=grace
+            repository, self.tasks.served, models or Unasked(), engine.clock, self.task_log, slots=slots, grace=grace
         )
         self.tags, self.groups = self.rounds.tags, self.rounds.groups
         self.table: Table = {}
@@ -243,7 +243,7 @@ class Loader:
 
     def _forget_refusals(self) -> None:
         """Once every version of a round is loaded or refused."""
-        self.log.forget_refusals(self.tasks.refused.keys(), self.tags.rivals.keys())
+        self.task_log.forget_refusals(self.tasks.refused.keys(), self.tags.rivals.keys())
 
     # -- the table
 

@@ -33,12 +33,13 @@ class Rounds:
         served: Mapping[str, Served],
         models: Models,
         clock: Callable[[], float],
-        log: TaskLog,
+        task_log: TaskLog,
         *,
         slots: int,
         grace: float,
     ) -> None:
-        self.repository, self.models, self.clock, self.log, self.slots = repository, models, clock, log, slots
+        self.repository, self.models, self.clock, self.slots = repository, models, clock, slots
+        self.task_log = task_log
         self.groups = Groups(grace)
         self.tags = Tags(clock, models=models, has_moved=self._has_moved, oldest=repository.oldest, grace=grace)
         self.readings = 0  # of the repository
@@ -83,7 +84,7 @@ class Rounds:
     def _contested(self, tag: int, rivals: Sequence[str]) -> TagContested:
         keeper, newcomers = self.tags.last_keepers[tag], self.tags.newcomers.get(tag, ())
         error = contested(tag, keeper, rivals, newcomers, self.repository.root)
-        self.log.contested(tag, str(error))
+        self.task_log.contested(tag, str(error))
         return error
 
     def unload_newcomers(self) -> None:
@@ -99,9 +100,9 @@ class Rounds:
         try:
             if self.repository.tag(name) == tag and self.models.is_loaded(name):  # it may have another tag by now
                 self.models.unload(name)
-                self.log.unloaded(name, tag, self.tags.last_keepers[tag])
+                self.task_log.unloaded(name, tag, self.tags.last_keepers[tag])
         except FmplexError as error:
-            self.log.stays_loaded(name, str(error))
+            self.task_log.stays_loaded(name, str(error))
         except OSError:
             return  # its entry is gone, or cannot be read now
 

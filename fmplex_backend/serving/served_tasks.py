@@ -46,7 +46,7 @@ class ServedTasks:
         engine: Engine,
         loading: VersionLoading,
         answers: AnswerCache,
-        log: TaskLog,
+        task_log: TaskLog,
         *,
         max_queue: int,
         max_queue_bytes: int,
@@ -54,7 +54,8 @@ class ServedTasks:
         grace: float,
         moved_grace: float,
     ) -> None:
-        self.repository, self.engine, self.loading, self.answers, self.log = repository, engine, loading, answers, log
+        self.repository, self.engine, self.loading, self.answers = repository, engine, loading, answers
+        self.task_log = task_log
         self.max_queue, self.max_queue_bytes, self.max_seconds = max_queue, max_queue_bytes, max_seconds
         self.grace, self.moved_grace = grace, moved_grace
         self.ending = Ending(self._retire_soon, engine.clock)
@@ -72,7 +73,7 @@ class ServedTasks:
                 self._keep_former(change)
             case Refuse():
                 self.refused[change.name] = change
-                self.log.refused(change.name, str(change.error))
+                self.task_log.refused(change.name, str(change.error))
             case Retire():
                 self._retire(change)
 
@@ -115,7 +116,7 @@ class ServedTasks:
 
         self.engine.post(set_terms)
         self.served[spec.name] = Served(spec, vfm)
-        self.log.serves(spec)
+        self.task_log.serves(spec)
 
     def _keep_former(self, change: KeepFormer) -> None:
         spec, former = change.spec, change.former
@@ -125,7 +126,7 @@ class ServedTasks:
                 self.apply(consequence)
             return
         self.refused[spec.name] = change
-        self.log.refused(spec.name, f"{change.error} (version {version.number} goes on serving)")
+        self.task_log.refused(spec.name, f"{change.error} (version {version.number} goes on serving)")
         kept = replace(spec, version=version, outputs=former.spec.outputs)
         if kept != former.spec:
             self._serve(kept, former.vfm)
@@ -139,7 +140,7 @@ class ServedTasks:
         self.candidates.drop(vfm)
         self.served.pop(spec.name)
         if change.cause == "removed":
-            self.log.removed(spec.name)
+            self.task_log.removed(spec.name)
 
     def _is_elsewhere(self, name: str) -> bool:
         """Whether a task that is not in the entries any more is bound to another backbone."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from fmplex_backend.repository.tags import keeper_of
 from fmplex_backend.repository.tasks import BrokenTask, Entry
 
 
@@ -152,17 +153,12 @@ class Tags:
         return tags is None or tag in tags
 
     def _keeper(self, tag: int, names: tuple[str, ...]) -> str:
-        """The one it is reserved for; else that has it; else the only one that is loaded; else the oldest."""
-        if (holder := self._reserved.get(tag)) in names:
-            return str(holder)
-        if (keeper := self.keepers.get(tag)) in names:
-            return str(keeper)
+        """The one it is reserved for; else as `keeper_of` decides. The server is asked only where several claim it."""
+        if (reserved_for := self._reserved.get(tag)) is not None and reserved_for in names:
+            return reserved_for
         if len(names) == 1:
             return names[0]
-        loaded = [name for name in names if self.models.is_loaded(name)]
-        if len(loaded) == 1:
-            return loaded[0]
-        return self.oldest(names)
+        return keeper_of(names, holder=self.keepers.get(tag), is_loaded=self.models.is_loaded, oldest=self.oldest)
 
     def _rivals(self, tag: int) -> tuple[str, ...]:
         senders, last = self._senders.setdefault(tag, {}), self.last_keepers[tag]

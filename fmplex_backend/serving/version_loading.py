@@ -27,8 +27,11 @@ class VersionLoading:
         clock: seconds, the engine's.
     """
 
-    def __init__(self, runtime: Runtime, confinement: Confinement, clock: Callable[[], float], log: TaskLog) -> None:
-        self.runtime, self.confinement, self.clock, self.log = runtime, confinement, clock, log
+    def __init__(
+        self, runtime: Runtime, confinement: Confinement, clock: Callable[[], float], task_log: TaskLog
+    ) -> None:
+        self.runtime, self.confinement, self.clock = runtime, confinement, clock
+        self.task_log = task_log
         self.due: list[Attach] = []  # versions that the last round found are to be loaded
         self.prefetching = Prefetching(self.load, clock)
         self._refused: dict[str, RefusedVersion] = {}  # by task
@@ -69,7 +72,7 @@ class VersionLoading:
             error = raised.without_traceback()
             self._refused[spec.name] = RefusedVersion(spec, error)
             return error
-        self.log.raised(spec.name, raised)
+        self.task_log.raised(spec.name, raised)
         problem = f"loading it raised {type(raised).__name__}: {raised}"
         error = TaskRefused(spec.version.path, "(whole version)", problem, "See the server's log")
         self._raised[spec.name] = RefusedVersion(spec, error), self.clock() + RETRY_S

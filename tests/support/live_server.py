@@ -69,6 +69,8 @@ class FakeServer:
     def status(self, backbone: str) -> BackboneStatus:
         if self.problem is not None:
             raise self.problem
+        if backbone not in self.backbones:
+            raise ServerProblem(f"Request for unknown model: '{backbone}' is not found")
         return self.backbones[backbone]
 
     def load(self, model: str) -> None:

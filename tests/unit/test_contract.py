@@ -62,6 +62,7 @@ def packages(modules: set[str]) -> set[str]:
         "files",
         "interface",
         "printable",
+        "spreadsheet",
         "serving.engine",
         "families.passes",
         "fingerprint",
@@ -174,6 +175,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "section": (),
     "interface": (),
     "printable": (),
+    "spreadsheet": (),
     "status": (),
     "error_status": (),
     "shared_memory": (),
@@ -262,7 +264,7 @@ def test_clients_stand_on_what_is_below_serving() -> None:
         rooms = {room_of(each) for each in used if each.startswith("fmplex_backend.")}
         if module.startswith("fmplex_controller"):
             own = {"errors", "control_key", "printable", "files", "status", "repository", "server_variables"}
-            own |= {"state_folder", "profiles", "scheduling"}
+            own |= {"state_folder", "profiles", "scheduling", "spreadsheet"}
             assert rooms <= own, module
             clients = {each for each in used if each.partition(".")[0] == "fmplex"}
             # What runs beside a server talks to it as any client does.

@@ -108,7 +108,7 @@ class Finisher:
     def _save(self) -> None:
         self.progress.phase("saving")
         try:
-            self.path = self.task.save(self.repository, held=self.held)
+            self.path = self.task.save(self.repository, held=self.held, server=self.server)
         except (FmplexError, OSError) as error:
             aside = Path(tempfile.mkdtemp(prefix=f"fmplex-{self.task.name}-"))
             self.task.write(aside)

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 from fmplex.data.stream import import_parquet
 from fmplex_backend.errors import TaskProblem
+from fmplex_backend.spreadsheet import text_cell
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 Cells = Mapping[str, Any]
@@ -262,14 +263,17 @@ def json_lines(rows: Sequence[Cells]) -> str:
 
 
 def _csv_cell(value: Any) -> str:
-    """Labels with | between, as training data has them; numbers to six digits; all else as JSON."""
+    """Labels with | between, as training data has them; numbers to six digits; all else as JSON.
+
+    Texts come from whoever wrote them, and labels from a task's files: none is a formula in a spreadsheet.
+    """
     if isinstance(value, bool) or value is None:
         return "" if value is None else str(value).lower()
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
-        return "|".join(value)
-    return str(_text_cell(value))
+        return text_cell("|".join(value))
+    return text_cell(str(_text_cell(value)))
 
 
 def _text_cell(value: Any) -> str | None:

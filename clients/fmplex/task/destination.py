@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from fmplex.client.sync import Client
 from fmplex_backend.errors import ControlClosed, DeadlineExceeded, ServerProblem, TaskProblem, Unreachable
 from fmplex_backend.repository.configs import Terms
+from fmplex_backend.repository.tags import NONE_TOLD
 from fmplex_backend.repository.writer import ModelRepository
 from fmplex_backend.status import TaskStatus
 
 TIMEOUT_S = 15.0
+HOLDERS_S = 5.0  # for what matters only where entries of several tasks have one tag
 
 
 def check_destination(
@@ -35,7 +38,7 @@ def check_destination(
         held: whether it must be, since the version that serves goes on.
     """
     models = ModelRepository(repository)
-    models.check_place(name, backbone, terms, held=held)
+    models.check_place(name, backbone, terms, held=held, holders=tag_holders(server, backbone, control_key))
     if not new_version and name in models.tasks():
         raise TaskProblem(
             f"the task {name!r} is in {repository} already. Give --new-version to save this one as its next version, "
@@ -48,6 +51,17 @@ def check_destination(
         )
     if server:
         _check_server(server, backbone, repository, control_key)
+
+
+def tag_holders(server: str, backbone: str, control_key: str | None = None) -> Mapping[int, str]:
+    """By tag, the tasks and groups that a backbone answers for; none where there is no server, or it does not tell."""
+    if not server:
+        return NONE_TOLD
+    try:
+        with Client(server, timeout=HOLDERS_S, retries=0, control_key=control_key) as client:
+            return client.status(backbone).tag_holders
+    except ServerProblem:
+        return NONE_TOLD
 
 
 def _check_server(server: str, backbone: str, repository: str | Path, control_key: str | None) -> None:

@@ -16,7 +16,7 @@ from fmplex.client.sync import Client
 from fmplex.data.rows import Columns, items_of, rows_for
 from fmplex.task.adapters import AdapterState, Imported, import_adapter
 from fmplex.task.backbone import BATCH, Backbone
-from fmplex.task.destination import check_destination
+from fmplex.task.destination import check_destination, tag_holders
 from fmplex.task.serving import load_and_wait, not_served
 from fmplex.training.checks import check_rows
 from fmplex.training.curve import draw
@@ -39,7 +39,7 @@ from fmplex_backend.errors import ServerProblem, TaskProblem
 from fmplex_backend.repository.config import TaskConfig, config_of, load_task_config
 from fmplex_backend.repository.configs import Terms
 from fmplex_backend.repository.terms import TERMS
-from fmplex_backend.repository.writer import ModelRepository, Pipeline, Saved, write_config
+from fmplex_backend.repository.writer import ModelRepository, Pipeline, write_config
 from fmplex_backend.types import Extensions
 from fmplex_backend.weights import read_safetensors
 
@@ -390,20 +390,27 @@ class Task:
             draw(self.history, path / CURVE)
         write_config(path, self.config())
 
-    def save(self, repository: str | Path | None = None, *, held: bool = False) -> Path:
+    def save(
+        self,
+        repository: str | Path | None = None,
+        *,
+        held: bool = False,
+        server: str = "",
+        control_key: str | None = None,
+    ) -> Path:
         """Save as a new task with a free tag, or as the next version of a task that exists; returns its directory.
 
         Args:
             held: whether the version that serves goes on, until this one is tried or promoted; see docs/canary.md.
+            server: that runs on the repository: asked which task has a tag that entries of several have. Without one
+                it is the one whose files are the oldest.
+            control_key: the server's, as of `Client`.
         """
-        return self._save(repository, held=held).path
-
-    def _save(self, repository: str | Path | None, *, held: bool = False) -> Saved:
         extensions = self._extensions()  # what the server would refuse is refused here
         pipeline = Pipeline(self.config(), extensions.takes, self.encoder.size(), extensions.outputs, self.write)
-        return ModelRepository(repository or self.backbone.repository).save(
-            self.name, self.backbone.name, pipeline, self.terms, held=held
-        )
+        holders = tag_holders(server, self.backbone.name, control_key)
+        models = ModelRepository(repository or self.backbone.repository)
+        return models.save(self.name, self.backbone.name, pipeline, self.terms, held=held, holders=holders).path
 
     def deploy(
         self,
@@ -420,7 +427,7 @@ class Task:
         """
         place = repository or self.backbone.repository
         check_destination(self.name, self.backbone.name, place, self.terms, server, control_key=control_key)
-        path = self.save(repository)
+        path = self.save(repository, server=server, control_key=control_key)
         try:
             self.serve(server, timeout=timeout, control_key=control_key)
         except ServerProblem as error:

@@ -13,9 +13,9 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from fmplex_backend.errors import SetupProblem
+from fmplex_backend.spreadsheet import text_cell
 from fmplex_controller.records.ledger import FILE
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes the beginning of a cell for
 COLUMNS = ("backbone", "task", "seconds", "preparation_s", "requests", "items")
 
 
@@ -80,8 +80,7 @@ def read_usage(folder: Path, since: float | None = None) -> Usage:
 def as_csv(usage: Usage) -> str:
     """A line for each task, with a header.
 
-    Directories may have any name, and so may tasks: before one that a spreadsheet would take for a formula stands an
-    apostrophe, by which it is text there.
+    Directories may have any name, and so may tasks, also one that a spreadsheet would compute.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -93,5 +92,5 @@ def as_csv(usage: Usage) -> str:
 
 def _cell(value: str | float) -> str | float:
     if isinstance(value, str):
-        return f"'{value}" if value.startswith(FORMULA) else value
+        return text_cell(value)
     return f"{value:.6f}" if isinstance(value, float) else value

@@ -226,7 +226,7 @@ class Controller:
             else:
                 self.processes.named(backbone, told.pid)
                 if backbone not in self._told_tags or self._told_tags[backbone][0] <= sent:  # probes overlap
-                    self._told_tags[backbone] = sent, _tags_of(told)
+                    self._told_tags[backbone] = sent, told.tag_holders
                 self.demands.observe(told, sent)
                 turn = self.health.answered(backbone, told, self.clock())
             reason, is_given_up = self.health.reason(backbone), self.health.is_given_up(backbone)
@@ -258,8 +258,3 @@ class Controller:
         elif self._said and not problem:
             self.journal.tell("reachable", "", self._said, "both server and repository are there again")
         self._said = self.board.problem = problem
-
-
-def _tags_of(status: BackboneStatus) -> dict[int, str]:
-    """By tag, the task that has it: one that is refused only because another has its tag is told of without it."""
-    return {task.tag: task.name for task in status.tasks if task.tag is not None and task.state != "leaving"}

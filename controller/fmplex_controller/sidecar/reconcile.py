@@ -10,6 +10,7 @@ from fmplex_backend.errors import TaskRefused
 from fmplex_backend.printable import printable
 from fmplex_backend.repository.binding import AUTO
 from fmplex_backend.repository.configs import CONFIG
+from fmplex_backend.repository.tags import keeper_of
 from fmplex_controller.sidecar.actions import Action, Complete, Lift, Load, Quarantine, Unload
 from fmplex_controller.sidecar.seen import Attempt, Directory, Model, Seen
 
@@ -227,21 +228,23 @@ class _Round:
 def _keepers(seen: Seen) -> dict[tuple[str, int | None], str]:
     """By backbone and tag, the task that has it, as backbones see it (`Tags` in fmplex_backend/serving/tags.py).
 
-    Of several it is the one that the backbone told of: it keeps the tag for who had it first, which no entry shows.
-    Else the only one that is loaded, else the oldest: what is copied may be of an earlier date than what is served.
+    A backbone keeps a tag for who had it first, which no entry shows: it tells of that one.
     """
     found: dict[tuple[str, int | None], list[Directory]] = {}
     for each in seen.directories.values():
         if each.inspected.kind == "task" and not each.inspected.lack and each.inspected.tag is not None:
             found.setdefault((each.inspected.backbone, each.inspected.tag), []).append(each)
-    return {claim: _keeper(seen, claimants).name for claim, claimants in found.items()}
+    return {claim: _keeper(seen, claimants) for claim, claimants in found.items()}
 
 
-def _keeper(seen: Seen, claimants: Sequence[Directory]) -> Directory:
+def _keeper(seen: Seen, claimants: Sequence[Directory]) -> str:
     backbone, tag = claimants[0].inspected.backbone, claimants[0].inspected.tag
     told = seen.tags.get(backbone)
     holder = None if told is None or tag is None else told.by_tag.get(tag)
-    if having := [each for each in claimants if printable(each.name) == holder]:
-        return having[0]
-    loaded = [each for each in claimants if seen.models.get(each.name, ABSENT).ready]
-    return loaded[0] if len(loaded) == 1 else min(claimants, key=lambda each: each.inspected.age)
+    ages = {each.name: each.inspected.age for each in claimants}
+    return keeper_of(
+        ages,
+        holder=next((name for name in ages if printable(name) == holder), None),
+        is_loaded=lambda name: seen.models.get(name, ABSENT).ready,
+        oldest=lambda names: min(names, key=ages.__getitem__),
+    )

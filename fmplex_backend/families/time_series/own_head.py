@@ -105,6 +105,61 @@ class LoadedHead(LoadedDecoder):
     forecast: Callable[[Encoded], Array]  # of one run: [n, steps, channels], without quantiles
 
 
+@plain_dataclass(frozen=True, slots=True)
+class _Head:
+    """A head's module, and what a task wants of what it says.
+
+    Args:
+        chosen: the channels that it forecasts; None: all.
+        levels: where those of QUANTILES stand in the last dim of `run`.
+        horizon: steps; None: those of the head.
+    """
+
+    anatomy: Anatomy
+    module: Any
+    chosen: Sequence[int] | None
+    levels: list[int]
+    horizon: int | None
+
+    def decode(self, encoded: Encoded) -> dict[str, Array]:
+        """FORECAST [n, horizon, channels], and QUANTILES [n, levels, horizon, channels] where there are levels."""
+        before, found = encoded.before if isinstance(encoded, Rolled) else (), self.run(encoded)
+        whole = np.concatenate([*before, found[..., 0]], axis=1)
+        answer = {"FORECAST": whole[:, : self.horizon]}
+        if self.levels:
+            answer["QUANTILES"] = np.moveaxis(found[:, : self.horizon][..., self.levels], -1, 1)
+        return answer
+
+    def forecast(self, encoded: Encoded) -> Array:
+        """Of one run: [n, steps, channels]."""
+        return self.run(encoded)[..., 0]
+
+    def run(self, encoded: Encoded) -> Array:
+        """[n, c, t * d + 2] -> [n, steps, channels, 1 + levels of the head]: the forecast, then its quantiles."""
+        import torch
+
+        with torch.inference_mode():
+            found = self._scaled(torch.from_numpy(encoded.vectors))
+        return found if found.ndim == 4 else found[..., None]
+
+    def _scaled(self, vectors: Tensor) -> Array:
+        """What the module says of states, in the units of the series; quantiles where there are four dims."""
+        rows, channels = vectors.shape[:2]
+        tokens = vectors[..., :-2].reshape(rows, channels, -1, self.anatomy.width)
+        level, scale = vectors[..., -2][:, None], vectors[..., -1][:, None]  # [n, 1, c]
+        found = self.anatomy.architecture.head(self.module, tokens)
+        if self.chosen:
+            level, scale = level[..., sorted(self.chosen)], scale[..., sorted(self.chosen)]
+        if (distribution := getattr(self.module, "distribution_output", None)) is not None:
+            found = distribution.distribution(found, loc=level, scale=scale).mean
+        elif found.dim() == 4:  # with quantiles
+            found = found * scale[..., None] + level[..., None]
+        else:
+            found = found * scale + level
+        whole: Array = found.numpy()
+        return whole
+
+
 class OwnHeads:
     """The forecast heads of one model. A head is made when a task wants it.
 
@@ -130,62 +185,26 @@ class OwnHeads:
         Args:
             channels: that a series of the task has; None: any number.
         """
-        import torch
-
-        file = version / "task.json"
+        file, architecture = version / "task.json", self.anatomy.architecture
         module, config = self._module(section, version)
-        steps = self.anatomy.architecture.steps(config)
         chosen = getattr(config, "prediction_channel_indices", None)
-        if not self.anatomy.architecture.forecasts_any(config) and channels != config.num_input_channels:
+        if not architecture.forecasts_any(config) and channels != config.num_input_channels:
             problem = f"it is {channels}, and the head sees {config.num_input_channels} channels at once"
             raise TaskRefused(file, "encoder.channels", problem, f"Say {config.num_input_channels}")
-        times = -(-(section.horizon or steps) // steps)
-        if times > 1 and chosen:
-            problem = f"it is {section.horizon}; the head forecasts {steps} steps of {len(chosen)} channels alone"
-            raise TaskRefused(file, "decoder.horizon", problem, f"Say {steps} or less")
-
-        levels = _places(section, config, self.anatomy.architecture.levels(config), times, file)
-
-        def run(encoded: Encoded) -> Array:
-            with torch.inference_mode():
-                found = self._forecast(module, chosen, torch.from_numpy(encoded.vectors))
-            return found if found.ndim == 4 else found[..., None]
-
-        def forecast(encoded: Encoded) -> Array:
-            return run(encoded)[..., 0]
-
-        def decode(encoded: Encoded) -> dict[str, Array]:
-            before, found = encoded.before if isinstance(encoded, Rolled) else (), run(encoded)
-            whole = np.concatenate([*before, found[..., 0]], axis=1)
-            answer = {"FORECAST": whole[:, : section.horizon]}
-            if levels:
-                answer["QUANTILES"] = np.moveaxis(found[:, : section.horizon][..., levels], -1, 1)
-            return answer
-
+        times = _times(section, architecture.steps(config), chosen, file)
+        levels = _places(section, config, architecture.levels(config), times, file)
+        head = _Head(self.anatomy, module, chosen, levels, section.horizon)
         try:
-            width = self.anatomy.width_of(PATCHES) + 2
-            forecast(Encoded(np.ones((1, channels or 1, width), np.float32), [], [], np.zeros((1, 1), np.bool_)))
+            head.run(self._ones(channels))
         except Exception as error:  # the module raises whatever it stumbles over
             problem = f"the forecast head of a {config.model_type} does not run: {type(error).__name__}: {error}"
             raise TaskRefused(file, "decoder.kind", problem, "Fit a Forecaster") from error
-        return LoadedHead(PATCHES, section.sizes(version, None), decode, times, forecast)
+        return LoadedHead(PATCHES, section.sizes(version, None), head.decode, times, head.forecast)
 
-    def _forecast(self, module: Any, chosen: list[int] | None, vectors: Tensor) -> Array:
-        """[n, c, t * d + 2] -> [n, steps, channels]."""
-        rows, channels = vectors.shape[:2]
-        tokens = vectors[..., :-2].reshape(rows, channels, -1, self.anatomy.width)
-        level, scale = vectors[..., -2][:, None], vectors[..., -1][:, None]  # [n, 1, c]
-        found = self.anatomy.architecture.head(module, tokens)
-        if chosen:
-            level, scale = level[..., sorted(chosen)], scale[..., sorted(chosen)]
-        if (distribution := getattr(module, "distribution_output", None)) is not None:
-            found = distribution.distribution(found, loc=level, scale=scale).mean
-        elif found.dim() == 4:  # with quantiles
-            found = found * scale[..., None] + level[..., None]
-        else:
-            found = found * scale + level
-        whole: Array = found.numpy()
-        return whole
+    def _ones(self, channels: int | None) -> Encoded:
+        """States of a series, to try a head with."""
+        width = self.anatomy.width_of(PATCHES) + 2
+        return Encoded(np.ones((1, channels or 1, width), np.float32), [], [], np.zeros((1, 1), np.bool_))
 
     def _module(self, section: OwnForecaster, version: Path) -> tuple[Any, Any]:
         """The model without its backbone, with the weights of the head, and its config; raises TaskRefused."""
@@ -227,6 +246,15 @@ def _head_of(architecture: Architecture, read: Mapping[str, Tensor], directory: 
             own = [name for name in names if architecture.of_head(name) and name not in read]
             found |= {name: opened.get_tensor(name).clone() for name in own}
     return {name: read[own] for name, own in architecture.tied.items() if own in read} | found
+
+
+def _times(section: OwnForecaster, steps: int, chosen: Sequence[int] | None, file: Path) -> int:
+    """How often a series runs for a task's horizon, with a head of so many steps; raises TaskRefused."""
+    times = -(-(section.horizon or steps) // steps)
+    if times > 1 and chosen:  # the next run would lack the other channels
+        problem = f"it is {section.horizon}; the head forecasts {steps} steps of {len(chosen)} channels alone"
+        raise TaskRefused(file, "decoder.horizon", problem, f"Say {steps} or less")
+    return times
 
 
 def _places(section: OwnForecaster, config: Any, has: Sequence[float], times: int, file: Path) -> list[int]:

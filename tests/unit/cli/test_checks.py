@@ -42,7 +42,7 @@ def test_a_tag_that_is_taken_or_does_not_exist(root: Path) -> None:
     assert "copy/config.pbtxt: name: it is 'one'" in error(root / "copy")
     edit(root / "copy" / "config.pbtxt", 'name: "one"', 'name: "copy"')
     assert run(root / "one") == f"{root / 'one'}: ok\n", "the older keeps it"
-    assert "VFM_0 is the tag of 'one' too" in error(root / "copy")
+    assert "VFM_0 is the tag of 'one' in the repository too" in error(root / "copy")
     edit(root / "copy" / "config.pbtxt", "VFM_0", "VFM_4")
     assert "VFM_4 is beyond the backbone's vfm_slots of 4" in error(root / "copy")
     assert run(root / "one") == f"{root / 'one'}: ok\n"
@@ -58,7 +58,7 @@ def test_a_directory_that_is_in_no_repository(root: Path, tmp_path: Path) -> Non
     shutil.copytree(root / "one", aside)
     edit(aside / "config.pbtxt", 'name: "one"', 'name: "three"')
     assert "there is no backbone 'base'" in error(aside)
-    assert "VFM_0 is the tag of 'one' too" in error(aside, "--repository", root)
+    assert "VFM_0 is the tag of 'one' in the repository too" in error(aside, "--repository", root)
     edit(aside / "config.pbtxt", "VFM_0", "VFM_2")
     assert run(aside, "--repository", root) == f"{aside}: ok\n"
 

@@ -19,9 +19,9 @@ from fmplex.cli import changes
 from fmplex.task import destination, serving
 from fmplex.task.task import Task
 from fmplex.training import trainer
-from fmplex_backend.errors import TaskProblem, Unreachable
+from fmplex_backend.errors import ServerProblem, TaskProblem, Unreachable
 from fmplex_backend.repository import writer
-from fmplex_backend.status import TaskStatus
+from fmplex_backend.status import BackboneStatus, TaskStatus
 
 runner = CliRunner()
 
@@ -56,6 +56,9 @@ class FakeServer:
 
     def tasks(self) -> Mapping[str, TaskStatus]:
         return {f"of {model}": TaskStatus(name=f"of {model}", backbone=model, state="serving") for model in self.models}
+
+    def status(self, backbone: str) -> BackboneStatus:
+        raise ServerProblem("it is too busy to tell")
 
     def ready(self, model: str) -> bool:
         return model in self.models
@@ -237,7 +240,7 @@ def test_a_repository_that_goes_away_costs_nothing(root: Path, rows: Path, monke
     assert (done.exit_code, (root / "spam" / "1" / "task.json").is_file()) == (0, True), done.output
 
 
-def _refuse(self: Task, repository: Path, *, held: bool) -> Path:
+def _refuse(self: Task, repository: Path, *, held: bool, server: str) -> Path:
     raise TaskProblem("the disk is full")
 
 

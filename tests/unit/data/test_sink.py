@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,30 @@ def test_csv_cells(tmp_path: Path) -> None:
         "text,n,label,score,scores,labels,vector,truncated,error\n"
         '"text 0, quoted",0,spam,0.123457,"{""spam"": 0.1}",a|b,"[0.5, 1.0]",false,\n'
     )
+
+
+@pytest.mark.parametrize(("kind", "delimiter"), [("csv", ","), ("tsv", "\t")])
+def test_a_spreadsheet_computes_nothing_of_it(tmp_path: Path, kind: str, delimiter: str) -> None:
+    """Neither names of columns nor cells of the input, nor what a task answers; numbers stay numbers."""
+    row = {"=text": "=1+1", "n": "-5", "label": "@SUM(A1)", "labels": ["-a", "b"], "score": -0.5, "vector": [-1.0]}
+    file = tmp_path / f"out.{kind}"
+    with open_sink(file, JOB, list(row)) as sink:
+        sink.write([row], 0)
+        sink.finish()
+    with file.open(newline="") as stream:
+        header, cells = csv.reader(stream, delimiter=delimiter)
+    assert header == ["'=text", "n", "label", "labels", "score", "vector"]
+    assert cells == ["'=1+1", "-5", "'@SUM(A1)", "'-a|b", "-0.5", "[-1.0]"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_what_no_spreadsheet_computes_is_as_it_is(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / f"out.{kind}"
+    with open_sink(file, JOB, ["text"]) as sink:
+        sink.write([{"text": "=1+1"}], 0)
+        sink.finish()
+    found = content(file)
+    assert (found if kind == "parquet" else [json.loads(found)]) == [{"text": "=1+1"}]
 
 
 def test_jsonl_has_values_as_they_are(tmp_path: Path) -> None:

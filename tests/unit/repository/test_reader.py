@@ -74,7 +74,9 @@ class TestEntriesElsewhere:
     def test_a_tag_that_is_taken(self, root: Path, reader: RepositoryReader, aside: Path) -> None:
         shutil.copytree(root / "one", aside / "copy")
         edit(aside / "copy" / "config.pbtxt", 'name: "one"', 'name: "copy"')
-        assert "VFM_0 is the tag of 'one' too. Give it a tag below 4" in broken(reader.entry_in(aside / "copy")[1])
+        assert "VFM_0 is the tag of 'one' in the repository too. Give it a tag below 4" in broken(
+            reader.entry_in(aside / "copy")[1]
+        )
 
     def test_a_tag_beyond_the_slots(self, reader: RepositoryReader, aside: Path) -> None:
         write_task(aside, "two", 4)

@@ -245,6 +245,31 @@ def test_a_version_that_cannot_be_read(
     assert refused[0].startswith("task one: version 2 as a")
 
 
+@pytest.mark.parametrize("gone", ["the task", "the entry's word", "the problem"])
+def test_a_refusal_is_remembered_while_it_lasts_and_then_news(
+    rig: CandidatesRig, caplog: pytest.LogCaptureFixture, gone: str
+) -> None:
+    """Tasks come and go: what is remembered of those that are gone would grow without end."""
+    file = rig.root / "one" / "2" / "task.json"
+    whole = file.read_text()
+    file.write_text("{")
+    rig.say(CANARY)
+    (file.parent / "notes").write_text("other files, the same problem")
+    rig.refresh()
+    if gone == "the task":
+        (rig.root / "one" / "config.pbtxt").unlink()
+        rig.refresh()
+    elif gone == "the problem":
+        file.write_text(whole)
+        rig.refresh()
+    else:
+        rig.say({})
+    assert rig.loader.candidates._said == {}
+    file.write_text("{")
+    rig.say(CANARY)
+    assert sum("version 2 as a canary is refused" in message for message in caplog.messages) == 2
+
+
 def test_it_is_tried_once_its_files_are_mended(rig: CandidatesRig) -> None:
     file = rig.root / "one" / "2" / "task.json"
     file.write_text("{")

@@ -284,11 +284,11 @@ def test_of_two_with_one_tag_the_one_that_is_served_keeps_it(rig: LoaderRig) -> 
         rig.refresh("a-copy")
         assert rig.vfm(0) is vfm
         assert rig.runtime.attached == [extensions]
-    text = rig.loader.log.refusals["a-copy"]
+    text = rig.loader.task_log.refusals["a-copy"]
     assert text.startswith(str(rig.root / "a-copy" / "config.pbtxt"))
     assert "VFM_0 on 'base' is the tag of 'one', which keeps it" in text
     assert f"fmplex task set a-copy --new-tag --repository {rig.root}" in text
-    assert "one" not in rig.loader.log.refusals
+    assert "one" not in rig.loader.task_log.refusals
 
 
 def test_copies_as_they_are_made_leave_the_original_alone(rig: LoaderRig) -> None:
@@ -301,8 +301,8 @@ def test_copies_as_they_are_made_leave_the_original_alone(rig: LoaderRig) -> Non
         rig.refresh(name)
         rig.refresh()
     assert rig.vfm(0) is vfm
-    assert rig.loader.log.refusals.keys() == {"one.bak"}
-    assert "name: it is 'one'" in rig.loader.log.refusals["one.bak"]
+    assert rig.loader.task_log.refusals.keys() == {"one.bak"}
+    assert "name: it is 'one'" in rig.loader.task_log.refusals["one.bak"]
     assert rig.loader.is_settled
 
 
@@ -405,11 +405,11 @@ def test_a_broken_new_version_leaves_the_old_one_serving(rig: LoaderRig) -> None
         rig.refresh("one")
         assert rig.vfm(0) is vfm
         assert rig.mark(0) == 1
-    assert "version 1 goes on serving" in rig.loader.log.refusals["one"]
+    assert "version 1 goes on serving" in rig.loader.task_log.refusals["one"]
     write_version(rig.root, "one", 2, {"mark": 2})
     rig.refresh("one")
     assert rig.mark(0) == 2
-    assert rig.loader.log.refusals == {}
+    assert rig.loader.task_log.refusals == {}
 
 
 def test_the_old_version_serves_on_new_terms(rig: LoaderRig) -> None:

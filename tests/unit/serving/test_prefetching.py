@@ -78,7 +78,7 @@ def test_of_two_that_claim_a_tag_the_one_it_is_kept_for_has_it(rig: LoaderRig) -
     write_config(rig.root, "one", 3)
     rig.refresh()
     assert rig.vfm(3).name == "one"
-    assert "VFM_3 on 'base' is the tag of 'one'" in rig.loader.log.refusals["a-copy"]
+    assert "VFM_3 on 'base' is the tag of 'one'" in rig.loader.task_log.refusals["a-copy"]
 
 
 def test_it_has_the_tag_also_where_the_other_entry_was_read_first(rig: LoaderRig) -> None:
@@ -104,7 +104,7 @@ def test_once_the_time_is_over_another_may_have_the_tag(rig: LoaderRig) -> None:
     write_config(rig.root, "one", 3)
     rig.refresh("one")
     assert rig.vfm(3).name == "two"
-    assert "VFM_3 on 'base' is the tag of 'two'" in rig.loader.log.refusals["one"]
+    assert "VFM_3 on 'base' is the tag of 'two'" in rig.loader.task_log.refusals["one"]
 
 
 def test_a_task_with_another_tag_by_then_has_none_kept(rig: LoaderRig) -> None:

@@ -16,7 +16,8 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from fmplex_backend.adapters.peft import Adapter, load_adapter
-from fmplex_backend.families.recorded import LONGEST, Given, RecordedForward
+from fmplex_backend.families.recorded import LONGEST, Given, RecordedForward, repays
+from fmplex_backend.families.text_encoder import traced
 from fmplex_backend.families.text_encoder.runtime import TextEncoderRuntime
 from fmplex_backend.families.text_encoder.tokenizer import Tokens
 from fmplex_backend.families.text_encoder.traced import recorded_texts
@@ -212,6 +213,7 @@ def test_a_recording_that_differs_is_not_used(
 ) -> None:
     caplog.set_level(logging.INFO)
     recorded = recorded_texts(Stubborn(doubles), 64)
+    assert recorded is not None
     assert not any(recorded.runs(padded, 4, adapted=adapted) for padded in (False, True) for adapted in (False, True))
     assert f"without padding run through Python: it differs for {shape}" in caplog.text
     assert "with padding run through Python: attention_mask has to be [n, t]" in caplog.text
@@ -223,10 +225,27 @@ def test_one_with_lora_has_to_do_what_the_other_does(hooked: float, caplog: pyte
     model = Stubborn()
     model.hooked = hooked
     recorded = recorded_texts(model, 64)
+    assert recorded is not None
     assert recorded.runs(False, 4, adapted=False)
     assert recorded.runs(False, 4, adapted=True) == (hooked == 1.0)
     told = "and with adapters run through Python: the model's own operations are others where LoRA is added"
     assert (told in caplog.text) == (hooked != 1.0)
+
+
+def test_a_large_model_runs_as_it_is(runtime: TextEncoderRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To record and compare it would take longer at load than it gains."""
+    monkeypatch.setattr(traced, "LARGE_TEXTS", sum(each.numel() for each in runtime.model.parameters()) - 1)
+    assert recorded_texts(runtime.model, 64) is None
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_how_large_a_model_is_does_not_depend_on_how_its_weights_lie(packed: bool) -> None:
+    model = nn.Sequential(nn.Embedding(10, 32), nn.Linear(32, 64, bias=False))
+    if packed:
+        model[1].register_buffer("packed", model[1].weight.detach().to_mkldnn(), persistent=False)
+        del model[1].weight
+    assert repays(model, 10 * 32 + 32 * 64)
+    assert not repays(model, 10 * 32 + 32 * 64 - 1)
 
 
 def test_longer_than_what_was_compared_is_the_models(runtime: TextEncoderRuntime) -> None:
