@@ -18,7 +18,7 @@ from fmplex_backend.adapters.multi_lora import AdapterBank
 from fmplex_backend.adapters.peft import Adapter, load_adapter
 from fmplex_backend.adapters.residency import METRICS as ADAPTER_METRICS
 from fmplex_backend.adapters.residency import Residency
-from fmplex_backend.errors import NotFinite, TaskRefused
+from fmplex_backend.errors import ExecutionFailed, NotFinite, TaskRefused
 from fmplex_backend.families.causal_lm.asking import Reader
 from fmplex_backend.families.causal_lm.attention import PagedCache, Plan, Span
 from fmplex_backend.families.causal_lm.capacity import cache_bytes, longest
@@ -216,7 +216,7 @@ class CausalLmRuntime:
         found = dict(zip(choosing, chosen, strict=True))
         now = self.clock()
         outcomes = [
-            (request, self._outcome(request, number in found, found.get(number), now))
+            (request, self._outcome_or_failure(request, number in found, found.get(number), now))
             for number, request in enumerate(requests)
         ]
         self._note(requests)
@@ -267,6 +267,20 @@ class CausalLmRuntime:
         keep = torch.tensor(rows or [0], device=self.device)
         with self.bank.applied(adapters, packed=True):
             return forward(self.model, ids.to(self.device), plan, self.cache, keep)
+
+    def _outcome_or_failure(
+        self, request: Request, chooses: bool, chosen: Chosen | Exception | None, now: float
+    ) -> Outcome:
+        """What raises is this request's alone: a pass that breaks runs again, and others' sequences have advanced."""
+        try:
+            if isinstance(chosen, Exception):
+                raise chosen
+            return self._outcome(request, chooses, chosen, now)
+        except Exception as error:
+            if self.is_fatal(error):
+                raise
+            raised = f"{type(error).__name__}: {error}"
+            return Failed(ExecutionFailed(f"choosing the next token of {request.vfm.name!r} raised {raised}"))
 
     def _outcome(self, request: Request, chooses: bool, chosen: Chosen | None, now: float) -> Outcome:
         answer, counts = request.prepared, self._counts(request.vfm)

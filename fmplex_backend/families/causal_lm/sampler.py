@@ -19,10 +19,14 @@ from fmplex_backend.families.causal_lm.sequence import Sequence as Answer
 Spell = Callable[[int], str]  # a token's text
 
 
-def choose(logits: Tensor, answers: Sequence[Answer], spell: Spell) -> list[Chosen | None]:
-    """The next token of each answer, None where its logits hold no best number. logits: [n, vocabulary].
+def choose(logits: Tensor, answers: Sequence[Answer], spell: Spell) -> list[Chosen | Exception | None]:
+    """The next token of each answer, or what choosing it raised: others' random numbers are drawn, and stay drawn.
 
-    That is a NaN, an infinity, or nothing but -inf: nothing can be drawn from them, and who tried would end the pass.
+    None where its logits hold no best number, but a NaN, an infinity, or nothing but -inf: nothing can be drawn from
+    them.
+
+    Args:
+        logits: [n, vocabulary].
     """
     logits = logits.float()
     best = logits.argmax(dim=-1)  # of a row with a NaN it is that
@@ -31,9 +35,16 @@ def choose(logits: Tensor, answers: Sequence[Answer], spell: Spell) -> list[Chos
         for token, finite in zip(best.tolist(), logits.gather(1, best[:, None])[:, 0].isfinite().tolist(), strict=True)
     ]
     return [
-        None if token is None else _chosen(logits[row], token, answer, spell)
+        None if token is None else _chosen_or_raised(logits[row], token, answer, spell)
         for row, (token, answer) in enumerate(zip(found, answers, strict=True))
     ]
+
+
+def _chosen_or_raised(logits: Tensor, best: int, answer: Answer, spell: Spell) -> Chosen | Exception:
+    try:
+        return _chosen(logits, best, answer, spell)
+    except Exception as error:
+        return error
 
 
 def _chosen(logits: Tensor, best: int, answer: Answer, spell: Spell) -> Chosen:
