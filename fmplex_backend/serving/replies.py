@@ -182,9 +182,10 @@ def decoded(runtime: Runtime, request: Request, value: Any) -> Answer | Failed:
     """The answer of a Finished's or a Running's value."""
     try:
         tensors = runtime.decode(request, value)
-    except Exception as error:
+        wrong = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
+    except Exception as error:  # also where an installed package's decoder gives something else than tensors
         return Failed(ExecutionFailed(f"the decoder of {request.vfm.name!r} raised {type(error).__name__}: {error}"))
-    if wrong := [name for name, tensor in tensors.items() if not _is_finite(tensor)]:
+    if wrong:
         return Failed(
             NotFinite(
                 f"the answer of {request.vfm.name!r} holds NaN or infinite numbers in {', '.join(wrong)}: its weights, "

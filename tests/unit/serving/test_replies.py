@@ -94,6 +94,23 @@ def test_a_decoder_that_raises_fails_its_request_alone(rig: ServiceRig) -> None:
     assert [counts.failures for counts in vfm.replied if counts.failures] == [{"execution": 1}]
 
 
+ODD: dict[str, Any] = {"nothing": None, "rows of several lengths": {"EMBEDDING": [[1.0], [1.0, 2.0]]}}
+
+
+@pytest.mark.parametrize("odd", list(ODD))
+def test_a_decoder_whose_values_are_no_tensors_fails_its_request_alone(
+    rig: ServiceRig, monkeypatch: pytest.MonkeyPatch, odd: str
+) -> None:
+    """It may be a package's, and what it raises on a reply thread would end the process."""
+    runtime: Any = rig.service.runtime
+    plain = runtime.tensors
+    monkeypatch.setattr(runtime, "tensors", lambda rows, own: ODD[odd] if own.mark == 1 else plain(rows, own))
+    numbers = [rig.submit(0), rig.submit(1)]
+    rig.caller.wait()
+    assert [rig.codes()[number] for number in numbers] == ["INTERNAL", ""]
+    assert "the decoder of 'one' raised" in rig.caller.failure(0)[1]
+
+
 def test_the_scheduler_learns_how_long_answers_take_to_leave(rig: ServiceRig) -> None:
     now = [100.0]
     rig.service.engine.clock = lambda: now[0]
