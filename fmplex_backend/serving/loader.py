@@ -26,7 +26,7 @@ from fmplex_backend.serving.table import Answering, Refusal, Table
 from fmplex_backend.serving.tags import Models, Unasked
 from fmplex_backend.serving.tasklog import TaskLog
 from fmplex_backend.serving.version_loading import VersionLoading
-from fmplex_backend.types import MAX_QUEUE_BYTES, Counts, Runtime
+from fmplex_backend.types import MAX_QUEUE_BYTES, Runtime, SharedCounts
 
 REMOVAL_GRACE_S = 2.0
 MOVED_GRACE_S = 30.0  # a load of a task may wait for a backbone's, and until it is through requests come as before
@@ -277,7 +277,7 @@ class Loader:
     def _refusal(self, name: str, tag: int, error: FmplexError) -> Refusal:
         former = self.table.get(tag)
         goes_on = isinstance(former, Refusal) and former.name == name
-        return Refusal(name, error, former.counts if goes_on and isinstance(former, Refusal) else Counts())
+        return Refusal(name, error, former.counts if goes_on and isinstance(former, Refusal) else SharedCounts())
 
     # -- what is left to do, and what was done: any thread
 

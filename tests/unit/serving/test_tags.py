@@ -283,7 +283,7 @@ class Served:
             found = self._found(tag)
         if not isinstance(found, Vfm):
             return ""
-        found.intake.requests += 1  # as `Intake` does
+        found.intake.add(requests=1)  # as `Intake` does
         return found.name
 
 
