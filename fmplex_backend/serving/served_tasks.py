@@ -135,6 +135,8 @@ class ServedTasks:
         grace = 0.0 if change.cause == "refused" else self.grace
         if change.cause == "moved" or (change.cause == "removed" and self._is_elsewhere(spec.name)):
             grace = self.moved_grace
+        if (earlier := self.leaving.get(spec.vfm)) is not None:  # two left with this tag since the table was replaced
+            self.ending.add(earlier[0], self.grace)
         self.leaving[spec.vfm] = (vfm, self.engine.clock() + grace)
         self.candidates.drop(vfm)
         self.served.pop(spec.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -91,3 +92,20 @@ def test_one_that_has_moved_is_answered_for_longer_than_one_that_was_removed(rig
     rig.refresh()
     assert rig.loader.table == {}
     assert rig.engine.vfms == set()
+
+
+def test_one_whose_successor_leaves_before_the_table_refers_to_it_ends_too(rig: LoaderRig) -> None:
+    former = rig.vfm(0)
+    shutil.rmtree(rig.root / "one")
+    rig.loader.settle()
+    write_task(rig.root, "one", 0)
+    write_task(rig.root, "unrelated", 5)  # is loaded after it: the table is not replaced between them
+    rig.loader.settle()
+    assert rig.loader.load_next()
+    shutil.rmtree(rig.root / "one")
+    rig.loader.settle()
+    for _ in range(2):
+        rig.engine_rig.clock.sleep(MOVED_TIMES * GRACE)
+        rig.refresh()
+    assert former not in rig.engine.vfms
+    assert {vfm.name for vfm in rig.engine.vfms} == {"unrelated"}
