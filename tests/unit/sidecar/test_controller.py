@@ -20,6 +20,7 @@ from fmplex_backend.errors import ServerProblem, Unreachable
 from fmplex_backend.repository import writer
 from fmplex_backend.repository.configs import read_config
 from fmplex_backend.repository.writer import ModelRepository
+from fmplex_backend.status import BackboneStatus
 from fmplex_controller.sidecar.adaptation import ElasticOptions
 from fmplex_controller.sidecar.controller import POLL_S, SOON_S
 from fmplex_controller.sidecar.seen import Miss
@@ -46,6 +47,27 @@ def test_directories_come_change_and_go(rig: Rig) -> None:
     assert rig.run(3) == ["unload a"]
     assert rig.run(3) == []
     assert rig.events == [("loaded", BASE), ("loaded", "a"), ("reloaded", "a"), ("unloaded", "a")]
+
+
+def test_what_nobody_expected_of_one_directory_holds_up_no_other(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a status that this version cannot read does; nor is what was done before it done again."""
+    for tag, name in enumerate("abc", 1):
+        rig.write(name, tag)
+    told = rig.triton.status
+
+    def odd(backbone: str, name: str = "") -> BackboneStatus:
+        if name == "b":
+            raise ValueError("1 validation error for BackboneStatus")
+        return told(backbone, name)
+
+    monkeypatch.setattr(rig.triton, "status", odd)
+    assert rig.run(8) == ["load base", "load a", "load c"]
+    assert rig.events.count(("postponed", "b")) == 1
+    assert [record.exc_info is not None for record in caplog.records if "b: ValueError" in record.message] == [True]
+    monkeypatch.undo()
+    assert rig.run(2) == ["load b"]
 
 
 def test_another_controller_goes_on_where_one_was_killed(rig: Rig) -> None:
