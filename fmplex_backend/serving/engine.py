@@ -17,7 +17,7 @@ from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from fmplex_backend.errors import Cancelled, FmplexError, ShuttingDown, TimeLimit
+from fmplex_backend.errors import Cancelled, ExecutionFailed, FmplexError, ShuttingDown, TimeLimit
 from fmplex_backend.scheduling import CostModel, Scheduler
 from fmplex_backend.scheduling.rows import BatchRows
 from fmplex_backend.serving.accounts import Closed, with_closed
@@ -270,12 +270,20 @@ class Engine:
             if late:
                 self.scheduler.discard(vfm, late)
             for request in late:
-                value = self.runtime.cut_short(request) if request in self._sequences else None
-                if value is None:
-                    self._give_up(request, time_limit(request))
+                end = self._cut_short(request)
+                if isinstance(end, FmplexError):
+                    self._give_up(request, end)
                 else:
                     request.queue_s = now - request.arrived_at - request.compute_s
-                    self._finish(request, Finished(value), now)
+                    self._finish(request, end, now)
+
+    def _cut_short(self, request: Request) -> Finished | FmplexError:
+        """How a request ends whose time is over."""
+        try:
+            value = self.runtime.cut_short(request) if request in self._sequences else None
+        except Exception as error:  # the last of its text may be what a tokenizer does not take
+            return ExecutionFailed(f"ending the answer of {request.vfm.name!r} raised {type(error).__name__}: {error}")
+        return time_limit(request) if value is None else Finished(value)
 
     def _run(self, batch: Batch) -> tuple[list[tuple[Request, Work]], float]:
         """Run a batch and hand over its outcomes. Returns who took part with how much work, and the seconds."""
@@ -392,9 +400,9 @@ class Engine:
         if former is not None and former is not extensions:
             waiting = [request for request in vfm.queue if request not in self._sequences]
             self.scheduler.discard(vfm, waiting)
-            self._sequences.release(former)
             for request in waiting:
                 self.preparer.prepare_again(request)
+            self._sequences.release(former)  # last, since a device may raise: who waits is in no queue until then
 
     def refuse(self, vfm: Vfm, error: FmplexError) -> None:
         """Answer a vFM's requests with an error, those that are queued and those to come, until it is attached."""
@@ -447,7 +455,8 @@ class Engine:
     def abandon(self, error: FmplexError) -> None:
         """Fail everything that is posted, queued or in flight."""
         ahead = self._ahead.requests if self._ahead else []
-        queued = [request for vfm in self.vfms for request in vfm.queue]
+        vfms = list(self.vfms)  # as it is now: an engine that hangs may go on meanwhile
+        queued = [request for vfm in vfms for request in list(vfm.queue)]
         left = [*self._in_flight, *self._running, *ahead, *queued, *self.spare.waiting]
         self.spare.waiting.clear()
         self._in_flight.clear()  # also for `isolated`, which an engine that hangs may go on with
@@ -458,7 +467,7 @@ class Engine:
                 for request in message:
                     request.vfm.arriving.popleft()
                 left += message
-        for vfm in self.vfms:
+        for vfm in vfms:
             self.scheduler.discard(vfm, list(vfm.queue))
         for request in left:
             request.vfm.given_bytes += request.bytes
