@@ -112,8 +112,9 @@ class Adaptation:
         self._wake.set()
 
     def changed(self, names: set[str] | None) -> None:
-        """Something in these directories has changed; with None perhaps."""
-        self._stale |= names is not None
+        """Something in these directories has changed; with None perhaps: then nothing is read anew."""
+        if names is not None:
+            self._stale = True
 
     def run(self, stop: threading.Event) -> None:
         """Until stopped."""
