@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from fmplex_backend.errors import ServerProblem, TaskProblem
@@ -70,14 +71,23 @@ class Controller:
         self._said = ""
 
     def run(self, stop: threading.Event) -> None:
-        """Until stopped."""
-        following = Following(self.root, self._changed)
-        threads = [
-            threading.Thread(target=following.follow_forever, name="fmplex-following"),
-            threading.Thread(target=self.probes.run, args=(stop,), name="fmplex-probes"),
-        ]
+        """Until stopped; what one of its threads raises is raised here: half a controller is none."""
+        following, raised = Following(self.root, self._changed), list[BaseException]()
+        mains = {"following": following.follow_forever, "probes": partial(self.probes.run, stop)}
         if self.adaptation is not None:
-            threads.append(threading.Thread(target=self.adaptation.run, args=(stop,), name="fmplex-adaptation"))
+            mains["adaptation"] = partial(self.adaptation.run, stop)
+
+        def guarded(main: Callable[[], None]) -> None:
+            try:
+                main()
+            except BaseException as error:
+                raised.append(error)
+                stop.set()
+                self.wake()
+
+        threads = [
+            threading.Thread(target=guarded, args=(main,), name=f"fmplex-{name}") for name, main in mains.items()
+        ]
         for thread in threads:
             thread.start()
         pool = ThreadPoolExecutor(GROUPS, "fmplex-work")
@@ -91,6 +101,8 @@ class Controller:
             pool.shutdown(wait=False, cancel_futures=True)
             for thread in threads:
                 thread.join()
+        if raised:
+            raise raised[0]
 
     def wake(self) -> None:
         """Begin the next round now. Any thread."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,25 @@ def test_what_nobody_expected_of_one_directory_holds_up_no_other(
     assert [record.exc_info is not None for record in caplog.records if "b: ValueError" in record.message] == [True]
     monkeypatch.undo()
     assert rig.run(2) == ["load b"]
+
+
+@pytest.mark.parametrize("part", ["probes", "adaptation"])
+def test_a_thread_that_fails_ends_the_controller_which_is_started_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """Without it nobody would see that a backbone's process has died, or that one is overloaded."""
+    rig.begin_anew(ElasticOptions())
+
+    def broken(stop: threading.Event) -> None:
+        raise MemoryError("no thread can go on")
+
+    monkeypatch.setattr(getattr(rig.controller, part), "run", broken)
+    stop = threading.Event()
+    latest = threading.Timer(20, stop.set)  # else it runs for ever
+    latest.start()
+    with pytest.raises(MemoryError, match="no thread can go on"):
+        rig.controller.run(stop)
+    latest.cancel()
 
 
 def test_another_controller_goes_on_where_one_was_killed(rig: Rig) -> None:
