@@ -22,6 +22,7 @@ from fmplex_backend.scheduling import CostModel, Scheduler
 from fmplex_backend.scheduling.rows import BatchRows
 from fmplex_backend.serving.accounts import Closed, with_closed
 from fmplex_backend.serving.batch import AtWork, BackboneCounts, Batch, isolated, raising
+from fmplex_backend.serving.queues import drained
 from fmplex_backend.serving.sequences import Sequences
 from fmplex_backend.serving.spare import Spare
 from fmplex_backend.types import (
@@ -461,8 +462,7 @@ class Engine:
         self.spare.waiting.clear()
         self._in_flight.clear()  # also for `isolated`, which an engine that hangs may go on with
         self._running, self._ahead = [], None
-        while not self._inbox.empty():
-            message = self._inbox.get_nowait()
+        for message in drained(self._inbox):
             if isinstance(message, tuple):
                 for request in message:
                     request.vfm.arriving.popleft()

@@ -18,6 +18,7 @@ import numpy as np
 from fmplex_backend.errors import ExecutionFailed, FmplexError, NotFinite
 from fmplex_backend.serving.answer_cache import AnswerCache, Tensors
 from fmplex_backend.serving.engine import Engine
+from fmplex_backend.serving.queues import drained
 from fmplex_backend.types import (
     NO_USAGE,
     REPLY_THREADS,
@@ -126,8 +127,7 @@ class Lane:
 
     def fail_all(self, error: FmplexError) -> None:
         """Answer what is left with an error, once the thread has ended."""
-        while not self.inbox.empty():
-            item = self.inbox.get_nowait()
+        for item in drained(self.inbox):
             if isinstance(item, tuple):
                 with suppress(Exception):  # the server may still take the others
                     item[0].resolve(Failed(error))

@@ -754,6 +754,21 @@ def test_abandon_goes_by_what_there_is_while_an_engine_that_hung_goes_on(
     assert rig.reason(queued) == "shutting_down"
 
 
+def test_abandon_fails_what_is_queued_also_where_a_late_engine_takes_what_was_posted(
+    rig: EngineRig, version: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Raced(SimpleQueue[Any]):
+        def empty(self) -> bool:
+            return False  # it has been taken when it is asked for
+
+    queued = rig.make(rig.vfm(version), "a")
+    rig.step()
+    rig.engine.scheduler.admit(queued)
+    monkeypatch.setattr(rig.engine, "_inbox", Raced())
+    rig.engine.abandon(ShuttingDown("over"))
+    assert rig.reason(queued) == "shutting_down"
+
+
 def test_what_waits_is_prepared_again_also_where_the_former_extensions_cannot_be_detached(
     rig: EngineRig, version: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import replace
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -296,6 +297,25 @@ def test_what_is_left_when_the_thread_has_died_is_answered_with_an_error() -> No
     rig.replies.fail_all(error)
     assert rig.sent == [(Failed(error), True)] * 2
     assert all(request.resolved for request in (first, second, third))
+
+
+class Raced(SimpleQueue[Any]):
+    """Another thread takes the last item between a look whether there is one and taking it."""
+
+    def empty(self) -> bool:
+        return False
+
+
+def test_a_thread_that_is_late_may_take_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = ReplyRig()
+    for lane in rig.replies.lanes:
+        monkeypatch.setattr(lane, "inbox", Raced())
+    request = rig.request()
+    request.lane = REPLY_THREADS - 1
+    rig.replies.put(request, Finished([["a"]]))
+    error = ExecutionFailed("dead")
+    rig.replies.fail_all(error)
+    assert rig.sent == [(Failed(error), True)]
 
 
 def test_nothing_is_decoded_for_a_request_that_was_answered(monkeypatch: pytest.MonkeyPatch) -> None:
