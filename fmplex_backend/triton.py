@@ -125,7 +125,7 @@ class TritonPythonModel:
             except Exception as error:  # raised from here, it would be the answer to every request of the call
                 _send(to, Failed(_unreadable(error)), True)
         self.service.submit(*calls)
-        self.service.let_collect()
+        self.service.coalesce_calls()
 
     def _call(self, request: Any, to: Destination) -> Call:
         """Copy what a request holds; raises whatever pb_utils, numpy and json raise."""

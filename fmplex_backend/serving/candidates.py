@@ -14,8 +14,8 @@ from itertools import count
 from fmplex_backend.errors import TaskRefused
 from fmplex_backend.repository.candidates import CandidateSpec, Compare, comparison
 from fmplex_backend.repository.tasks import TaskSpec
-from fmplex_backend.serving.ending import Ending
-from fmplex_backend.serving.portion import point
+from fmplex_backend.serving.draining import Draining
+from fmplex_backend.serving.traffic_split import point
 from fmplex_backend.types import Extensions, Vfm
 
 log = logging.getLogger("fmplex")
@@ -110,7 +110,7 @@ class Candidates:
     Args:
         load: reads and checks a version for an entry; raises TaskRefused.
         attach: lets the engine do so.
-        ending: gets those that nothing is sent to any more.
+        draining: gets those that nothing is sent to any more.
         grace: seconds that requests may still be on their way to a vFM which no new ones are sent to.
     """
 
@@ -118,11 +118,11 @@ class Candidates:
         self,
         load: Callable[[TaskSpec], Extensions],
         attach: Callable[[Vfm, Extensions], None],
-        ending: Ending,
+        draining: Draining,
         grace: float,
     ) -> None:
         self._load, self._attach = load, attach
-        self._ending, self.grace = ending, grace
+        self._draining, self.grace = draining, grace
         self.beside: Mapping[Vfm, Beside] = {}  # by the task's own vFM; replaced as a whole
         self._said: dict[tuple[str, str], str] = {}  # by task and role, why it was refused
 
@@ -176,7 +176,7 @@ class Candidates:
     def _end(self, candidates: Iterable[Candidate]) -> None:
         for each in candidates:
             if each.vfm is not None:
-                self._ending.add(each.vfm, self.grace)
+                self._draining.add(each.vfm, self.grace)
 
     def _publish(self, vfm: Vfm, now: Beside) -> None:
         others = {other: each for other, each in self.beside.items() if other is not vfm}

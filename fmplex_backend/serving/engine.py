@@ -92,7 +92,7 @@ class Engine:
         self._command: Command | None = None  # received while a batch ran
         self._waits = False  # for a message
         self.when_idle: Command = _nothing
-        self._ahead: Batch | None = None  # queued on the device behind the batch at hand
+        self._next_batch: Batch | None = None  # queued on the device behind the batch at hand
         self._lead_s = 0.0  # what starting a batch takes
         self._reply_latencies: dict[int, float] = {}  # by reply thread
         self._last_pass_at = 0.0
@@ -118,7 +118,7 @@ class Engine:
     @property
     def running(self) -> Sequence[Request]:
         """Requests of the batch at hand, and of the one that is queued behind it, that have no outcome yet."""
-        ahead = self._ahead
+        ahead = self._next_batch
         return [*self._in_flight, *(ahead.requests if ahead else ())]
 
     @property
@@ -134,7 +134,7 @@ class Engine:
 
     def run_forever(self) -> None:
         """Step until told to stop and nothing is left."""
-        while not (self.stopping and not self.scheduler.queued and self._inbox.empty() and not self._ahead):
+        while not (self.stopping and not self.scheduler.queued and self._inbox.empty() and not self._next_batch):
             self.step()
         self._retire_empty()
 
@@ -145,13 +145,13 @@ class Engine:
             wait: where nothing is queued, wait for a message first, and where none has room, for one at the end; but
                 not for long, where something else makes a batch possible.
         """
-        batch = self._ahead or self._start_batch(wait=wait)
-        self._ahead = None
+        batch = self._next_batch or self._start_batch(wait=wait)
+        self._next_batch = None
         if batch:
             self._in_flight = dict.fromkeys(batch.requests)
             self.at_work = AtWork(self.counts.busy_s, max(batch.started_at, self._last_pass_at))
             if self.runtime.queues_passes:
-                self._ahead = self._start_ahead(batch)
+                self._next_batch = self._start_next(batch)
             passes, broken = self.counts.passes, self.counts.broken_passes
             portions, elapsed = self._run(batch)
             self._settle(batch.requests, portions, elapsed)
@@ -176,7 +176,7 @@ class Engine:
             self._wait(ROOM_EVERY_S)  # it waits for something to be brought into memory
         return batch
 
-    def _start_ahead(self, running: Batch) -> Batch | None:
+    def _start_next(self, running: Batch) -> Batch | None:
         """Start the next batch behind `running`, as late as it goes: requests that arrive until then may be in it."""
         rows = BatchRows()
         for request in running.requests:
@@ -250,9 +250,9 @@ class Engine:
             vfm.preparation_s += request.preparation_s
             request.preparation_s = 0.0
         if vfm.refused is not None:
-            self._give_up(request, vfm.refused)
+            self._fail(request, vfm.refused)
         elif vfm not in self.vfms:  # retired while the request was being prepared: its extensions are detached
-            self._give_up(request, _gone(vfm))
+            self._fail(request, _gone(vfm))
         elif request.extensions is not vfm.extensions:  # they were replaced meanwhile
             self.scheduler.charge_refused(request)
             self.preparer.prepare_again(request)
@@ -273,7 +273,7 @@ class Engine:
             for request in late:
                 end = self._cut_short(request)
                 if isinstance(end, FmplexError):
-                    self._give_up(request, end)
+                    self._fail(request, end)
                 else:
                     request.queue_s = now - request.arrived_at - request.compute_s
                     self._finish(request, end, now)
@@ -372,7 +372,7 @@ class Engine:
                 (self.spare.add_again if request.vfm.spare else self.scheduler.requeue)(request)
         self._running = []
 
-    def _give_up(self, request: Request, error: FmplexError) -> None:
+    def _fail(self, request: Request, error: FmplexError) -> None:
         """Of a request that is not queued, or no longer."""
         if request.preparation_s:
             self.scheduler.charge_refused(request)
@@ -411,12 +411,12 @@ class Engine:
         waiting = list(vfm.queue)
         self.scheduler.discard(vfm, waiting)
         for request in waiting:
-            self._give_up(request, error)
+            self._fail(request, error)
 
     def retire(self, vfm: Vfm) -> None:
         """Remove a vFM and detach its extensions once its queue is empty; what it has in spare time is dropped."""
         for request in self.spare.take(vfm):
-            self._give_up(request, _gone(vfm))
+            self._fail(request, _gone(vfm))
         if vfm.queue:
             self._retiring[vfm] = None
         elif vfm in self.vfms:
@@ -449,19 +449,19 @@ class Engine:
         for request in requests:
             if request in request.vfm.queue:
                 self.scheduler.discard(request.vfm, [request])
-                self._give_up(request, Cancelled("the client cancelled the request"))
+                self._fail(request, Cancelled("the client cancelled the request"))
 
     # -- any thread, once the engine thread has ended or hangs
 
     def abandon(self, error: FmplexError) -> None:
         """Fail everything that is posted, queued or in flight."""
-        ahead = self._ahead.requests if self._ahead else []
+        ahead = self._next_batch.requests if self._next_batch else []
         vfms = list(self.vfms)  # as it is now: an engine that hangs may go on meanwhile
         queued = [request for vfm in vfms for request in list(vfm.queue)]
         left = [*self._in_flight, *self._running, *ahead, *queued, *self.spare.waiting]
         self.spare.waiting.clear()
         self._in_flight.clear()  # also for `isolated`, which an engine that hangs may go on with
-        self._running, self._ahead = [], None
+        self._running, self._next_batch = [], None
         for message in drained(self._inbox):
             if isinstance(message, tuple):
                 for request in message:

@@ -17,7 +17,7 @@ from fmplex_backend.serving.loader import Loader
 from fmplex_backend.serving.memory import bytes_of
 from fmplex_backend.serving.ownership import Ownership
 from fmplex_backend.serving.preparation import Preparation
-from fmplex_backend.serving.replies import Kept, Replies
+from fmplex_backend.serving.replies import CachedAnswer, Replies
 from fmplex_backend.serving.shadowing import Shadowing
 from fmplex_backend.serving.table import Answering, Group, Refusal, vfm_of
 from fmplex_backend.serving.watch import Watch
@@ -165,7 +165,7 @@ class Intake:
         request.requested_outputs = tuple([output for output in call.outputs if tag_of(output) is None])
         try:
             request.slo_s = _slo_s(call.parameters)
-            if not self._is_kept(request):
+            if not self._answer_from_cache(request):
                 self.preparation.submit(request)
         except Exception as error:
             _refuse(call, request.vfm.intake, _as_refusal(error))
@@ -189,7 +189,7 @@ class Intake:
         gathering = Gathering(spec, call.send)
         try:
             requests = list(self._requests(call, spec, gathering, slo_s))
-            self.preparation.submit_together([request for request in requests if not self._is_kept(request)])
+            self.preparation.submit_together([request for request in requests if not self._answer_from_cache(request)])
             for request in requests:
                 self._fail_if_closed(request)
         except Exception as error:
@@ -209,11 +209,11 @@ class Intake:
             request.slo_s = slo_s
             yield request
 
-    def _is_kept(self, request: Request) -> bool:
+    def _answer_from_cache(self, request: Request) -> bool:
         """Whether a request's answer is kept: then it is on its way."""
         if (tensors := self.answers.find(request)) is None:
             return False
-        self.replies.put(request, Kept(tensors))
+        self.replies.put(request, CachedAnswer(tensors))
         return True
 
     def _request(self, call: Call, vfm: Vfm, send: Send) -> Request:

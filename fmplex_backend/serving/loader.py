@@ -99,7 +99,7 @@ class Loader:
             grace=grace,
             moved_grace=moved_grace,
         )
-        self.candidates, self.ending = self.tasks.candidates, self.tasks.ending
+        self.candidates, self.draining = self.tasks.candidates, self.tasks.draining
         self.rounds = Rounds(
             repository, self.tasks.served, models or Unasked(), engine.clock, self.log, slots=slots, grace=grace
         )
@@ -266,8 +266,8 @@ class Loader:
         self.standings = (*standings(served, refused, leaving), *standings_of_groups(self.groups))
         self._published = self.tags.claims
         for vfm, until in replaced.values():
-            self.ending.add(vfm, min(self.tasks.grace, max(0.0, until - now)))
-        self.ending.retire_due()
+            self.draining.add(vfm, min(self.tasks.grace, max(0.0, until - now)))
+        self.draining.retire_due()
 
     def _contested_tags(self) -> dict[int, Refusal]:
         """Those with which requests of several tasks may come, of the tags that are asked for."""
@@ -285,7 +285,7 @@ class Loader:
     def is_settled(self) -> bool:
         """Whether nothing changes before the repository does: False asks for another round soon."""
         waits = self.tags.rivals.keys() & self.tags.keepers.keys()
-        leaving = self.tasks.leaving or self.groups.leaving or not self.ending.is_empty
+        leaving = self.tasks.leaving or self.groups.leaving or not self.draining.is_empty
         return not (waits or self.tags.newcomers or leaving) and self.loading.prefetching.is_empty
 
     @property

@@ -104,7 +104,7 @@ class Preparation:
             vfm.preparing.remove(request)
             if not vfm.preparing:
                 self._ready.remove(vfm)
-            self._give_up(request, error)
+            self._count_failure(request, error)
         self._hand_back(request, error)
         return True
 
@@ -228,7 +228,7 @@ class Preparation:
             if error is None:
                 (add or self.engine.add_request)(request)
             else:
-                self._give_up(request, error)
+                self._count_failure(request, error)
         if error is not None:
             self._hand_back(request, error)
         self._check_ended(request)
@@ -237,7 +237,7 @@ class Preparation:
         """Of a vFM's requests those that no worker is preparing. Under the lock."""
         return islice(vfm.preparing, int(vfm in self._at_work), None)
 
-    def _give_up(self, request: Request, error: FmplexError) -> None:
+    def _count_failure(self, request: Request, error: FmplexError) -> None:
         """Count a request that does not go on to the engine. Under the lock."""
         request.vfm.taken_bytes -= request.bytes
         request.vfm.prepared.fail(error.reason)

@@ -39,7 +39,7 @@ Command = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class CachedAnswer:
     """The request has the answer of a former one. It waited for no batch and was in none: its receipt is zeros."""
 
     tensors: Tensors
@@ -52,7 +52,7 @@ class Replies:
         self.answers = answers or AnswerCache(0)
         self.lanes = [Lane(runtime, self.answers, number) for number in range(REPLY_THREADS)]
 
-    def put(self, request: Request, outcome: Outcome | Kept) -> None:
+    def put(self, request: Request, outcome: Outcome | CachedAnswer) -> None:
         """Let an outcome be answered; a Running's value is a part of the reply. Any thread."""
         self.lanes[request.lane].inbox.put((request, outcome))
 
@@ -90,7 +90,7 @@ class Lane:
 
     def __init__(self, runtime: Runtime, answers: AnswerCache, number: int) -> None:
         self.runtime, self.answers, self.number = runtime, answers, number
-        self.inbox: SimpleQueue[tuple[Request, Outcome | Kept] | Command | None] = SimpleQueue()
+        self.inbox: SimpleQueue[tuple[Request, Outcome | CachedAnswer] | Command | None] = SimpleQueue()
         self._waits = True  # for something to answer
         self.when_idle: Command = _nothing
         self._latency = 0.0  # peak with exponential decay, in seconds
@@ -117,7 +117,7 @@ class Lane:
         """Whether there is nothing to answer."""
         return self._waits and self.inbox.empty()
 
-    def _next(self) -> tuple[Request, Outcome | Kept] | Command | None:
+    def _next(self) -> tuple[Request, Outcome | CachedAnswer] | Command | None:
         if self.inbox.empty():
             self._waits = True
             self.when_idle()
@@ -132,14 +132,14 @@ class Lane:
                 with suppress(Exception):  # the server may still take the others
                     item[0].resolve(Failed(error))
 
-    def _answer(self, request: Request, outcome: Outcome | Kept) -> None:
+    def _answer(self, request: Request, outcome: Outcome | CachedAnswer) -> None:
         if isinstance(outcome, Failed):
             request.resolve(outcome)
         elif request.resolved:  # a former part failed, or the backbone is going down
             return
         elif isinstance(outcome, Running):
             self._answer_part(request, outcome.value)
-        elif isinstance(outcome, Kept):
+        elif isinstance(outcome, CachedAnswer):
             request.resolve(Answer(outcome.tensors, NO_USAGE))
         else:
             answer = self._decode(request, outcome.value)

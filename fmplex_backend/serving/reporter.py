@@ -175,7 +175,7 @@ class Reporter:
 
     def _closed(self) -> list[Closed]:
         """With those that are about to be, on whose accounts nothing new comes."""
-        return [*(account_of(vfm) for vfm in self.loader.ending.vfms), *self.engine.closed]
+        return [*(account_of(vfm) for vfm in self.loader.draining.vfms), *self.engine.closed]
 
     def _account(self, vfm: Vfm, beside: Beside, running: Counter[Vfm]) -> dict[str, Any]:
         ahead_s = sum(map(self.engine.scheduler.ahead_s, beside.parts(vfm)))

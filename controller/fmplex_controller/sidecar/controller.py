@@ -17,15 +17,15 @@ from fmplex_backend.status import BackboneStatus
 from fmplex_controller.records.journal import Journal
 from fmplex_controller.sidecar.actions import Action, Lift, Quarantine
 from fmplex_controller.sidecar.adaptation import Adaptation, ElasticOptions
+from fmplex_controller.sidecar.backbone_processes import Processes
 from fmplex_controller.sidecar.board import Board
 from fmplex_controller.sidecar.demand import Demands
 from fmplex_controller.sidecar.execution import Attempts, Execution
 from fmplex_controller.sidecar.health import Health, Turn
 from fmplex_controller.sidecar.observer import Observer
 from fmplex_controller.sidecar.probes import PERIOD_S, Probes
-from fmplex_controller.sidecar.processes import Processes
 from fmplex_controller.sidecar.reconcile import BAD_S, STILL_S, reconcile
-from fmplex_controller.sidecar.seen import Directory, Miss, Model, Seen, Sick, Since, Tags
+from fmplex_controller.sidecar.seen import Directory, Miss, Model, Seen, Since, Tags, Unhealthy
 from fmplex_controller.sidecar.triton import SILENT, Triton
 
 log = logging.getLogger("fmplex.controller")
@@ -126,7 +126,7 @@ class Controller:
         self._tell_kept_unloaded({name for name, each in directories.items() if each.unloaded})
         self._dispatch(reconcile(seen, str(self.root)), seen, pool)
         waits = any(each.still_s < (BAD_S if each.inspected.problem else STILL_S) for each in directories.values())
-        return SOON_S if waits or seen.sick else POLL_S
+        return SOON_S if waits or seen.unhealthy else POLL_S
 
     # -- what a round goes by
 
@@ -148,18 +148,18 @@ class Controller:
         self.execution.forget_others(directories)
         backbones = {name for name, each in directories.items() if each.inspected.kind == "backbone"}
         self.probes.targets = frozenset(backbones & loaded)
-        sick = self._sick(backbones, directories, loaded, now)
-        return Seen(directories, models, self._attempts, sick, gone, self._tags(backbones & loaded, now))
+        unhealthy = self._unhealthy(backbones, directories, loaded, now)
+        return Seen(directories, models, self._attempts, unhealthy, gone, self._tags(backbones & loaded, now))
 
-    def _sick(
+    def _unhealthy(
         self, backbones: set[str], directories: Mapping[str, Directory], loaded: set[str], now: float
-    ) -> dict[str, Sick]:
+    ) -> dict[str, Unhealthy]:
         with self._lock:
             self.health.forget_others(backbones)
             found = {
                 name: self.health.judge(name, directories[name].fingerprint, name in loaded, now) for name in backbones
             }
-        return {name: sick for name, sick in found.items() if sick is not None}
+        return {name: unhealthy for name, unhealthy in found.items() if unhealthy is not None}
 
     def _tags(self, backbones: set[str], now: float) -> dict[str, Tags]:
         """What these, which are loaded, have told since they are."""

@@ -22,9 +22,9 @@ from fmplex_controller.records.events import DONE
 from fmplex_controller.records.journal import Journal
 from fmplex_controller.sidecar import planning
 from fmplex_controller.sidecar.actions import Action, Complete, Lift, Load, Quarantine, Unload
+from fmplex_controller.sidecar.backbone_processes import end_process
 from fmplex_controller.sidecar.demand import Demands
-from fmplex_controller.sidecar.processes import end_process
-from fmplex_controller.sidecar.report import remove_error, write_error
+from fmplex_controller.sidecar.error_file import remove_error, write_error
 from fmplex_controller.sidecar.seen import Attempt
 from fmplex_controller.sidecar.triton import Triton
 

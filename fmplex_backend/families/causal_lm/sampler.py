@@ -50,12 +50,12 @@ def _chosen_or_raised(logits: Tensor, best: int, answer: Answer, spell: Spell) -
 def _chosen(logits: Tensor, best: int, answer: Answer, spell: Spell) -> Chosen:
     sampling = answer.asked.sampling
     token = best
-    if sampling.draws or sampling.changes_scores or answer.closed_to_end:
+    if sampling.draws or sampling.changes_scores or answer.must_go_on:
         scores = penalised(logits, answer)
         token = _drawn(filtered(scores, sampling), answer) if sampling.draws else int(scores.argmax())
     if not answer.tells_logprobs:
         return Chosen(token)
-    return Chosen(token, _told(logits, token, sampling.logprobs or 0, spell))
+    return Chosen(token, _logprobs_of(logits, token, sampling.logprobs or 0, spell))
 
 
 def penalised(logits: Tensor, answer: Answer) -> Tensor:
@@ -73,7 +73,7 @@ def penalised(logits: Tensor, answer: Answer) -> Tensor:
         own = torch.tensor(answer.tokens[-answer.generated :], device=logits.device)
         seen, counts = own.unique(return_counts=True)
         scores[seen] -= sampling.presence_penalty + sampling.frequency_penalty * counts
-    if answer.closed_to_end:
+    if answer.must_go_on:
         scores[list(answer.ends)] = -torch.inf
     return scores
 
@@ -103,7 +103,7 @@ def _drawn(scores: Tensor, answer: Answer) -> int:
     return int(torch.multinomial(scores.softmax(dim=-1), 1, generator=answer.random))
 
 
-def _told(logits: Tensor, token: int, most: int, spell: Spell) -> dict[str, Any]:
+def _logprobs_of(logits: Tensor, token: int, most: int, spell: Spell) -> dict[str, Any]:
     """The logarithmic probabilities before temperature of the token, and then of the best ones, as vLLM tells them."""
     values = logits.log_softmax(dim=-1)
     ranked = values.topk(most).indices.tolist() if most else []

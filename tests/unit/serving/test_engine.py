@@ -608,7 +608,7 @@ def test_a_vfm_is_retired_beside_others_that_keep_the_device_busy(version: Path)
     rig.engine.post(lambda: rig.engine.retire(vfm))
     left, ahead = [], []
     while rig.engine.step(wait=False):
-        ahead.append(rig.engine._ahead is not None)
+        ahead.append(rig.engine._next_batch is not None)
         left.append((vfm in rig.engine.vfms, len(other.queue)))
     gone = next(queued for here, queued in left if not here)
     assert gone > 10

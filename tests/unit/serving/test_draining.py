@@ -11,7 +11,7 @@ import pytest
 from backend_fixtures import MOVED_TIMES, LoaderRig, write_config, write_task
 from fake_family.runtime import FakeClock
 
-from fmplex_backend.serving.ending import Ending
+from fmplex_backend.serving.draining import Draining
 from fmplex_backend.types import Vfm
 
 GRACE = 2.0
@@ -19,22 +19,22 @@ GRACE = 2.0
 
 def test_each_is_kept_for_its_time_and_while_requests_are_prepared() -> None:
     clock, retired = FakeClock(), list[Vfm]()
-    ending = Ending(retired.append, clock)
+    draining = Draining(retired.append, clock)
     busy, idle, soon = (Vfm(number, f"task{number}") for number in range(3))
     request: Any = object()
     busy.preparing = deque([request])
     for vfm, grace in ((busy, GRACE), (idle, GRACE), (soon, 0.0)):
-        ending.add(vfm, grace)
-    ending.retire_due()
-    assert (retired, ending.vfms) == ([soon], [busy, idle])
+        draining.add(vfm, grace)
+    draining.retire_due()
+    assert (retired, draining.vfms) == ([soon], [busy, idle])
     clock.sleep(GRACE)
-    ending.retire_due()
-    assert (retired, ending.vfms) == ([soon, idle], [busy])
+    draining.retire_due()
+    assert (retired, draining.vfms) == ([soon, idle], [busy])
     busy.preparing.clear()
-    assert not ending.is_empty
-    ending.retire_due()
+    assert not draining.is_empty
+    draining.retire_due()
     assert retired == [soon, idle, busy]
-    assert ending.is_empty
+    assert draining.is_empty
 
 
 @pytest.fixture

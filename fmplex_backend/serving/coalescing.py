@@ -18,7 +18,7 @@ MOST_S = 4e-3  # that a request may wait at the server for others to join it
 CALL_S = 3e-4  # about what a call takes
 
 
-class Collecting:
+class Coalescing:
     """Makes calls last longer, but no longer than there is something to do."""
 
     def __init__(self, engine: Engine, replies: Replies) -> None:

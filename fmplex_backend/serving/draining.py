@@ -7,7 +7,7 @@ from collections.abc import Callable
 from fmplex_backend.types import Vfm
 
 
-class Ending:
+class Draining:
     """Keeps each for a time, and for as long as requests of it are being prepared: what was taken in is answered.
 
     Under the loader's lock, but for `vfms`, which any thread may read.
