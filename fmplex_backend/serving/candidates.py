@@ -33,7 +33,7 @@ class Compared:
 
 
 @dataclass(frozen=True, slots=True)
-class Since:
+class Baseline:
     """What a task's vFM had counted when a candidate came, so that both are compared over the same time."""
 
     requests: int
@@ -42,7 +42,7 @@ class Since:
     compute_s: float
 
     @classmethod
-    def of(cls, vfm: Vfm) -> Since:
+    def of(cls, vfm: Vfm) -> Baseline:
         """As it is now."""
         return cls(vfm.engine.requests, sum(vfm.failures().values()), vfm.engine.queue_s, vfm.engine.compute_s)
 
@@ -53,7 +53,7 @@ class Candidate:
 
     spec: CandidateSpec
     beside: TaskSpec  # the task as it is served
-    since: Since
+    since: Baseline
     vfm: Vfm | None = None
     error: str = ""
     compare: Compare | None = None  # of a shadow
@@ -155,7 +155,7 @@ class Candidates:
         return made
 
     def _made(self, candidate: CandidateSpec, spec: TaskSpec, main: Vfm) -> Candidate:
-        since = Since.of(main)
+        since = Baseline.of(main)
         if candidate.version is None:
             return Candidate(candidate, spec, since, error=candidate.problem)
         try:

@@ -1,10 +1,10 @@
-"""Lets requests collect at the server while others are run and answered, so that one call brings many.
+"""Coalesces calls of `execute`: requests wait at the server while others run, so that one call brings many.
 
 A call of `execute` costs about as much as a request in it: the stub hands it over in a round trip to the server, during
 which it holds the interpreter's lock. While a call lasts, the server collects what comes for the next one.
 
 The engine is not left idle for that, unless its passes take no longer than a call: then calls are what limits it, and
-requests collect until all replies are sent.
+requests wait until all replies are sent.
 """
 
 from __future__ import annotations

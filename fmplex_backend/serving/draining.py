@@ -1,4 +1,4 @@
-"""vFMs that no new requests are sent to, until they can be retired."""
+"""vFMs that are drained: no new requests are sent to them, and they are retired once what they have is prepared."""
 
 from __future__ import annotations
 

@@ -226,7 +226,7 @@ class Engine:
                 break
 
     def _wait(self, timeout: float | None) -> None:
-        """For a message, and receive it."""
+        """Wait for a message, no longer than `timeout` seconds, and receive it."""
         self._waits = True
         self.when_idle()
         message = None
@@ -344,7 +344,7 @@ class Engine:
             request.vfm.engine.shared += rows
 
     def _finish(self, request: Request, outcome: Finished | Failed, now: float) -> None:
-        """Of a request that went through the backbone."""
+        """Count and hand over the outcome of a request that went through the backbone."""
         counts = request.vfm.engine
         counts.requests += 1
         counts.items += request.items
@@ -373,7 +373,7 @@ class Engine:
         self._running = []
 
     def _fail(self, request: Request, error: FmplexError) -> None:
-        """Of a request that is not queued, or no longer."""
+        """Answer a request with an error that is in no queue, and charge what preparing it has taken."""
         if request.preparation_s:
             self.scheduler.charge_refused(request)
         request.vfm.engine.fail(error.reason)

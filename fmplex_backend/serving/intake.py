@@ -210,7 +210,7 @@ class Intake:
             yield request
 
     def _answer_from_cache(self, request: Request) -> bool:
-        """Whether a request's answer is kept: then it is on its way."""
+        """Answer a request whose answer is kept; False where none is."""
         if (tensors := self.answers.find(request)) is None:
             return False
         self.replies.put(request, CachedAnswer(tensors))

@@ -23,7 +23,7 @@ from fmplex_backend.serving.rounds import Rounds
 from fmplex_backend.serving.served_tasks import ServedTasks
 from fmplex_backend.serving.standing import Standing, standings, standings_of_groups
 from fmplex_backend.serving.table import Answering, Refusal, Table
-from fmplex_backend.serving.tags import Models, Unasked
+from fmplex_backend.serving.tags import Models, UnknownModels
 from fmplex_backend.serving.tasklog import TaskLog
 from fmplex_backend.serving.version_loading import VersionLoading
 from fmplex_backend.types import MAX_QUEUE_BYTES, Runtime, SharedCounts
@@ -56,7 +56,8 @@ class Loader:
     engine         what was posted to it: attach, retire, set terms           in no turn
     =============  =========================================================  =====================================
 
-    A turn is the one lock. Versions are read outside of it, so that no request's round waits for another task's files.
+    A turn is the one lock. Versions are read outside of it, so that no request's round waits for another task's files;
+    but what was prefetched and what is tried as a canary or a shadow is read in a turn.
 
     Args:
         max_queue, max_queue_bytes, max_seconds: of vFMs whose task does not set them.
@@ -101,7 +102,7 @@ class Loader:
         )
         self.candidates, self.draining = self.tasks.candidates, self.tasks.draining
         self.rounds = Rounds(
-            repository, self.tasks.served, models or Unasked(), engine.clock, self.log, slots=slots, grace=grace
+            repository, self.tasks.served, models or UnknownModels(), engine.clock, self.log, slots=slots, grace=grace
         )
         self.tags, self.groups = self.rounds.tags, self.rounds.groups
         self.table: Table = {}

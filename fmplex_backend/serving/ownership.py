@@ -41,7 +41,7 @@ class Ownership:
         self._listing: _Listing | None = None
         self._known: set[tuple[str, int]] = set()  # (name, inode) of the directories whose entry was read
         self._pending: dict[str, float] = {}  # directories without an entry: until when they are looked at again
-        # by tag: entries in which it stands and that the loader may not have read yet
+        # by tag: directories in whose entries it stands, and which the loader may not have read yet
         self._unread: dict[int, set[str]] = {}
         self._entries: dict[str, tuple[Stamp, int | None]] = {}  # by task: the entry that was read, and its tag
 
@@ -76,6 +76,7 @@ class Ownership:
         return {name, *others} if others or not self._is_owner(name, tag) else set()
 
     def _is_owner(self, name: str, tag: int) -> bool:
+        """Whether requests with a tag are for the vFM that the table has for it, by the task's entry as it is now."""
         has = self._entry_has(name, tag)
         # One that has left and whose entry is back is answered by its new vFM: that its requests come with this tag
         # again counts only there (see `Tags`).

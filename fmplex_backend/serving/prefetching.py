@@ -21,6 +21,8 @@ LEAST_APART_S, APART = 1.0, 10.0
 
 @dataclass(frozen=True, slots=True)
 class _Prefetched:
+    """A version that was read, and until when it is kept, by the engine's clock."""
+
     spec: TaskSpec  # its entry for the other backbone
     extensions: Extensions
     until: float

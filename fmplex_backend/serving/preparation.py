@@ -238,12 +238,12 @@ class Preparation:
         return islice(vfm.preparing, int(vfm in self._at_work), None)
 
     def _count_failure(self, request: Request, error: FmplexError) -> None:
-        """Count a request that does not go on to the engine. Under the lock."""
+        """Count a request that does not go on to the engine, and free its part of the queue. Under the lock."""
         request.vfm.taken_bytes -= request.bytes
         request.vfm.prepared.fail(error.reason)
 
     def _hand_back(self, request: Request, error: FmplexError) -> None:
-        """Let it be answered, and its vFM be charged for what was prepared of it."""
+        """Answer a request with an error, and charge its vFM for what preparing it has taken."""
         self.engine.post(partial(self.engine.scheduler.charge_refused, request))
         self.engine.hand_over(request, Failed(error))
 

@@ -32,7 +32,7 @@ class Group:
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """As its directory in the model repository is named."""
         return self.spec.name
 
     def asked_by(self, tags: Collection[int]) -> GroupSpec | None:

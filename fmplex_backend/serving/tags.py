@@ -27,7 +27,7 @@ class Models(Protocol):
         """Unload a model; raises ServerProblem where that is not done."""
 
 
-class Unasked:
+class UnknownModels:
     """Models of a server that cannot be asked which it has loaded: the grace alone decides."""
 
     def is_loaded(self, name: str) -> bool:

@@ -33,7 +33,7 @@ class Watch:
 
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
-        self._following = Following(loader.repository.root, self._look)
+        self._following = Following(loader.repository.root, self._settle_changed)
         self._look_ups, self._claims = LookUps(self._look_up), LookUps(self._read_claims)
         self._stop = threading.Event()
         self._is_due = threading.Event()  # claims were read, and what they are of may be to be loaded
@@ -53,7 +53,7 @@ class Watch:
         """Follow changes on disk until stopped."""
         self._following.follow_forever()
 
-    def _look(self, names: Iterable[str] | None = None) -> None:
+    def _settle_changed(self, names: Iterable[str] | None = None) -> None:
         """A round for what has changed on disk; `settle_forever` unloads the newcomers and loads the versions of it."""
         self._guarded(lambda: self.loader.settle(names))
         self._unsettled.set()

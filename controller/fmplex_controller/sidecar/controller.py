@@ -110,7 +110,7 @@ class Controller:
 
     def round(self, pool: ThreadPoolExecutor) -> float:
         """Find the differences and set to work on them; seconds until the next round."""
-        self._take_in()
+        self._collect_attempts()
         now = self.clock()
         try:
             directories = self.observer.observe(now)
@@ -191,7 +191,8 @@ class Controller:
         finally:
             self._wake.set()
 
-    def _take_in(self) -> None:
+    def _collect_attempts(self) -> None:
+        """Remember what came of the work that is done."""
         for group, work in list(self._working.items()):
             if work.done():
                 attempts = work.result()

@@ -76,17 +76,17 @@ class Execution:
                 elif isinstance(action, Unload):
                     self._unload(action)
             except ServerProblem as away:
-                self._left_over(action, "", str(away))
+                self._postpone(action, "", str(away))
                 break
             except RepositoryLocked as locked:
                 is_locked = True
-                self._left_over(action, action.name, str(locked))
+                self._postpone(action, action.name, str(locked))
             except OSError as failure:  # without the names in it: that of what is written aside is another each time
                 problem = f"{self.root / action.name}: {failure.strerror or failure}. Let the controller write there"
-                self._left_over(action, action.name, problem)
+                self._postpone(action, action.name, problem)
             except Exception as error:
                 problem = f"{self.root / action.name}: {type(error).__name__}: {error}"
-                self._left_over(action, action.name, problem, error)
+                self._postpone(action, action.name, problem, error)
             else:
                 self._said.pop(action.name, None)
         return found
@@ -103,7 +103,7 @@ class Execution:
         self.triton.unload(action.name)
         self.journal.tell("unloaded", action.name, action.why)
 
-    def _left_over(self, action: Action, of: str, problem: str, error: Exception | None = None) -> None:
+    def _postpone(self, action: Action, of: str, problem: str, error: Exception | None = None) -> None:
         """Say why it is left, once for each directory or for the server (`of`); with the traceback of an `error`."""
         if self._said.get(of) != problem:
             self._said[of] = problem

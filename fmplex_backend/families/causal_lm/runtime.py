@@ -171,7 +171,7 @@ class CausalLmRuntime:
         if ready and self.residency.is_lost(request):
             return True  # it fails, and takes nobody's blocks for that
         answer: Answer = request.prepared
-        begins = request not in self.memory.of
+        begins = request not in self.memory.blocks_of
         most = self.prefill_budget.most(request, len(answer.step), begins=begins) if ready else 0
         has = most > 0 and self.memory.has_room(request)
         if has:
@@ -209,7 +209,7 @@ class CausalLmRuntime:
             return
         requests = sorted(batch, key=lambda request: self.bank.order(request.extensions.adapter))
         begun = thread_time()
-        step = Step.of(requests, lambda request: self.memory.of[request])
+        step = Step.of(requests, lambda request: self.memory.blocks_of[request])
         choosing, ends = step.choosing, step.ends
         logits = self._logits(step.ids, step.spans, step.adapters, [ends[number] for number in choosing])
         chosen = choose(logits, [requests[number].prepared for number in choosing], self._spell) if choosing else []

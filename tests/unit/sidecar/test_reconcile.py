@@ -11,7 +11,7 @@ from fmplex_backend.errors import TaskRefused
 from fmplex_backend.repository.inspection import Inspected
 from fmplex_backend.repository.tasks import BrokenTask, Entry
 from fmplex_backend.serving.tags import Tags as BackboneTags
-from fmplex_backend.serving.tags import Unasked
+from fmplex_backend.serving.tags import UnknownModels
 from fmplex_controller.sidecar.actions import Action, Complete, Lift, Load, Quarantine, Unload
 from fmplex_controller.sidecar.reconcile import BAD_S, DOWN_S, ONCE_MORE_S, STILL_S, reconcile
 from fmplex_controller.sidecar.seen import Attempt, Directory, Model, Seen, Since, Tags, Unhealthy
@@ -20,7 +20,7 @@ LONG = 100.0
 BASE = Inspected("backbone", slots=4)
 
 
-class Loaded(Unasked):
+class Loaded(UnknownModels):
     """Models of a server that can be asked which it has loaded."""
 
     def __init__(self, names: set[str]) -> None:
