@@ -397,7 +397,7 @@ def test_who_begins_takes_from_nobody_within_the_quantum() -> None:
 
 def findable(memory: Memory) -> set[int]:
     """The numbers of the blocks in the trees of all versions."""
-    found, left = set(), [*memory.blocks._beginnings.values()]
+    found, left = set(), [*memory.blocks._roots.values()]
     while left:
         behind = [*left.pop().children.values()]
         found |= {block.number for block in behind}
