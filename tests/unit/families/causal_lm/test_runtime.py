@@ -446,7 +446,7 @@ def test_tasks_find_nothing_of_each_other_and_a_version_nothing_of_a_former(
     rig.run()
     assert prefix_tokens(rig) == [0, 0, 0, 0]
     assert same(rig.answer(changed), *generate(3, changed.prepared.asked.prompt, 12))
-    assert len(rig.runtime.memory.blocks._beginnings) == 4
+    assert len(rig.runtime.memory.blocks._roots) == 4
 
 
 def test_an_answer_is_a_prefix_too(rig: Rig) -> None:
