@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
@@ -178,6 +179,8 @@ class Request:
         self.send(reply, True)
         return True
 
+
+ARRIVED_AT = attrgetter("arrived_at")  # a request's place among others by age
 
 # -- what the backbone keeps per task
 

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from itertools import islice
+from heapq import nsmallest
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
@@ -26,6 +26,7 @@ from fmplex_backend.serving.queues import drained
 from fmplex_backend.serving.sequences import Sequences
 from fmplex_backend.serving.spare import Spare
 from fmplex_backend.types import (
+    ARRIVED_AT,
     Extensions,
     Failed,
     Finished,
@@ -439,10 +440,10 @@ class Engine:
         """Return from `run_forever` once everything queued has run."""
         self.stopping = True
 
-    def waiting(self, since: float, most: int) -> list[Request]:
-        """Up to `most` queued requests that arrived before `since`."""
-        queued = (request for vfm in self.vfms for request in vfm.queue if request.arrived_at < since)
-        return list(islice(queued, most))
+    def waiting(self, since: float, most: int, after: float = -math.inf) -> list[Request]:
+        """The `most` oldest of the queued requests that arrived before `since`, and later than `after`."""
+        queued = (request for vfm in self.vfms for request in vfm.queue if after < request.arrived_at < since)
+        return nsmallest(most, queued, key=ARRIVED_AT)
 
     def cancel(self, requests: Sequence[Request]) -> None:
         """Drop those of the requests that are queued; one that is not has its outcome, or gets it as usual."""

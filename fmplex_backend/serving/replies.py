@@ -6,6 +6,7 @@ threads send; each answers requests of its own, so that the parts of a reply kee
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from fmplex_backend.types import (
     Runtime,
     Usage,
 )
+
+log = logging.getLogger("fmplex")
 
 LATENCY_DECAY = 0.98**REPLY_THREADS  # of a thread's peak reply latency, per reply that it sends
 REPORT_EVERY = 4  # replies of a thread; a new peak is reported earlier
@@ -145,7 +148,14 @@ class Lane:
             answer = self._decode(request, outcome.value)
             request.resolve(answer)
             if isinstance(answer, Answer):
-                self.answers.keep(request, answer.tensors)
+                self._keep(request, answer)
+
+    def _keep(self, request: Request, answer: Answer) -> None:
+        """Keep an answer that was sent for others who ask for the same, if its task wants that."""
+        try:
+            self.answers.keep(request, answer.tensors)
+        except Exception:  # such as a lack of memory for the copy
+            log.exception("keeping an answer of %s", request.vfm.name)
 
     def _answer_part(self, request: Request, value: Any) -> None:
         part = self._decode(request, value)

@@ -205,6 +205,8 @@ class Adaptation:
                 self._stop(action)
         except (FmplexError, OSError) as error:  # it is in the journal; what is still wrong is found again
             log.warning("%s: %s", action, error)
+        except Exception:  # the others of a decision count as done, and are to be done
+            log.exception("%s", action)
         finally:
             self._stale = True
 

@@ -95,6 +95,17 @@ def test_a_decoder_that_raises_fails_its_request_alone(rig: ServiceRig) -> None:
     assert [counts.failures for counts in vfm.replied if counts.failures] == [{"execution": 1}]
 
 
+def test_an_answer_that_cannot_be_kept_is_sent_all_the_same(
+    rig: ServiceRig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def keep(request: Request, tensors: Any) -> None:
+        raise MemoryError("no room for a copy")
+
+    monkeypatch.setattr(rig.service.answers, "keep", keep)
+    assert [isinstance(rig.ask(0), Answer) for _ in range(2 * REPLY_THREADS)] == [True] * 2 * REPLY_THREADS
+    until(lambda: "no room for a copy" in caplog.text)
+
+
 ODD: dict[str, Any] = {"nothing": None, "rows of several lengths": {"EMBEDDING": [[1.0], [1.0, 2.0]]}}
 
 
