@@ -119,25 +119,27 @@ class TritonPythonModel:
         self.models.is_serving = True
         calls = []
         for request in requests:
-            sender = request.get_response_sender()
-            names = request.requested_output_names()
+            to = Destination(request.get_response_sender(), request.requested_output_names(), self.decoupled)
             try:
-                # Arrays with memory of their own (python_backend/src/pb_tensor.cc copies the server's): they may stay
-                # when the request has been answered.
-                inputs = {tensor.name(): self._with_batch(tensor.as_numpy()) for tensor in request.inputs()}
-                parameters = json.loads(text) if (text := request.parameters()) else {}
-            except Exception as error:  # pb_utils raises whatever numpy and json raise
-                failed = Failed(ExecutionFailed(f"the request cannot be read: {error}"))
-                _send(Destination(sender, names, self.decoupled), failed, True)
-                continue
-            asks_status = TASK.name in inputs
-            answers = [STATUS.name] if asks_status else names  # `generate` requests every output there is
-            batched = self.batched or asks_status
-            to = Destination(sender, answers, self.decoupled, STATUS_IN_ERRORS in parameters, batched)
-            send, request_id = partial(_send, to), request.request_id()
-            calls.append(Call(inputs, names, parameters, send, sender.is_cancelled, request_id))
+                calls.append(self._call(request, to))
+            except Exception as error:  # raised from here, it would be the answer to every request of the call
+                _send(to, Failed(_unreadable(error)), True)
         self.service.submit(*calls)
-        self.service.let_collect()
+        self.service.coalesce_calls()
+
+    def _call(self, request: Any, to: Destination) -> Call:
+        """Copy what a request holds; raises whatever pb_utils, numpy and json raise."""
+        # Arrays with memory of their own (python_backend/src/pb_tensor.cc copies the server's): they may stay when the
+        # request has been answered.
+        inputs = {tensor.name(): self._with_batch(tensor.as_numpy()) for tensor in request.inputs()}
+        parameters = json.loads(text) if (text := request.parameters()) else {}
+        request_id, requested = request.request_id(), to.names
+        to.status_in_errors = STATUS_IN_ERRORS in parameters
+        asks_status = TASK.name in inputs
+        to.batched = self.batched or asks_status
+        if asks_status:
+            to.names = [STATUS.name]  # `generate` requests every output there is
+        return Call(inputs, requested, parameters, partial(_send, to), to.sender.is_cancelled, request_id)
 
     def _with_batch(self, array: Any) -> Any:
         return array if self.batched else array[None]
@@ -147,6 +149,12 @@ class TritonPythonModel:
         self.publisher.stop()
         self.service.stop()
         self.models.entries.close()
+
+
+def _unreadable(error: Exception) -> FmplexError:
+    if isinstance(error, UnicodeDecodeError):  # over HTTP the server passes on any bytes
+        return InvalidRequest(f"the request's id or a parameter of it is not valid UTF-8: {error}. Send one that is")
+    return ExecutionFailed(f"the request cannot be read: {error}")
 
 
 @dataclass(slots=True)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
@@ -178,6 +180,8 @@ class Request:
         return True
 
 
+ARRIVED_AT = attrgetter("arrived_at")  # a request's place among others by age
+
 # -- what the backbone keeps per task
 
 # Shares beyond these are no shares: a task of weight 1e-18 would move virtual time so far that the others' tags mean
@@ -193,7 +197,7 @@ def weight_problem(weight: float) -> str:
 
 
 class Counts:
-    """Plain numbers, each written by one thread only; the metrics thread reads them."""
+    """Plain numbers, written by one thread only unless they are `SharedCounts`; the metrics thread reads them."""
 
     __slots__ = (
         "cache_hits",
@@ -223,6 +227,28 @@ class Counts:
     def fail(self, reason: str) -> None:
         """Count a failure."""
         self.failures[reason] = self.failures.get(reason, 0) + 1
+
+
+class SharedCounts(Counts):
+    """Those of the threads that take requests in: they write by `add` and `fail` alone."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+
+    def add(self, *, requests: int = 0, cache_hits: int = 0, cache_misses: int = 0) -> None:
+        """Count so many more."""
+        with self._lock:
+            self.requests += requests
+            self.cache_hits += cache_hits
+            self.cache_misses += cache_misses
+
+    def fail(self, reason: str) -> None:
+        """Count a failure."""
+        with self._lock:
+            super().fail(reason)
 
 
 _ACCOUNTS = itertools.count(1)
@@ -278,7 +304,7 @@ class Vfm:
         self.extensions: Any = None
         self.refused: FmplexError | None = None  # its extensions could not be attached
         self.engine = Counts()
-        self.intake = Counts()  # its requests are those that came with its tag, a group's left out
+        self.intake = SharedCounts()  # its requests are those that came with its tag, a group's left out
         self.replied = tuple(Counts() for _ in range(REPLY_THREADS))  # of each reply thread
 
     def set_weight(self, weight: float) -> None:

@@ -130,17 +130,27 @@ class Scheduler:
         self._place(vfm)
 
     def choose(self, now: float) -> list[Request]:
-        """Form the next batch, smallest rank first; empty only where nothing is queued, or none of it has room."""
+        """Form the next batch, smallest rank first; empty only where nothing is queued, or none of it has room.
+
+        What `has_room` raises is raised: the requests that were chosen before are back in their queues then.
+        """
+        batch: list[Request] = []
         passed_over: list[Vfm] = []
-        batch = self._chosen(now, passed_over)
-        for vfm in passed_over:
-            if vfm.held_back:  # by a limit of its own: it banks no credit, as if it were idle
-                vfm.start, vfm.held_back = max(self.virtual_time, vfm.start), False
-            self._place(vfm)
+        try:
+            self._fill(batch, now, passed_over)
+        except BaseException:
+            self.settle(batch)
+            for request in batch:
+                self.requeue(request)
+            raise
+        finally:
+            for vfm in passed_over:
+                if vfm.held_back:  # by a limit of its own: it banks no credit, as if it were idle
+                    vfm.start, vfm.held_back = max(self.virtual_time, vfm.start), False
+                self._place(vfm)
         return batch
 
-    def _chosen(self, now: float, passed_over: list[Vfm]) -> list[Request]:
-        batch: list[Request] = []
+    def _fill(self, batch: list[Request], now: float, passed_over: list[Vfm]) -> None:
         rows = BatchRows()
         limit = math.inf
         ends = now + self.reply_latency  # when the replies of the batch so far would be sent
@@ -172,10 +182,9 @@ class Scheduler:
             if finish <= request.deadline < limit:
                 limit = request.deadline
         if batch and self.joins(now, math.inf):  # the batch does not take longer for them
-            batch += self._early(rows, now)
+            batch.extend(self._early(rows, now))
         for request in batch:
             request.batch_items = rows.items
-        return batch
 
     def _early(self, rows: BatchRows, now: float) -> Iterator[Request]:
         """Requests before their turn, all of whose rows run anyway: else these would run once more for them alone.

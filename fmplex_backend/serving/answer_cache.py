@@ -75,9 +75,9 @@ class AnswerCache:
         with self._lock:
             tensors, _ = self._kept.get(key, (None, 0))
         if tensors is None or not all(name in tensors for name in request.requested_outputs):
-            vfm.intake.cache_misses += 1
+            vfm.intake.add(cache_misses=1)
             return None
-        vfm.intake.cache_hits += 1
+        vfm.intake.add(cache_hits=1)
         return tensors
 
     def keep(self, request: Request, tensors: Tensors) -> None:

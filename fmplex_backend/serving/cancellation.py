@@ -7,6 +7,7 @@ with the last reply, and a segmentation fault ends it where it is asked too late
 
 from __future__ import annotations
 
+import math
 import threading
 from functools import partial
 
@@ -25,6 +26,9 @@ class Cancellation:
     def __init__(self, preparation: Preparation, engine: Engine, replies: Replies) -> None:
         self.preparation, self.engine, self.replies = preparation, engine, replies
         self._stopped = threading.Event()
+        # When the last request arrived that was asked about, of those to be prepared and of those to run: the next
+        # period goes on behind it, and after the youngest with the oldest.
+        self._asked_until = [-math.inf, -math.inf]
 
     def stop(self) -> None:
         """End the thread."""
@@ -43,9 +47,12 @@ class Cancellation:
     def _find_waiting(self, asked: threading.Event) -> None:
         """On the engine thread, which owns the queues."""
         since = self.engine.clock() - PERIOD_S
-        waiting = self.preparation.waiting(since, MAX_ASKED)  # first: a request that goes on meanwhile is asked twice
-        for request in (*waiting, *self.engine.waiting(since, MAX_ASKED)):
-            self.replies.post(request, partial(self._ask, request))
+        # Those to be prepared first: one that goes on meanwhile is asked about twice rather than never.
+        for place, find in enumerate((self.preparation.waiting, self.engine.waiting)):
+            found = find(since, MAX_ASKED, self._asked_until[place])
+            for request in found:
+                self.replies.post(request, partial(self._ask, request))
+            self._asked_until[place] = found[-1].arrived_at if len(found) == MAX_ASKED else -math.inf
         self.replies.post_last(asked.set)
 
     def _ask(self, request: Request) -> None:

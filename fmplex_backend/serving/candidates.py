@@ -14,8 +14,8 @@ from itertools import count
 from fmplex_backend.errors import TaskRefused
 from fmplex_backend.repository.candidates import ROLES, CandidateSpec, Compare, Role, comparison
 from fmplex_backend.repository.tasks import TaskSpec
-from fmplex_backend.serving.ending import Ending
-from fmplex_backend.serving.portion import point
+from fmplex_backend.serving.draining import Draining
+from fmplex_backend.serving.traffic_split import point
 from fmplex_backend.types import Extensions, Vfm
 
 log = logging.getLogger("fmplex")
@@ -33,7 +33,7 @@ class Compared:
 
 
 @dataclass(frozen=True, slots=True)
-class Since:
+class Baseline:
     """What a task's vFM had counted when a candidate came, so that both are compared over the same time."""
 
     requests: int
@@ -42,7 +42,7 @@ class Since:
     compute_s: float
 
     @classmethod
-    def of(cls, vfm: Vfm) -> Since:
+    def of(cls, vfm: Vfm) -> Baseline:
         """As it is now."""
         return cls(vfm.engine.requests, sum(vfm.failures().values()), vfm.engine.queue_s, vfm.engine.compute_s)
 
@@ -53,7 +53,7 @@ class Candidate:
 
     spec: CandidateSpec
     beside: TaskSpec  # the task as it is served
-    since: Since
+    since: Baseline
     vfm: Vfm | None = None
     error: str = ""
     compare: Compare | None = None  # of a shadow
@@ -110,7 +110,7 @@ class Candidates:
     Args:
         load: reads and checks a version for an entry; raises TaskRefused.
         attach: lets the engine do so.
-        ending: gets those that nothing is sent to any more.
+        draining: gets those that nothing is sent to any more.
         grace: seconds that requests may still be on their way to a vFM which no new ones are sent to.
     """
 
@@ -118,11 +118,11 @@ class Candidates:
         self,
         load: Callable[[TaskSpec], Extensions],
         attach: Callable[[Vfm, Extensions], None],
-        ending: Ending,
+        draining: Draining,
         grace: float,
     ) -> None:
         self._load, self._attach = load, attach
-        self._ending, self.grace = ending, grace
+        self._draining, self.grace = draining, grace
         self.beside: Mapping[Vfm, Beside] = {}  # by the task's own vFM; replaced as a whole
         self._said: dict[tuple[str, Role], str] = {}  # by task and role, why what is tried now is refused
 
@@ -163,7 +163,7 @@ class Candidates:
             self._said.pop((name, role), None)
 
     def _made(self, candidate: CandidateSpec, spec: TaskSpec, main: Vfm) -> Candidate:
-        since = Since.of(main)
+        since = Baseline.of(main)
         if candidate.version is None:
             return Candidate(candidate, spec, since, error=candidate.problem)
         try:
@@ -184,7 +184,7 @@ class Candidates:
     def _end(self, candidates: Iterable[Candidate]) -> None:
         for each in candidates:
             if each.vfm is not None:
-                self._ending.add(each.vfm, self.grace)
+                self._draining.add(each.vfm, self.grace)
 
     def _publish(self, vfm: Vfm, now: Beside) -> None:
         others = {other: each for other, each in self.beside.items() if other is not vfm}

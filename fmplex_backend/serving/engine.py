@@ -13,18 +13,20 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from itertools import islice
+from heapq import nsmallest
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from fmplex_backend.errors import Cancelled, FmplexError, ShuttingDown, TimeLimit
+from fmplex_backend.errors import Cancelled, ExecutionFailed, FmplexError, ShuttingDown, TimeLimit
 from fmplex_backend.scheduling import CostModel, Scheduler
 from fmplex_backend.scheduling.rows import BatchRows
 from fmplex_backend.serving.accounts import Closed, with_closed
 from fmplex_backend.serving.batch import AtWork, BackboneCounts, Batch, isolated, raising
+from fmplex_backend.serving.queues import drained
 from fmplex_backend.serving.sequences import Sequences
 from fmplex_backend.serving.spare import Spare
 from fmplex_backend.types import (
+    ARRIVED_AT,
     Extensions,
     Failed,
     Finished,
@@ -91,7 +93,7 @@ class Engine:
         self._command: Command | None = None  # received while a batch ran
         self._waits = False  # for a message
         self.when_idle: Command = _nothing
-        self._ahead: Batch | None = None  # queued on the device behind the batch at hand
+        self._next_batch: Batch | None = None  # queued on the device behind the batch at hand
         self._lead_s = 0.0  # what starting a batch takes
         self._reply_latencies: dict[int, float] = {}  # by reply thread
         self._last_pass_at = 0.0
@@ -117,7 +119,7 @@ class Engine:
     @property
     def running(self) -> Sequence[Request]:
         """Requests of the batch at hand, and of the one that is queued behind it, that have no outcome yet."""
-        ahead = self._ahead
+        ahead = self._next_batch
         return [*self._in_flight, *(ahead.requests if ahead else ())]
 
     @property
@@ -133,7 +135,7 @@ class Engine:
 
     def run_forever(self) -> None:
         """Step until told to stop and nothing is left."""
-        while not (self.stopping and not self.scheduler.queued and self._inbox.empty() and not self._ahead):
+        while not (self.stopping and not self.scheduler.queued and self._inbox.empty() and not self._next_batch):
             self.step()
         self._retire_empty()
 
@@ -144,13 +146,13 @@ class Engine:
             wait: where nothing is queued, wait for a message first, and where none has room, for one at the end; but
                 not for long, where something else makes a batch possible.
         """
-        batch = self._ahead or self._start_batch(wait=wait)
-        self._ahead = None
+        batch = self._next_batch or self._start_batch(wait=wait)
+        self._next_batch = None
         if batch:
             self._in_flight = dict.fromkeys(batch.requests)
             self.at_work = AtWork(self.counts.busy_s, max(batch.started_at, self._last_pass_at))
             if self.runtime.queues_passes:
-                self._ahead = self._start_ahead(batch)
+                self._next_batch = self._start_next(batch)
             passes, broken = self.counts.passes, self.counts.broken_passes
             portions, elapsed = self._run(batch)
             self._settle(batch.requests, portions, elapsed)
@@ -175,7 +177,7 @@ class Engine:
             self._wait(ROOM_EVERY_S)  # it waits for something to be brought into memory
         return batch
 
-    def _start_ahead(self, running: Batch) -> Batch | None:
+    def _start_next(self, running: Batch) -> Batch | None:
         """Start the next batch behind `running`, as late as it goes: requests that arrive until then may be in it."""
         rows = BatchRows()
         for request in running.requests:
@@ -225,7 +227,7 @@ class Engine:
                 break
 
     def _wait(self, timeout: float | None) -> None:
-        """For a message, and receive it."""
+        """Wait for a message, no longer than `timeout` seconds, and receive it."""
         self._waits = True
         self.when_idle()
         message = None
@@ -249,9 +251,9 @@ class Engine:
             vfm.preparation_s += request.preparation_s
             request.preparation_s = 0.0
         if vfm.refused is not None:
-            self._give_up(request, vfm.refused)
+            self._fail(request, vfm.refused)
         elif vfm not in self.vfms:  # retired while the request was being prepared: its extensions are detached
-            self._give_up(request, _gone(vfm))
+            self._fail(request, _gone(vfm))
         elif request.extensions is not vfm.extensions:  # they were replaced meanwhile
             self.scheduler.charge_refused(request)
             self.preparer.prepare_again(request)
@@ -270,12 +272,20 @@ class Engine:
             if late:
                 self.scheduler.discard(vfm, late)
             for request in late:
-                value = self.runtime.cut_short(request) if request in self._sequences else None
-                if value is None:
-                    self._give_up(request, time_limit(request))
+                end = self._cut_short(request)
+                if isinstance(end, FmplexError):
+                    self._fail(request, end)
                 else:
                     request.queue_s = now - request.arrived_at - request.compute_s
-                    self._finish(request, Finished(value), now)
+                    self._finish(request, end, now)
+
+    def _cut_short(self, request: Request) -> Finished | FmplexError:
+        """How a request ends whose time is over."""
+        try:
+            value = self.runtime.cut_short(request) if request in self._sequences else None
+        except Exception as error:  # the last of its text may be what a tokenizer does not take
+            return ExecutionFailed(f"ending the answer of {request.vfm.name!r} raised {type(error).__name__}: {error}")
+        return time_limit(request) if value is None else Finished(value)
 
     def _run(self, batch: Batch) -> tuple[list[tuple[Request, Work]], float]:
         """Run a batch and hand over its outcomes. Returns who took part with how much work, and the seconds."""
@@ -335,7 +345,7 @@ class Engine:
             request.vfm.engine.shared += rows
 
     def _finish(self, request: Request, outcome: Finished | Failed, now: float) -> None:
-        """Of a request that went through the backbone."""
+        """Count and hand over the outcome of a request that went through the backbone."""
         counts = request.vfm.engine
         counts.requests += 1
         counts.items += request.items
@@ -363,8 +373,8 @@ class Engine:
                 (self.spare.add_again if request.vfm.spare else self.scheduler.requeue)(request)
         self._running = []
 
-    def _give_up(self, request: Request, error: FmplexError) -> None:
-        """Of a request that is not queued, or no longer."""
+    def _fail(self, request: Request, error: FmplexError) -> None:
+        """Answer a request with an error that is in no queue, and charge what preparing it has taken."""
         if request.preparation_s:
             self.scheduler.charge_refused(request)
         request.vfm.engine.fail(error.reason)
@@ -392,9 +402,9 @@ class Engine:
         if former is not None and former is not extensions:
             waiting = [request for request in vfm.queue if request not in self._sequences]
             self.scheduler.discard(vfm, waiting)
-            self._sequences.release(former)
             for request in waiting:
                 self.preparer.prepare_again(request)
+            self._sequences.release(former)  # last, since a device may raise: who waits is in no queue until then
 
     def refuse(self, vfm: Vfm, error: FmplexError) -> None:
         """Answer a vFM's requests with an error, those that are queued and those to come, until it is attached."""
@@ -402,12 +412,12 @@ class Engine:
         waiting = list(vfm.queue)
         self.scheduler.discard(vfm, waiting)
         for request in waiting:
-            self._give_up(request, error)
+            self._fail(request, error)
 
     def retire(self, vfm: Vfm) -> None:
         """Remove a vFM and detach its extensions once its queue is empty; what it has in spare time is dropped."""
         for request in self.spare.take(vfm):
-            self._give_up(request, _gone(vfm))
+            self._fail(request, _gone(vfm))
         if vfm.queue:
             self._retiring[vfm] = None
         elif vfm in self.vfms:
@@ -430,35 +440,35 @@ class Engine:
         """Return from `run_forever` once everything queued has run."""
         self.stopping = True
 
-    def waiting(self, since: float, most: int) -> list[Request]:
-        """Up to `most` queued requests that arrived before `since`."""
-        queued = (request for vfm in self.vfms for request in vfm.queue if request.arrived_at < since)
-        return list(islice(queued, most))
+    def waiting(self, since: float, most: int, after: float = -math.inf) -> list[Request]:
+        """The `most` oldest of the queued requests that arrived before `since`, and later than `after`."""
+        queued = (request for vfm in self.vfms for request in vfm.queue if after < request.arrived_at < since)
+        return nsmallest(most, queued, key=ARRIVED_AT)
 
     def cancel(self, requests: Sequence[Request]) -> None:
         """Drop those of the requests that are queued; one that is not has its outcome, or gets it as usual."""
         for request in requests:
             if request in request.vfm.queue:
                 self.scheduler.discard(request.vfm, [request])
-                self._give_up(request, Cancelled("the client cancelled the request"))
+                self._fail(request, Cancelled("the client cancelled the request"))
 
     # -- any thread, once the engine thread has ended or hangs
 
     def abandon(self, error: FmplexError) -> None:
         """Fail everything that is posted, queued or in flight."""
-        ahead = self._ahead.requests if self._ahead else []
-        queued = [request for vfm in self.vfms for request in vfm.queue]
+        ahead = self._next_batch.requests if self._next_batch else []
+        vfms = list(self.vfms)  # as it is now: an engine that hangs may go on meanwhile
+        queued = [request for vfm in vfms for request in list(vfm.queue)]
         left = [*self._in_flight, *self._running, *ahead, *queued, *self.spare.waiting]
         self.spare.waiting.clear()
         self._in_flight.clear()  # also for `isolated`, which an engine that hangs may go on with
-        self._running, self._ahead = [], None
-        while not self._inbox.empty():
-            message = self._inbox.get_nowait()
+        self._running, self._next_batch = [], None
+        for message in drained(self._inbox):
             if isinstance(message, tuple):
                 for request in message:
                     request.vfm.arriving.popleft()
                 left += message
-        for vfm in self.vfms:
+        for vfm in vfms:
             self.scheduler.discard(vfm, list(vfm.queue))
         for request in left:
             request.vfm.given_bytes += request.bytes

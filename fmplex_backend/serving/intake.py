@@ -17,11 +17,11 @@ from fmplex_backend.serving.loader import Loader
 from fmplex_backend.serving.memory import bytes_of
 from fmplex_backend.serving.ownership import Ownership
 from fmplex_backend.serving.preparation import Preparation
-from fmplex_backend.serving.replies import Kept, Replies
+from fmplex_backend.serving.replies import CachedAnswer, Replies
 from fmplex_backend.serving.shadowing import Shadowing
 from fmplex_backend.serving.table import Answering, Group, Refusal, vfm_of
 from fmplex_backend.serving.watch import Watch
-from fmplex_backend.types import REPLY_THREADS, Counts, Failed, Request, Send, Vfm
+from fmplex_backend.types import REPLY_THREADS, Failed, Request, Send, SharedCounts, Vfm
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Intake:
         self.preparation, self.loader, self.watch, self.shadowing = preparation, loader, watch, shadowing
         self.replies, self.answers = replies, replies.answers
         self.ownership = Ownership(loader, clock)
-        self.counts = Counts()
+        self.counts = SharedCounts()
         self._closed: FmplexError | None = None
         self._turns = count()
 
@@ -160,12 +160,12 @@ class Intake:
             self._enter_task(call, found)
 
     def _enter_task(self, call: Call, vfm: Vfm) -> None:
-        vfm.intake.requests += 1
+        vfm.intake.add(requests=1)
         request = self._request(call, vfm, call.send)
         request.requested_outputs = tuple([output for output in call.outputs if tag_of(output) is None])
         try:
             request.slo_s = _slo_s(call.parameters)
-            if not self._is_kept(request):
+            if not self._answer_from_cache(request):
                 self.preparation.submit(request)
         except Exception as error:
             _refuse(call, request.vfm.intake, _as_refusal(error))
@@ -174,7 +174,7 @@ class Intake:
 
     def _enter_group(self, call: Call, group: Group) -> None:
         """A request for each member that can be asked; each of the others has its error in the reply."""
-        group.counts.requests += 1
+        group.counts.add(requests=1)
         try:
             spec = _spec_of(call, group)
             if spec is None:
@@ -189,7 +189,7 @@ class Intake:
         gathering = Gathering(spec, call.send)
         try:
             requests = list(self._requests(call, spec, gathering, slo_s))
-            self.preparation.submit_together([request for request in requests if not self._is_kept(request)])
+            self.preparation.submit_together([request for request in requests if not self._answer_from_cache(request)])
             for request in requests:
                 self._fail_if_closed(request)
         except Exception as error:
@@ -209,11 +209,11 @@ class Intake:
             request.slo_s = slo_s
             yield request
 
-    def _is_kept(self, request: Request) -> bool:
-        """Whether a request's answer is kept: then it is on its way."""
+    def _answer_from_cache(self, request: Request) -> bool:
+        """Answer a request whose answer is kept; False where none is."""
         if (tensors := self.answers.find(request)) is None:
             return False
-        self.replies.put(request, Kept(tensors))
+        self.replies.put(request, CachedAnswer(tensors))
         return True
 
     def _request(self, call: Call, vfm: Vfm, send: Send) -> Request:
@@ -257,7 +257,7 @@ def _spec_of(call: Call, group: Group) -> GroupSpec | None:
     return group.asked_by({tag for tag in map(member_of, call.outputs) if tag is not None})
 
 
-def _refuse(call: Call, counts: Counts, error: FmplexError) -> None:
+def _refuse(call: Call, counts: SharedCounts, error: FmplexError) -> None:
     counts.fail(error.reason)
     call.send(Failed(error), True)
 

@@ -23,10 +23,10 @@ from fmplex_backend.serving.rounds import Rounds
 from fmplex_backend.serving.served_tasks import ServedTasks
 from fmplex_backend.serving.standing import Standing, standings, standings_of_groups
 from fmplex_backend.serving.table import Answering, Refusal, Table
-from fmplex_backend.serving.tags import Models, Unasked
+from fmplex_backend.serving.tags import Models, UnknownModels
 from fmplex_backend.serving.tasklog import TaskLog
 from fmplex_backend.serving.version_loading import VersionLoading
-from fmplex_backend.types import MAX_QUEUE_BYTES, Counts, Runtime
+from fmplex_backend.types import MAX_QUEUE_BYTES, Runtime, SharedCounts
 
 REMOVAL_GRACE_S = 2.0
 MOVED_GRACE_S = 30.0  # a load of a task may wait for a backbone's, and until it is through requests come as before
@@ -56,7 +56,8 @@ class Loader:
     engine         what was posted to it: attach, retire, set terms           in no turn
     =============  =========================================================  =====================================
 
-    A turn is the one lock. Versions are read outside of it, so that no request's round waits for another task's files.
+    A turn is the one lock. Versions are read outside of it, so that no request's round waits for another task's files;
+    but what was prefetched and what is tried as a canary or a shadow is read in a turn.
 
     Args:
         max_queue, max_queue_bytes, max_seconds: of vFMs whose task does not set them.
@@ -99,9 +100,15 @@ class Loader:
             grace=grace,
             moved_grace=moved_grace,
         )
-        self.candidates, self.ending = self.tasks.candidates, self.tasks.ending
+        self.candidates, self.draining = self.tasks.candidates, self.tasks.draining
         self.rounds = Rounds(
-            repository, self.tasks.served, models or Unasked(), engine.clock, self.task_log, slots=slots, grace=grace
+            repository,
+            self.tasks.served,
+            models or UnknownModels(),
+            engine.clock,
+            self.task_log,
+            slots=slots,
+            grace=grace,
         )
         self.tags, self.groups = self.rounds.tags, self.rounds.groups
         self.table: Table = {}
@@ -266,8 +273,8 @@ class Loader:
         self.standings = (*standings(served, refused, leaving), *standings_of_groups(self.groups))
         self._published = self.tags.claims
         for vfm, until in replaced.values():
-            self.ending.add(vfm, min(self.tasks.grace, max(0.0, until - now)))
-        self.ending.retire_due()
+            self.draining.add(vfm, min(self.tasks.grace, max(0.0, until - now)))
+        self.draining.retire_due()
 
     def _contested_tags(self) -> dict[int, Refusal]:
         """Those with which requests of several tasks may come, of the tags that are asked for."""
@@ -277,7 +284,7 @@ class Loader:
     def _refusal(self, name: str, tag: int, error: FmplexError) -> Refusal:
         former = self.table.get(tag)
         goes_on = isinstance(former, Refusal) and former.name == name
-        return Refusal(name, error, former.counts if goes_on and isinstance(former, Refusal) else Counts())
+        return Refusal(name, error, former.counts if goes_on and isinstance(former, Refusal) else SharedCounts())
 
     # -- what is left to do, and what was done: any thread
 
@@ -285,7 +292,7 @@ class Loader:
     def is_settled(self) -> bool:
         """Whether nothing changes before the repository does: False asks for another round soon."""
         waits = self.tags.rivals.keys() & self.tags.keepers.keys()
-        leaving = self.tasks.leaving or self.groups.leaving or not self.ending.is_empty
+        leaving = self.tasks.leaving or self.groups.leaving or not self.draining.is_empty
         return not (waits or self.tags.newcomers or leaving) and self.loading.prefetching.is_empty
 
     @property

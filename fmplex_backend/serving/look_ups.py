@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import NamedTuple
+
+from fmplex_backend.serving.queues import drained
 
 LookUp = Callable[[], None]
 
@@ -54,10 +55,6 @@ class LookUps:
 
     def take(self) -> list[LookUp]:
         """Take those out that wait, and end `serve_forever` where it still runs. Any thread."""
-        left = []
-        with suppress(Empty):
-            while True:
-                if (asked := self._asked.get_nowait()) is not None:
-                    left.append(asked.then)
+        left = [asked.then for asked in drained(self._asked) if asked is not None]
         self.stop()
         return left

@@ -41,9 +41,9 @@ class Ownership:
         self._listing: _Listing | None = None
         self._known: set[tuple[str, int]] = set()  # (name, inode) of the directories whose entry was read
         self._pending: dict[str, float] = {}  # directories without an entry: until when they are looked at again
-        # by tag: entries in which it stands and that the loader may not have read yet
-        self._came: dict[int, set[str]] = {}
-        self._own: dict[str, tuple[Stamp, int | None]] = {}  # by task: the entry that was read, and its tag
+        # by tag: directories in whose entries it stands, and which the loader may not have read yet
+        self._unread: dict[int, set[str]] = {}
+        self._entries: dict[str, tuple[Stamp, int | None]] = {}  # by task: the entry that was read, and its tag
 
     def look(self) -> None:
         """List and read what is there; else the first request waits for that."""
@@ -70,25 +70,26 @@ class Ownership:
         return set().union(*(self._doubts_of(name, tag) for name, tag in claims))
 
     def _doubts_of(self, name: str, tag: int) -> set[str]:
-        unread = {each for each in [*self._came.get(tag, ())] if each != name and not self._is_read(each, tag)}
+        unread = {each for each in [*self._unread.get(tag, ())] if each != name and not self._is_read(each, tag)}
         newcomers = self.loader.tags.newcomers.get(tag, ())
         others = unread or {each for each in newcomers if self.loader.tags.may_send(each, tag)}
-        return {name, *others} if others or not self._is_its(name, tag) else set()
+        return {name, *others} if others or not self._is_owner(name, tag) else set()
 
-    def _is_its(self, name: str, tag: int) -> bool:
-        has = self._has(name, tag)
+    def _is_owner(self, name: str, tag: int) -> bool:
+        """Whether requests with a tag are for the vFM that the table has for it, by the task's entry as it is now."""
+        has = self._entry_has(name, tag)
         # One that has left and whose entry is back is answered by its new vFM: that its requests come with this tag
         # again counts only there (see `Tags`).
         return not has if self.loader.has_left(tag) else has
 
     # -- the task's own entry
 
-    def _has(self, name: str, tag: int) -> bool:
+    def _entry_has(self, name: str, tag: int) -> bool:
         try:
             now = stamp(f"{self._root}/{name}/{CONFIG}")
-            known = self._own.get(name)
+            known = self._entries.get(name)
             if known is None or known[0] != now:
-                known = self._own[name] = (now, self.repository.tag(name))
+                known = self._entries[name] = (now, self.repository.tag(name))
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError:
@@ -130,7 +131,7 @@ class Ownership:
 
     def _note(self, name: str, tags: Iterable[int]) -> None:
         for tag in tags:
-            self._came.setdefault(tag, set()).add(name)
+            self._unread.setdefault(tag, set()).add(name)
 
     def _read_again(self, name: str) -> None:
         self._edits.follow(name)  # it may be another directory, even with the inode of the former
@@ -152,7 +153,7 @@ class Ownership:
         """Whether the loader has taken the entry in, so that the table says who has the tag; or it has another tag."""
         if not self.loader.has_read(name, tag) and self._may_have(name, tag):
             return False
-        self._came[tag].discard(name)
+        self._unread[tag].discard(name)
         return True
 
     def _may_have(self, name: str, tag: int) -> bool:

@@ -20,7 +20,9 @@ LEAST_APART_S, APART = 1.0, 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
+class _Prefetched:
+    """A version that was read, and until when it is kept, by the engine's clock."""
+
     spec: TaskSpec  # its entry for the other backbone
     extensions: Extensions
     until: float
@@ -39,7 +41,7 @@ class Prefetching:
 
     def __init__(self, load: Callable[[TaskSpec], Extensions], clock: Callable[[], float]) -> None:
         self._load, self._clock = load, clock
-        self._kept: _Kept | None = None
+        self._kept: _Prefetched | None = None
         self._refused: tuple[TaskSpec, str] | None = None  # the last one, and why
         self._not_before = float("-inf")
 
@@ -67,7 +69,7 @@ class Prefetching:
             return None
         try:
             extensions = self._load(spec)
-            self._kept = _Kept(spec, extensions, self._clock() + KEPT_S)
+            self._kept = _Prefetched(spec, extensions, self._clock() + KEPT_S)
             return ""
         except TaskRefused as error:
             self._refused = spec, str(error)

@@ -14,12 +14,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from heapq import nsmallest
 from itertools import chain, islice
 from time import thread_time
 
 from fmplex_backend.errors import Cancelled, ExecutionFailed, FmplexError, InvalidRequest, QueueFull
 from fmplex_backend.serving.engine import Engine, time_limit
-from fmplex_backend.types import Failed, Request, Runtime, Vfm
+from fmplex_backend.types import ARRIVED_AT, Failed, Request, Runtime, Vfm
 
 WORKERS = 2  # so many vFMs may have slow requests before those of another wait for them
 # Inputs up to this size are prepared at once, where those before took no longer than SMALL_S, and the family's small
@@ -89,11 +90,11 @@ class Preparation:
         """Whether any request is here."""
         return bool(self._ready or self._at_work)
 
-    def waiting(self, since: float, most: int) -> list[Request]:
-        """Up to `most` requests that arrived before `since` and that no worker has begun with."""
+    def waiting(self, since: float, most: int, after: float = -math.inf) -> list[Request]:
+        """The `most` oldest requests that no worker has begun with, arrived before `since` and later than `after`."""
         with self._lock:
             left = chain.from_iterable(map(self._not_begun, (*self._ready, *self._at_work)))
-            return list(islice((request for request in left if request.arrived_at < since), most))
+            return nsmallest(most, (each for each in left if after < each.arrived_at < since), key=ARRIVED_AT)
 
     def cancel(self, request: Request) -> bool:
         """Drop a request that waits here and that no worker has begun with; whether it was one."""
@@ -104,7 +105,7 @@ class Preparation:
             vfm.preparing.remove(request)
             if not vfm.preparing:
                 self._ready.remove(vfm)
-            self._give_up(request, error)
+            self._count_failure(request, error)
         self._hand_back(request, error)
         return True
 
@@ -228,7 +229,7 @@ class Preparation:
             if error is None:
                 (add or self.engine.add_request)(request)
             else:
-                self._give_up(request, error)
+                self._count_failure(request, error)
         if error is not None:
             self._hand_back(request, error)
         self._check_ended(request)
@@ -237,13 +238,13 @@ class Preparation:
         """Of a vFM's requests those that no worker is preparing. Under the lock."""
         return islice(vfm.preparing, int(vfm in self._at_work), None)
 
-    def _give_up(self, request: Request, error: FmplexError) -> None:
-        """Count a request that does not go on to the engine. Under the lock."""
+    def _count_failure(self, request: Request, error: FmplexError) -> None:
+        """Count a request that does not go on to the engine, and free its part of the queue. Under the lock."""
         request.vfm.taken_bytes -= request.bytes
         request.vfm.prepared.fail(error.reason)
 
     def _hand_back(self, request: Request, error: FmplexError) -> None:
-        """Let it be answered, and its vFM be charged for what was prepared of it."""
+        """Answer a request with an error, and charge its vFM for what preparing it has taken."""
         self.engine.post(partial(self.engine.scheduler.charge_refused, request))
         self.engine.hand_over(request, Failed(error))
 

@@ -6,6 +6,7 @@ threads send; each answers requests of its own, so that the parts of a reply kee
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy as np
 from fmplex_backend.errors import ExecutionFailed, FmplexError, NotFinite
 from fmplex_backend.serving.answer_cache import AnswerCache, Tensors
 from fmplex_backend.serving.engine import Engine
+from fmplex_backend.serving.queues import drained
 from fmplex_backend.types import (
     NO_USAGE,
     REPLY_THREADS,
@@ -31,6 +33,8 @@ from fmplex_backend.types import (
     Usage,
 )
 
+log = logging.getLogger("fmplex")
+
 LATENCY_DECAY = 0.98**REPLY_THREADS  # of a thread's peak reply latency, per reply that it sends
 REPORT_EVERY = 4  # replies of a thread; a new peak is reported earlier
 
@@ -38,7 +42,7 @@ Command = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class CachedAnswer:
     """The request has the answer of a former one. It waited for no batch and was in none: its receipt is zeros."""
 
     tensors: Tensors
@@ -51,7 +55,7 @@ class Replies:
         self.answers = answers or AnswerCache(0)
         self.lanes = [Lane(runtime, self.answers, number) for number in range(REPLY_THREADS)]
 
-    def put(self, request: Request, outcome: Outcome | Kept) -> None:
+    def put(self, request: Request, outcome: Outcome | CachedAnswer) -> None:
         """Let an outcome be answered; a Running's value is a part of the reply. Any thread."""
         self.lanes[request.lane].inbox.put((request, outcome))
 
@@ -89,7 +93,7 @@ class Lane:
 
     def __init__(self, runtime: Runtime, answers: AnswerCache, number: int) -> None:
         self.runtime, self.answers, self.number = runtime, answers, number
-        self.inbox: SimpleQueue[tuple[Request, Outcome | Kept] | Command | None] = SimpleQueue()
+        self.inbox: SimpleQueue[tuple[Request, Outcome | CachedAnswer] | Command | None] = SimpleQueue()
         self._waits = True  # for something to answer
         self.when_idle: Command = _nothing
         self._latency = 0.0  # peak with exponential decay, in seconds
@@ -116,7 +120,7 @@ class Lane:
         """Whether there is nothing to answer."""
         return self._waits and self.inbox.empty()
 
-    def _next(self) -> tuple[Request, Outcome | Kept] | Command | None:
+    def _next(self) -> tuple[Request, Outcome | CachedAnswer] | Command | None:
         if self.inbox.empty():
             self._waits = True
             self.when_idle()
@@ -126,26 +130,32 @@ class Lane:
 
     def fail_all(self, error: FmplexError) -> None:
         """Answer what is left with an error, once the thread has ended."""
-        while not self.inbox.empty():
-            item = self.inbox.get_nowait()
+        for item in drained(self.inbox):
             if isinstance(item, tuple):
                 with suppress(Exception):  # the server may still take the others
                     item[0].resolve(Failed(error))
 
-    def _answer(self, request: Request, outcome: Outcome | Kept) -> None:
+    def _answer(self, request: Request, outcome: Outcome | CachedAnswer) -> None:
         if isinstance(outcome, Failed):
             request.resolve(outcome)
         elif request.resolved:  # a former part failed, or the backbone is going down
             return
         elif isinstance(outcome, Running):
             self._answer_part(request, outcome.value)
-        elif isinstance(outcome, Kept):
+        elif isinstance(outcome, CachedAnswer):
             request.resolve(Answer(outcome.tensors, NO_USAGE))
         else:
             answer = self._decode(request, outcome.value)
             request.resolve(answer)
             if isinstance(answer, Answer):
-                self.answers.keep(request, answer.tensors)
+                self._keep(request, answer)
+
+    def _keep(self, request: Request, answer: Answer) -> None:
+        """Keep an answer that was sent for others who ask for the same, if its task wants that."""
+        try:
+            self.answers.keep(request, answer.tensors)
+        except Exception:  # such as a lack of memory for the copy
+            log.exception("keeping an answer of %s", request.vfm.name)
 
     def _answer_part(self, request: Request, value: Any) -> None:
         part = self._decode(request, value)
@@ -182,9 +192,10 @@ def decoded(runtime: Runtime, request: Request, value: Any) -> Answer | Failed:
     """The answer of a Finished's or a Running's value."""
     try:
         tensors = runtime.decode(request, value)
-    except Exception as error:
+        wrong = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
+    except Exception as error:  # also where an installed package's decoder gives something else than tensors
         return Failed(ExecutionFailed(f"the decoder of {request.vfm.name!r} raised {type(error).__name__}: {error}"))
-    if wrong := [name for name, tensor in tensors.items() if not _is_finite(tensor)]:
+    if wrong:
         return Failed(
             NotFinite(
                 f"the answer of {request.vfm.name!r} holds NaN or infinite numbers in {', '.join(wrong)}: its weights, "

@@ -22,7 +22,7 @@ from fmplex_backend.repository.parameters import BackboneConfig
 from fmplex_backend.scheduling.cost import CostModel
 from fmplex_backend.serving.accounts import Closed, account_of
 from fmplex_backend.serving.batch import AtWork
-from fmplex_backend.serving.candidates import NOTHING, Beside, Candidate, Since
+from fmplex_backend.serving.candidates import NOTHING, Baseline, Beside, Candidate
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.serving.intake import Call, Intake
 from fmplex_backend.serving.loader import Loader
@@ -175,7 +175,7 @@ class Reporter:
 
     def _closed(self) -> list[Closed]:
         """With those that are about to be, on whose accounts nothing new comes."""
-        return [*(account_of(vfm) for vfm in self.loader.ending.vfms), *self.engine.closed]
+        return [*(account_of(vfm) for vfm in self.loader.draining.vfms), *self.engine.closed]
 
     def _account(self, vfm: Vfm, beside: Beside, running: Counter[Vfm]) -> dict[str, Any]:
         ahead_s = sum(map(self.engine.scheduler.ahead_s, beside.parts(vfm)))
@@ -262,7 +262,7 @@ def _counts(vfm: Vfm, beside: Beside) -> dict[str, Any]:
 
 def _candidate(candidate: Candidate, main: Vfm, running: Counter[Vfm]) -> dict[str, Any]:
     spec, vfm, compared = candidate.spec, candidate.vfm, candidate.compared
-    now, then = Since.of(main), candidate.since
+    now, then = Baseline.of(main), candidate.since
     is_shadow = spec.role == "shadow"
     own: dict[str, Any] = {}
     if vfm is not None:

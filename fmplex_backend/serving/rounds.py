@@ -49,26 +49,27 @@ class Rounds:
     # -- reading
 
     def read(self, names: Iterable[str] | None, reserved: Mapping[int, str]) -> bool:
-        """Read the repository, and settle who claims which tag; False where it cannot be read.
+        """Read the repository, and settle who claims which tag; False, and nothing changed, where it cannot be read.
 
         Args:
             names: the directories to be read; None: all.
             reserved: see `Tags.settle`.
         """
         try:
-            self._read_entries(names)
+            entries = self._read_entries(names)
+            self.tags.settle(entries, reserved)
         except OSError as error:  # a file system that is away for a moment must not remove every task
             log.error("the model repository cannot be read, the tasks stay as they are: %s", error)
             return False
+        self._entries = entries  # only now: what is served by entries whose tags are not settled may be another's
         self.readings += 1
-        self.tags.settle(self._entries, reserved)
         return True
 
-    def _read_entries(self, names: Iterable[str] | None) -> None:
+    def _read_entries(self, names: Iterable[str] | None) -> dict[str, Entry]:
         looked = None if names is None else set(names)
         found = self.repository.read(looked, self._entries)
         kept = {} if looked is None else {name: e for name, e in self._entries.items() if name not in looked}
-        self._entries = kept | found
+        return kept | found
 
     # -- tags
 

@@ -12,7 +12,7 @@ from fmplex_backend.repository.configs import CONFIG, backbone_stepped_into, rea
 from fmplex_backend.repository.tasks import Repository, TaskSpec
 from fmplex_backend.serving.answer_cache import AnswerCache
 from fmplex_backend.serving.candidates import Candidates
-from fmplex_backend.serving.ending import Ending
+from fmplex_backend.serving.draining import Draining
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.serving.reconcile import (
     Attach,
@@ -58,8 +58,8 @@ class ServedTasks:
         self.task_log = task_log
         self.max_queue, self.max_queue_bytes, self.max_seconds = max_queue, max_queue_bytes, max_seconds
         self.grace, self.moved_grace = grace, moved_grace
-        self.ending = Ending(self._retire_soon, engine.clock)
-        self.candidates = Candidates(loading.load, self._attach_soon, self.ending, grace)
+        self.draining = Draining(self._retire_soon, engine.clock)
+        self.candidates = Candidates(loading.load, self._attach_soon, self.draining, grace)
         self.served: dict[str, Served] = {}
         self.refused: dict[str, Refuse | KeepFormer] = {}  # by name: since the present round began
         self.leaving: dict[int, tuple[Vfm, float]] = {}  # by tag: served until this time of the engine's clock
@@ -136,6 +136,8 @@ class ServedTasks:
         grace = 0.0 if change.cause == "refused" else self.grace
         if change.cause == "moved" or (change.cause == "removed" and self._is_elsewhere(spec.name)):
             grace = self.moved_grace
+        if (earlier := self.leaving.get(spec.vfm)) is not None:  # two left with this tag since the table was replaced
+            self.draining.add(earlier[0], self.grace)
         self.leaving[spec.vfm] = (vfm, self.engine.clock() + grace)
         self.candidates.drop(vfm)
         self.served.pop(spec.name)

@@ -29,7 +29,7 @@ from fmplex_backend.repository.tasks import Repository
 from fmplex_backend.scheduling import POLICIES, CostModel, Locality
 from fmplex_backend.serving.answer_cache import AnswerCache
 from fmplex_backend.serving.cancellation import Cancellation
-from fmplex_backend.serving.collecting import Collecting
+from fmplex_backend.serving.coalescing import Coalescing
 from fmplex_backend.serving.engine import Engine
 from fmplex_backend.serving.intake import Call, Intake
 from fmplex_backend.serving.loader import Loader
@@ -107,7 +107,7 @@ class Service:
         )
         self.reporter = Reporter(name, config, self.engine, self.loader, self.watch, self.intake)
         self.cancellation = Cancellation(self.preparation, self.engine, self.replies)
-        self.collecting = Collecting(self.engine, self.replies)
+        self.coalescing = Coalescing(self.engine, self.replies)
         self._exit = exit_process
         self._dying = threading.Lock()
         self._threads: dict[str, threading.Thread] = {}
@@ -125,9 +125,9 @@ class Service:
     def _hand_over(self, request: Request, outcome: Outcome) -> None:
         (self.shadowing if request.vfm.spare else self.replies).put(request, outcome)
 
-    def let_collect(self) -> None:
+    def coalesce_calls(self) -> None:
         """Pause while a batch runs, so that the server gives further calls over together."""
-        self.collecting.pause()
+        self.coalescing.pause()
 
     def start(self) -> None:
         """Load the tasks that are there, then serve."""

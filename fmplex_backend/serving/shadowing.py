@@ -158,7 +158,7 @@ class Shadowing:
             found.agreed += sum(agreed)
 
     def _say(self, text: str, error: BaseException) -> None:
-        """Once."""
+        """Log a text the first time, with the traceback of an error that is none of FMplex's."""
         if text not in self._said and len(self._said) < 100:
             self._said.add(text)
             log.warning("shadow: %s", text, exc_info=None if isinstance(error, FmplexError) else error)

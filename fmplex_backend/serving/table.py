@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from fmplex_backend.errors import FmplexError, TaskRefused
 from fmplex_backend.repository.groups import GROUP, GroupSpec, Member, rewrite
-from fmplex_backend.types import Counts, Vfm
+from fmplex_backend.types import SharedCounts, Vfm
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class Refusal:
 
     name: str
     error: FmplexError
-    counts: Counts
+    counts: SharedCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +28,11 @@ class Group:
 
     spec: GroupSpec
     former: GroupSpec | None = None
-    counts: Counts = field(default_factory=Counts)
+    counts: SharedCounts = field(default_factory=SharedCounts)
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """As its directory in the model repository is named."""
         return self.spec.name
 
     def asked_by(self, tags: Collection[int]) -> GroupSpec | None:

@@ -28,7 +28,7 @@ class Models(Protocol):
         """Unload a model; raises ServerProblem where that is not done."""
 
 
-class Unasked:
+class UnknownModels:
     """Models of a server that cannot be asked which it has loaded: the grace alone decides."""
 
     def is_loaded(self, name: str) -> bool:
@@ -73,7 +73,7 @@ class Tags:
         models: the server's.
         has_moved: whether requests of a task have come with another tag than this one, so that the server no longer
             sends them by an entry with this one.
-        oldest: of several tasks.
+        oldest: of several tasks; raises OSError where their files cannot be read.
         grace: seconds that requests may be on their way after the server has unloaded a task.
     """
 
@@ -102,19 +102,19 @@ class Tags:
         self._senders: dict[int, dict[str, float | None]] = {}
 
     def settle(self, entries: Mapping[str, Entry], reserved: Mapping[int, str] = NONE_RESERVED) -> None:
-        """Take in what stands in the repository.
+        """Take in what stands in the repository. Raises OSError as `oldest` does: then nothing has changed.
 
         Args:
             reserved: by tag, the task that keeps it where it claims it, whoever else does.
         """
         self._reserved = reserved
         former = self.claims.tags()
-        self.claims = Claims.of(entries, former)
-        now = self.claims.tags()
+        claims = Claims.of(entries, former)
+        keepers = {tag: self._keeper(tag, names) for tag, names in claims.by_tag.items()}
+        self.claims, now = claims, claims.tags()
         for name, tag in former.items():
             if now.get(name) != tag and (self.keepers[tag] == name or self.models.is_loaded(name) is not False):
                 self._senders.setdefault(tag, {})[name] = None
-        keepers = {tag: self._keeper(tag, names) for tag, names in self.claims.by_tag.items()}
         for tag, keeper in self.keepers.items():
             if keepers.get(tag, keeper) != keeper:  # what it was sent may be on its way
                 self._senders.setdefault(tag, {})[keeper] = None

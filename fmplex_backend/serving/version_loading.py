@@ -79,14 +79,14 @@ class VersionLoading:
         return error
 
     def forget_refused(self, name: str) -> None:
-        """A version of this task was loaded."""
+        """Forget what came of this task's versions: one was loaded, or it is gone."""
         self._refused.pop(name, None)
         self._raised.pop(name, None)
 
     def keep_refused(self, names: Collection[str]) -> None:
         """Forget those of all tasks but these."""
-        for name in self._refused.keys() - set(names):
-            del self._refused[name]
+        for name in (self._refused.keys() | self._raised.keys()) - set(names):
+            self.forget_refused(name)
 
 
 def _returned_or_raised(load: Callable[[TaskSpec], Found], spec: TaskSpec) -> Found | Exception:

@@ -33,10 +33,10 @@ class Watch:
 
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
-        self._following = Following(loader.repository.root, self._look)
+        self._following = Following(loader.repository.root, self._settle_changed)
         self._look_ups, self._claims = LookUps(self._look_up), LookUps(self._read_claims)
         self._stop = threading.Event()
-        self._is_due = False  # claims were read, and what they are of may be to be loaded
+        self._is_due = threading.Event()  # claims were read, and what they are of may be to be loaded
         self._unsettled = threading.Event()  # a round has found what the next must not wait for
 
     def stop(self) -> None:
@@ -53,7 +53,7 @@ class Watch:
         """Follow changes on disk until stopped."""
         self._following.follow_forever()
 
-    def _look(self, names: Iterable[str] | None = None) -> None:
+    def _settle_changed(self, names: Iterable[str] | None = None) -> None:
         """A round for what has changed on disk; `settle_forever` unloads the newcomers and loads the versions of it."""
         self._guarded(lambda: self.loader.settle(names))
         self._unsettled.set()
@@ -66,7 +66,7 @@ class Watch:
     def _read_claims(self, names: set[str] | None) -> None:
         """Part of a round, for requests that wait for no more; where changes are not reported, the rest is due."""
         self._guarded(lambda: self.loader.read_claims(names))
-        self._is_due = True
+        self._is_due.set()
         self._unsettled.set()
 
     @staticmethod
@@ -90,8 +90,9 @@ class Watch:
             self._unsettled.clear()
             if self._stop.is_set():
                 return
-            is_due, self._is_due = self._is_due, False
-            self.loader.rounds.unload_newcomers()
+            if is_due := self._is_due.is_set():
+                self._is_due.clear()  # before the round: claims that are read from now on are of the next one
+            self._guarded(self.loader.rounds.unload_newcomers)
             if is_due or not self.loader.is_settled:
                 self._guarded(lambda: self.loader.settle(()))
             self._guarded(self._load_one)

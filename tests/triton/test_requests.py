@@ -182,6 +182,7 @@ BODIES = {
     "too few texts": (JSON.replace("[1, 1]", "[2, 1]") % "", 400),
     "another input": (JSON.replace("TEXT", "TEXTS") % "", 400),
     "lone surrogate": (JSON.replace("hi", "\\ud800") % "", 500),
+    "an id that is not UTF-8": (JSON % ', "id": "\xff"', 400),
 }
 
 

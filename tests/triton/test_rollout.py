@@ -14,7 +14,7 @@ from sentences import mixture
 from fmplex import Client
 from fmplex.client.versions import rows_of
 from fmplex_backend.repository.rollout import Rollout
-from fmplex_backend.serving.portion import point
+from fmplex_backend.serving.traffic_split import point
 from fmplex_backend.status import CandidateStatus
 from testing.adapters import lora
 from testing.clients import Question, text_tensor

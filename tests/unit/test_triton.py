@@ -548,6 +548,18 @@ def test_what_is_wrong_with_one_request_is_its_own_matter(
     assert right.sender.response().error is None
 
 
+def test_an_id_that_is_no_text_is_its_own_requests_matter(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `execute` raises is the server's answer to all requests of the call."""
+    before, wrong, after = (TritonRequest(text("w1"), ["VFM_2"]) for _ in range(3))
+    monkeypatch.setattr(wrong, "request_id", lambda: b"\xff".decode())
+    model.execute([before, wrong, after])
+    response = wrong.sender.response()
+    assert response.error is not None
+    assert response.error.code == TritonError.INVALID_ARG
+    assert "the request's id or a parameter of it is not valid UTF-8" in response.error.message
+    assert before.sender.response().error is after.sender.response().error is None
+
+
 @pytest.mark.parametrize("outputs", [["STATUS"], ["EMBEDDING", "STATUS", "VFM_0", "VFM_2"]])
 def test_a_request_for_the_status_is_answered_with_that_alone(model: Any, outputs: list[str]) -> None:
     """Also where all outputs are requested, as Triton's `generate` does."""

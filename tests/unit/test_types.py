@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from fmplex_backend.types import NO_WORK, Answer, Counts, Reply, Request, Usage, Vfm, Work
+from fmplex_backend.types import NO_WORK, Answer, Counts, Reply, Request, SharedCounts, Usage, Vfm, Work
 
 ANSWER = Answer({}, Usage(0, 0, 1))
 
@@ -83,6 +83,27 @@ def test_a_vfm_counts_failures_by_reason() -> None:
     for reason in ("invalid", "execution", "invalid"):
         counts.fail(reason)
     assert counts.failures == {"invalid": 2, "execution": 1}
+
+
+def test_threads_that_count_together_lose_nothing() -> None:
+    counts, before = SharedCounts(), sys.getswitchinterval()
+
+    def count() -> None:
+        for _ in range(20_000):
+            counts.fail("invalid")
+            counts.add(requests=1, cache_misses=1)
+
+    threads = [threading.Thread(target=count) for _ in range(3)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert counts.failures == {"invalid": 60_000}
+    assert (counts.requests, counts.cache_hits, counts.cache_misses) == (60_000, 0, 60_000)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.0009, 1000.1, -1.0, float("inf"), float("nan")])

@@ -52,7 +52,7 @@ def plan(
     """Show which tasks should change backbones, which backbones should start or stop, and why; --apply does it."""
     from fmplex_controller.planner.max_share import max_share
     from fmplex_controller.sidecar import planning
-    from fmplex_controller.sidecar.carrying_out import carry_out
+    from fmplex_controller.sidecar.plan_execution import carry_out
 
     with (
         errors_shown(as_json),

@@ -112,8 +112,9 @@ class Adaptation:
         self._wake.set()
 
     def changed(self, names: set[str] | None) -> None:
-        """Something in these directories has changed; with None perhaps."""
-        self._stale |= names is not None
+        """Something in these directories has changed; with None perhaps: then nothing is read anew."""
+        if names is not None:
+            self._stale = True
 
     def run(self, stop: threading.Event) -> None:
         """Until stopped."""
@@ -204,6 +205,8 @@ class Adaptation:
                 self._stop(action)
         except (FmplexError, OSError) as error:  # it is in the journal; what is still wrong is found again
             log.warning("%s: %s", action, error)
+        except Exception:  # the others of a decision count as done, and are to be done
+            log.exception("%s", action)
         finally:
             self._stale = True
 

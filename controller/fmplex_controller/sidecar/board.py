@@ -60,12 +60,12 @@ class Board:
     @property
     def dead(self) -> Sequence[str]:
         """Backbones whose processes do not answer, those that are given up included."""
-        return sorted(self._seen.sick)
+        return sorted(self._seen.unhealthy)
 
     @property
     def given_up(self) -> Sequence[str]:
         """Backbones that are not loaded again by themselves."""
-        return sorted(name for name, sick in self._seen.sick.items() if sick.given_up)
+        return sorted(name for name, unhealthy in self._seen.unhealthy.items() if unhealthy.given_up)
 
     @property
     def quarantined(self) -> Sequence[str]:
@@ -88,10 +88,10 @@ class Board:
             )
 
     def _backbone(self, directory: Directory) -> BackboneRow:
-        name, sick = directory.name, self._seen.sick.get(directory.name)
+        name, unhealthy = directory.name, self._seen.unhealthy.get(directory.name)
         shown = printable(name)
-        if sick is not None:
-            return self._history.backbone(shown, "given up" if sick.given_up else "dead", sick.reason)
+        if unhealthy is not None:
+            return self._history.backbone(shown, "given up" if unhealthy.given_up else "dead", unhealthy.reason)
         if self._model(name).ready:
             return self._history.backbone(shown, "serving", directory.error)
         return BackboneRow(backbone=shown, state="not served", error=_why(directory))
@@ -99,7 +99,7 @@ class Board:
     def _task(self, directory: Directory, told: Mapping[str, Mapping[str, TaskStatus]]) -> TaskRow:
         backbone, name = directory.inspected.backbone, printable(directory.name)
         own = told.get(printable(backbone), {}).get(name)
-        ready = self._model(directory.name).ready and backbone not in self._seen.sick
+        ready = self._model(directory.name).ready and backbone not in self._seen.unhealthy
         task = as_served(name, own, ready, _why(directory))
         if not task.error and directory.error:
             task = task.model_copy(update={"error": directory.error})

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from fmplex_backend.errors import ServerProblem, TaskProblem
@@ -16,15 +17,15 @@ from fmplex_backend.status import BackboneStatus
 from fmplex_controller.records.journal import Journal
 from fmplex_controller.sidecar.actions import Action, Lift, Quarantine
 from fmplex_controller.sidecar.adaptation import Adaptation, ElasticOptions
+from fmplex_controller.sidecar.backbone_processes import Processes
 from fmplex_controller.sidecar.board import Board
 from fmplex_controller.sidecar.demand import Demands
 from fmplex_controller.sidecar.execution import Attempts, Execution
 from fmplex_controller.sidecar.health import Health, Turn
 from fmplex_controller.sidecar.observer import Observer
 from fmplex_controller.sidecar.probes import PERIOD_S, Probes
-from fmplex_controller.sidecar.processes import Processes
 from fmplex_controller.sidecar.reconcile import BAD_S, STILL_S, reconcile
-from fmplex_controller.sidecar.seen import Directory, Miss, Model, Seen, Sick, Since, Tags
+from fmplex_controller.sidecar.seen import Directory, Miss, Model, Seen, Since, Tags, Unhealthy
 from fmplex_controller.sidecar.triton import SILENT, Triton
 
 log = logging.getLogger("fmplex.controller")
@@ -70,14 +71,23 @@ class Controller:
         self._said = ""
 
     def run(self, stop: threading.Event) -> None:
-        """Until stopped."""
-        following = Following(self.root, self._changed)
-        threads = [
-            threading.Thread(target=following.follow_forever, name="fmplex-following"),
-            threading.Thread(target=self.probes.run, args=(stop,), name="fmplex-probes"),
-        ]
+        """Until stopped; what one of its threads raises is raised here: half a controller is none."""
+        following, raised = Following(self.root, self._changed), list[BaseException]()
+        mains = {"following": following.follow_forever, "probes": partial(self.probes.run, stop)}
         if self.adaptation is not None:
-            threads.append(threading.Thread(target=self.adaptation.run, args=(stop,), name="fmplex-adaptation"))
+            mains["adaptation"] = partial(self.adaptation.run, stop)
+
+        def guarded(main: Callable[[], None]) -> None:
+            try:
+                main()
+            except BaseException as error:
+                raised.append(error)
+                stop.set()
+                self.wake()
+
+        threads = [
+            threading.Thread(target=guarded, args=(main,), name=f"fmplex-{name}") for name, main in mains.items()
+        ]
         for thread in threads:
             thread.start()
         pool = ThreadPoolExecutor(GROUPS, "fmplex-work")
@@ -91,6 +101,8 @@ class Controller:
             pool.shutdown(wait=False, cancel_futures=True)
             for thread in threads:
                 thread.join()
+        if raised:
+            raise raised[0]
 
     def wake(self) -> None:
         """Begin the next round now. Any thread."""
@@ -98,7 +110,7 @@ class Controller:
 
     def round(self, pool: ThreadPoolExecutor) -> float:
         """Find the differences and set to work on them; seconds until the next round."""
-        self._take_in()
+        self._collect_attempts()
         now = self.clock()
         try:
             directories = self.observer.observe(now)
@@ -114,7 +126,7 @@ class Controller:
         self._tell_kept_unloaded({name for name, each in directories.items() if each.unloaded})
         self._dispatch(reconcile(seen, str(self.root)), seen, pool)
         waits = any(each.still_s < (BAD_S if each.inspected.problem else STILL_S) for each in directories.values())
-        return SOON_S if waits or seen.sick else POLL_S
+        return SOON_S if waits or seen.unhealthy else POLL_S
 
     # -- what a round goes by
 
@@ -136,18 +148,18 @@ class Controller:
         self.execution.forget_others(directories)
         backbones = {name for name, each in directories.items() if each.inspected.kind == "backbone"}
         self.probes.targets = frozenset(backbones & loaded)
-        sick = self._sick(backbones, directories, loaded, now)
-        return Seen(directories, models, self._attempts, sick, gone, self._tags(backbones & loaded, now))
+        unhealthy = self._unhealthy(backbones, directories, loaded, now)
+        return Seen(directories, models, self._attempts, unhealthy, gone, self._tags(backbones & loaded, now))
 
-    def _sick(
+    def _unhealthy(
         self, backbones: set[str], directories: Mapping[str, Directory], loaded: set[str], now: float
-    ) -> dict[str, Sick]:
+    ) -> dict[str, Unhealthy]:
         with self._lock:
             self.health.forget_others(backbones)
             found = {
                 name: self.health.judge(name, directories[name].fingerprint, name in loaded, now) for name in backbones
             }
-        return {name: sick for name, sick in found.items() if sick is not None}
+        return {name: unhealthy for name, unhealthy in found.items() if unhealthy is not None}
 
     def _tags(self, backbones: set[str], now: float) -> dict[str, Tags]:
         """What these, which are loaded, have told since they are."""
@@ -179,7 +191,8 @@ class Controller:
         finally:
             self._wake.set()
 
-    def _take_in(self) -> None:
+    def _collect_attempts(self) -> None:
+        """Remember what came of the work that is done."""
         for group, work in list(self._working.items()):
             if work.done():
                 attempts = work.result()

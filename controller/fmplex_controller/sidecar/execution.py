@@ -22,9 +22,9 @@ from fmplex_controller.records.events import DONE
 from fmplex_controller.records.journal import Journal
 from fmplex_controller.sidecar import planning
 from fmplex_controller.sidecar.actions import Action, Complete, Lift, Load, Quarantine, Unload
+from fmplex_controller.sidecar.backbone_processes import end_process
 from fmplex_controller.sidecar.demand import Demands
-from fmplex_controller.sidecar.processes import end_process
-from fmplex_controller.sidecar.report import remove_error, write_error
+from fmplex_controller.sidecar.error_file import remove_error, write_error
 from fmplex_controller.sidecar.seen import Attempt
 from fmplex_controller.sidecar.triton import Triton
 
@@ -60,7 +60,8 @@ class Execution:
         """One after the other; the attempts that are to be remembered.
 
         Where the server or a backbone's process does not answer, the rest is left: the next round finds it again. A
-        directory that cannot be written to holds up no other; nor does a lock, but for what would wait for it, too.
+        directory that cannot be written to, or of which something raises that nobody expected, holds up no other; nor
+        does a lock, but for what would wait for it, too.
         """
         found: Attempts = {}
         told: dict[str, BackboneStatus] = {}
@@ -75,14 +76,19 @@ class Execution:
                 elif isinstance(action, Unload):
                     self._unload(action)
             except ServerProblem as away:
-                self._left_over(action, "", str(away))
+                self._postpone(action, "", str(away))
                 break
             except RepositoryLocked as locked:
                 is_locked = True
-                self._left_over(action, action.name, str(locked))
+                self._postpone(action, action.name, str(locked))
             except OSError as failure:  # without the names in it: that of what is written aside is another each time
                 problem = f"{self.root / action.name}: {failure.strerror or failure}. Let the controller write there"
-                self._left_over(action, action.name, problem)
+                self._postpone(action, action.name, problem)
+            except Exception as error:
+                problem = f"{self.root / action.name}: {type(error).__name__}: {error}"
+                self._postpone(action, action.name, problem, error)
+            else:
+                self._said.pop(action.name, None)
         return found
 
     def forget_others(self, directories: Collection[str]) -> None:
@@ -97,11 +103,11 @@ class Execution:
         self.triton.unload(action.name)
         self.journal.tell("unloaded", action.name, action.why)
 
-    def _left_over(self, action: Action, of: str, problem: str) -> None:
-        """Say why it is left, once for each directory or for the server (`of`)."""
+    def _postpone(self, action: Action, of: str, problem: str, error: Exception | None = None) -> None:
+        """Say why it is left, once for each directory or for the server (`of`); with the traceback of an `error`."""
         if self._said.get(of) != problem:
             self._said[of] = problem
-            log.warning("%s", problem)
+            log.warning("%s", problem, exc_info=error)
             self.journal.tell("postponed", action.name, f"to {type(action).__name__.lower()} it", problem)
 
     def _complete(self, action: Complete) -> str:
@@ -112,7 +118,6 @@ class Execution:
         except FmplexError as error:
             self.journal.tell("refused", action.name, "its entry is not complete", str(error))
             return str(error)
-        self._said.pop(action.name, None)
         if written:
             log.info("%s has been given %s", action.name, written)
             self.journal.tell("completed", action.name, f"it lacked {written}")

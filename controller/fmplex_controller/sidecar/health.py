@@ -1,4 +1,4 @@
-"""Which backbones' processes are sick, by what probes hear of them, and when each may be loaded again. Pure."""
+"""Which backbones' processes are unhealthy, by what probes hear of them, and when each may be loaded again. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 from fmplex_backend.status import BackboneStatus
 from fmplex_controller.server.ends import WINDOW_S, Ends
-from fmplex_controller.sidecar.seen import Miss, Sick
+from fmplex_controller.sidecar.seen import Miss, Unhealthy
 
 Turn = Literal["", "dead", "back"]  # of a backbone's process
 STALL_S = 60.0  # requests wait for so long, and no batch ends
@@ -47,7 +47,7 @@ class Health:
         record = self._records.setdefault(backbone, _Record())
         record.misses = 0
         if record.reason:
-            if status.up_s < now - record.since:  # another process than the one that was sick
+            if status.up_s < now - record.since:  # another process than the one that was unhealthy
                 record.reason, record.waiting_since, record.pid = "", None, status.pid
                 if record.is_given_up:  # somebody has loaded it by hand
                     record.ends.forget()
@@ -66,7 +66,7 @@ class Health:
         return ""
 
     def reason(self, backbone: str) -> str:
-        """Why it is sick, and whether it is given up; "" where it is well."""
+        """Why it is unhealthy, and whether it is given up; "" where it is well."""
         record = self._records.get(backbone)
         return _words(record) if record is not None and record.reason else ""
 
@@ -76,7 +76,7 @@ class Health:
         return record is not None and record.is_given_up
 
     def missed(self, backbone: str, miss: Miss, sent: float, now: float) -> bool:
-        """A process has not answered a probe that was sent then; whether it counts as sick from now on."""
+        """A process has not answered a probe that was sent then; whether it counts as unhealthy from now on."""
         record = self._records.setdefault(backbone, _Record())
         is_known = bool(record.reason) and not record.unloaded
         is_of_former = record.unloaded and (record.loaded_at is None or sent < record.loaded_at)
@@ -105,7 +105,7 @@ class Health:
         record.reason, record.since, record.unloaded, record.misses = reason, now, False, 0
         record.is_given_up, record.hold_until = pause is None, now + (pause or 0.0)
 
-    def judge(self, backbone: str, fingerprint: str, ready: bool, now: float) -> Sick | None:
+    def judge(self, backbone: str, fingerprint: str, ready: bool, now: float) -> Unhealthy | None:
         """What is to be done about a backbone; None where it is well.
 
         Args:
@@ -125,7 +125,7 @@ class Health:
             if record.given_up_as != fingerprint:  # somebody has mended something
                 record.ends.forget()
                 record.is_given_up, record.given_up_as = False, None
-        return Sick(
+        return Unhealthy(
             _words(record),
             unload=ready and not record.unloaded,
             hold=ready or record.is_given_up or now < record.hold_until,

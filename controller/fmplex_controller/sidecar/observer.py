@@ -11,8 +11,8 @@ from fmplex_backend.errors import TaskProblem, TaskRefused
 from fmplex_backend.repository.directory import UNLOADED, fingerprint
 from fmplex_backend.repository.inspection import Inspected, inspect
 from fmplex_backend.repository.reader import RepositoryReader
+from fmplex_controller.sidecar.error_file import error_in
 from fmplex_controller.sidecar.reconcile import BAD_S
-from fmplex_controller.sidecar.report import error_in
 from fmplex_controller.sidecar.seen import Directory, Since
 
 MODEL = Inspected("model")  # what is not known to be anything else

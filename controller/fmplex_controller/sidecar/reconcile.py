@@ -71,8 +71,8 @@ class _Round:
         backbones = self._backbones()
         found = {name: why for name, model in self.seen.models.items() if (why := self._why_unload(name, model))}
         for name in sorted(found, key=lambda name: (name in backbones, name)):
-            sick = self.seen.sick.get(name)
-            yield Unload(name, found[name], 0 if sick is None else sick.pid)
+            unhealthy = self.seen.unhealthy.get(name)
+            yield Unload(name, found[name], 0 if unhealthy is None else unhealthy.pid)
 
     def _completions(self, task: Directory) -> Iterator[Action]:
         # A tag that is given while a task that had it is still loaded would answer for neither.
@@ -84,11 +84,11 @@ class _Round:
 
     def _loads(self, directory: Directory) -> Iterator[Action]:
         name, model = directory.name, self._model(directory.name)
-        sick = self.seen.sick.get(name)
-        waits = directory.still_s < STILL_S or (sick is not None and (sick.unload or sick.hold))
+        unhealthy = self.seen.unhealthy.get(name)
+        waits = directory.still_s < STILL_S or (unhealthy is not None and (unhealthy.unload or unhealthy.hold))
         if waits or directory.unloaded or self.problems[name] or self._lacks(directory):
             return
-        by_others = self._was_taken_up(directory) and sick is None
+        by_others = self._was_taken_up(directory) and unhealthy is None
         if self._is_taken_up(directory) or (by_others and model.for_s < DOWN_S):
             return
         backbone, steps = directory.inspected.backbone, directory.inspected.steps
@@ -120,15 +120,15 @@ class _Round:
         if backbone in self.seen.directories and self.seen.directories[backbone].unloaded:
             return f"the directory of its backbone {backbone!r} holds UNLOADED"
         for each in (name, backbone):
-            sick = self.seen.sick.get(each)
-            if sick is not None and sick.unload:
-                return sick.reason if each == name else f"its backbone {each!r}: {sick.reason}"
+            unhealthy = self.seen.unhealthy.get(each)
+            if unhealthy is not None and unhealthy.unload:
+                return unhealthy.reason if each == name else f"its backbone {each!r}: {unhealthy.reason}"
         return ""
 
     def _serves(self, name: str) -> bool:
         """Whether what steps into it can be loaded: it is loaded itself, as its directory is now."""
-        directory, sick = self.seen.directories.get(name), self.seen.sick.get(name)
-        return directory is not None and sick is None and not directory.unloaded and self._is_taken_up(directory)
+        directory, unhealthy = self.seen.directories.get(name), self.seen.unhealthy.get(name)
+        return directory is not None and unhealthy is None and not directory.unloaded and self._is_taken_up(directory)
 
     def _is_taken_up(self, directory: Directory) -> bool:
         """Whether the server has loaded it as its files are now."""
@@ -154,7 +154,7 @@ class _Round:
         Clients are answered by that: to give the task another tag would take it from the one that is served.
         """
         own = task.inspected
-        is_served = self._model(own.backbone).ready and own.backbone not in self.seen.sick
+        is_served = self._model(own.backbone).ready and own.backbone not in self.seen.unhealthy
         if own.lack or not is_served or self.keepers.get((own.backbone, own.tag), task.name) == task.name:
             return False
         told = self.seen.tags.get(own.backbone)
@@ -167,7 +167,7 @@ class _Round:
         if missing := self._missing_backbone(directory):
             return missing
         attempt = self.seen.attempts.get(directory.name)
-        if attempt is None or directory.name in self.seen.sick:  # which is tried again until it is given up
+        if attempt is None or directory.name in self.seen.unhealthy:  # which is tried again until it is given up
             return ""
         return attempt.error if self._is_current(attempt, directory) else ""
 
@@ -213,8 +213,8 @@ class _Round:
         return str(refused)
 
     def _given_up(self, name: str) -> str:
-        sick = self.seen.sick.get(name)
-        return sick.reason if sick is not None and sick.given_up else ""
+        unhealthy = self.seen.unhealthy.get(name)
+        return unhealthy.reason if unhealthy is not None and unhealthy.given_up else ""
 
     def _model(self, name: str) -> Model:
         return self.seen.models.get(name, ABSENT)

@@ -42,14 +42,14 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Miss:
-    """A probe that a backbone's process did not answer; so many of them in a row are `enough` to call it sick."""
+    """A probe that a backbone's process did not answer; so many of them in a row are `enough` to call it unhealthy."""
 
     reason: str
     enough: int
 
 
 @dataclass(frozen=True, slots=True)
-class Sick:
+class Unhealthy:
     """A backbone whose process does not answer, or did not a moment ago."""
 
     reason: str
@@ -74,7 +74,7 @@ class Seen:
     directories: Mapping[str, Directory]
     models: Mapping[str, Model]
     attempts: Mapping[str, Attempt] = field(default_factory=dict)
-    sick: Mapping[str, Sick] = field(default_factory=dict)
+    unhealthy: Mapping[str, Unhealthy] = field(default_factory=dict)
     gone_s: Mapping[str, float] = field(default_factory=dict)  # loaded models without a directory: for how long
     tags: Mapping[str, Tags] = field(default_factory=dict)  # by backbone; of those that are loaded and have told
 

@@ -18,9 +18,9 @@ Tokens = tuple[int, ...]
 
 @dataclass(eq=False, slots=True)
 class FullBlock:
-    """A block whose tokens are all computed, behind those of `parent`.
+    """A node of a version's prefix tree: a block whose tokens are all computed, behind those of `parent`.
 
-    The one that others begin with is no block: number 0, held while its version may find what is behind it.
+    The root is no block: its number is 0, and it is held as long as its version may find what is behind it.
     """
 
     number: int
@@ -41,7 +41,7 @@ class Blocks:
         self.count = count
         self._empty = list(range(count, 0, -1))
         self._unheld: OrderedDict[FullBlock, None] = OrderedDict()  # full; the longest unused first
-        self._beginnings: dict[int, FullBlock] = {}  # by the id of a version that is attached: no block, what is first
+        self._roots: dict[int, FullBlock] = {}  # by the id of a version that is attached
 
     @property
     def free(self) -> int:
@@ -69,7 +69,7 @@ class Blocks:
     def find(self, version: Any, tokens: Sequence[int], size: int, most: int) -> list[FullBlock]:
         """The blocks, up to `most`, that hold the first tokens of a sequence of a version; not held by that."""
         found: list[FullBlock] = []
-        block = self._beginnings.get(id(version))
+        block = self._roots.get(id(version))
         while block is not None and len(found) < most:
             start = len(found) * size
             block = block.children.get(tuple(tokens[start : start + size]))
@@ -86,8 +86,8 @@ class Blocks:
 
     def let_go(self, blocks: Sequence[FullBlock]) -> int:
         """One fewer holds these, a sequence's from its first on; returns how many nobody holds any more."""
-        first = blocks[0].parent if blocks else None
-        is_dropped = first is not None and not first.holders
+        root = blocks[0].parent if blocks else None
+        is_dropped = root is not None and not root.holders
         for block in reversed(blocks):
             block.holders -= 1
             if not block.holders:
@@ -105,7 +105,7 @@ class Blocks:
         Returns:
             Where another has computed the same meanwhile, that one's block; `number` is then free.
         """
-        parent = before[-1] if before else self._beginnings.setdefault(id(version), FullBlock(0, None, (), holders=1))
+        parent = before[-1] if before else self._roots.setdefault(id(version), FullBlock(0, None, (), holders=1))
         block = parent.children.get(tokens)
         if block is None:
             block = parent.children[tokens] = FullBlock(number, parent, tokens)
@@ -119,11 +119,11 @@ class Blocks:
 
         Its blocks are empty, where sequences still hold them as soon as they let go.
         """
-        first = self._beginnings.pop(id(version), None)
-        if first is None:
+        root = self._roots.pop(id(version), None)
+        if root is None:
             return
-        first.holders = 0
-        for block in list(_behind(first)):
+        root.holders = 0
+        for block in list(_descendants(root)):
             if block in self._unheld:
                 self._remove(block)
 
@@ -139,8 +139,8 @@ class Blocks:
         self._empty.append(block.number)
 
 
-def _behind(block: FullBlock) -> Iterator[FullBlock]:
-    """All that follow a block, whatever lies between."""
+def _descendants(block: FullBlock) -> Iterator[FullBlock]:
+    """All nodes below one, at any depth."""
     left = [block]
     while left:
         children = left.pop().children.values()

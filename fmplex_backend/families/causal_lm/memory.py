@@ -56,7 +56,7 @@ class Memory:
         self.blocks, self.size = Blocks(count), size
         self.locality_s = locality_s
         self.tokens_of, self.moved, self.keeps = tokens_of, moved, keeps
-        self.of: dict[Request, list[int]] = {}  # in the order in which they began
+        self.blocks_of: dict[Request, list[int]] = {}  # in the order in which they began
         self.running: Counter[Vfm] = Counter()  # how many requests of each vFM have blocks
         # How many blocks they have, those that several hold counted once: they are of one version, and so of one vFM.
         self.held: Counter[Vfm] = Counter()
@@ -77,14 +77,14 @@ class Memory:
 
     def has_room(self, request: Request) -> bool:
         """Whether a request's next step has blocks, beside those that were placed before in this step."""
-        has = self._grows(request) if request in self.of else self._begins(request)
+        has = self._grow(request) if request in self.blocks_of else self._admit(request)
         if has:
             self._placed.add(request)
         return has
 
     def kept(self, request: Request) -> Kept | None:
         """What a request that has no blocks would find; None where it has some."""
-        if request in self.of:
+        if request in self.blocks_of:
             return None
         vfm, found = request.vfm, self._find(request)
         new = self._blocks_for(request) - len(found)
@@ -92,12 +92,12 @@ class Memory:
         is_full = vfm.max_running is not None and self.running[vfm] >= vfm.max_running
         waits = self._waits or is_full or self._is_over_share(request, lacking)
         # Those that have begun may need a block more each before anybody ends.
-        fits = not waits and lacking + len(self.of) <= self.blocks.free
+        fits = not waits and lacking + len(self.blocks_of) <= self.blocks.free
         return Kept(len(found) * self.size, fits, displaces=new > self.blocks.empty)
 
     def keep(self, request: Request, computed: int) -> None:
         """Let others find those of a request's blocks that are full, when it has computed so many tokens."""
-        own, full = self.of[request], self._full[request]
+        own, full = self.blocks_of[request], self._full[request]
         while self.keeps and (len(full) + 1) * self.size <= computed:
             start = len(full) * self.size
             tokens = tuple(self.tokens_of(request)[start : start + self.size])
@@ -109,9 +109,9 @@ class Memory:
 
     def release(self, request: Request) -> None:
         """Free a request's blocks, if it has any."""
-        if request in self.of:
+        if request in self.blocks_of:
             vfm, full = request.vfm, self._full.pop(request)
-            own = self.of.pop(request)[len(full) :]
+            own = self.blocks_of.pop(request)[len(full) :]
             self.blocks.give_back(own)
             self.held[vfm] -= len(own) + self.blocks.let_go(full)
             self.running[vfm] -= 1
@@ -119,8 +119,8 @@ class Memory:
                 del self.running[vfm], self.held[vfm]  # it may be gone for good
         self._placed.discard(request)
 
-    def _grows(self, request: Request) -> bool:
-        lacking = self._blocks_for(request) - len(self.of[request])
+    def _grow(self, request: Request) -> bool:
+        lacking = self._blocks_for(request) - len(self.blocks_of[request])
         if lacking <= 0:
             return True
         while (within := self._is_over_share(request, lacking)) or self.blocks.free < lacking:
@@ -130,18 +130,18 @@ class Memory:
             if loser is request:
                 request.vfm.held_back = within
                 return False
-        self.of[request] += self.blocks.take(lacking)
+        self.blocks_of[request] += self.blocks.take(lacking)
         self.held[request.vfm] += lacking
         return True
 
     def _is_over_share(self, request: Request, lacking: int) -> bool:
         """Whether its vFM would have more than its limit; one sequence may always run."""
         vfm = request.vfm
-        if vfm.max_kv_share is None or self.running[vfm] == (request in self.of):
+        if vfm.max_kv_share is None or self.running[vfm] == (request in self.blocks_of):
             return False
         return self.held[vfm] + lacking > vfm.max_kv_share * self.blocks.count
 
-    def _begins(self, request: Request) -> bool:
+    def _admit(self, request: Request) -> bool:
         vfm, found = request.vfm, self._find(request)
         new = self._blocks_for(request) - len(found)
         lacking = new + sum(not block.holders for block in found)
@@ -156,7 +156,7 @@ class Memory:
         for loser in losers:
             self._preempt(loser)
         self.held[vfm] += self.blocks.hold(found) + new
-        self.of[request] = [block.number for block in found] + self.blocks.take(new)
+        self.blocks_of[request] = [block.number for block in found] + self.blocks.take(new)
         self._full[request] = found
         self.running[vfm] += 1
         if found:
@@ -201,11 +201,11 @@ class Memory:
         return ahead > 0 and ahead * vfm.weight > self.locality_s
 
     def _unplaced(self) -> list[Request]:
-        return [request for request in self.of if request not in self._placed]
+        return [request for request in self.blocks_of if request not in self._placed]
 
     def _freed_by(self, loser: Request) -> int:
         full = self._full[loser]
-        return len(self.of[loser]) - sum(block.holders > 1 for block in full)
+        return len(self.blocks_of[loser]) - sum(block.holders > 1 for block in full)
 
     def _preempt(self, loser: Request) -> None:
         self.preempted += 1

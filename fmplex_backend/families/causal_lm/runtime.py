@@ -18,7 +18,7 @@ from fmplex_backend.adapters.multi_lora import AdapterBank
 from fmplex_backend.adapters.peft import Adapter, load_adapter
 from fmplex_backend.adapters.residency import METRICS as ADAPTER_METRICS
 from fmplex_backend.adapters.residency import Residency
-from fmplex_backend.errors import NotFinite, TaskRefused
+from fmplex_backend.errors import ExecutionFailed, NotFinite, TaskRefused
 from fmplex_backend.families.causal_lm.asking import Reader
 from fmplex_backend.families.causal_lm.attention import PagedCache, Plan, Span
 from fmplex_backend.families.causal_lm.capacity import cache_bytes, longest
@@ -26,8 +26,8 @@ from fmplex_backend.families.causal_lm.huggingface import BLOCK, forward, load_m
 from fmplex_backend.families.causal_lm.inputs import PROMPT
 from fmplex_backend.families.causal_lm.memory import Memory
 from fmplex_backend.families.causal_lm.metrics import METRICS, TaskCounts
-from fmplex_backend.families.causal_lm.pace import Pace
 from fmplex_backend.families.causal_lm.parameters import CausalLmConfig
+from fmplex_backend.families.causal_lm.prefill_budget import PrefillBudget
 from fmplex_backend.families.causal_lm.sampler import choose
 from fmplex_backend.families.causal_lm.sections import Generator, as_tensor
 from fmplex_backend.families.causal_lm.sequence import Chosen, Delta
@@ -102,7 +102,7 @@ class CausalLmRuntime:
         self.chunk = config.prefill_chunk or CHUNKS.get(self.device.type, CHUNKS["cuda"])
         self.max_batch_tokens = config.max_batch_tokens or 2 * self.chunk + config.max_sequences
         self.chunk = min(self.chunk, self.max_batch_tokens)
-        self.pace = Pace(self.chunk, clock)
+        self.prefill_budget = PrefillBudget(self.chunk, clock)
         blocks = cache_bytes(config, self.device) // (BLOCK * loaded.token_bytes)
         self.memory = Memory(
             blocks, BLOCK, _tokens_of, self._move, keeps=config.prefix_cache, locality_s=config.locality_s
@@ -171,13 +171,13 @@ class CausalLmRuntime:
         if ready and self.residency.is_lost(request):
             return True  # it fails, and takes nobody's blocks for that
         answer: Answer = request.prepared
-        begins = request not in self.memory.of
-        most = self.pace.most(request, len(answer.step), begins=begins) if ready else 0
+        begins = request not in self.memory.blocks_of
+        most = self.prefill_budget.most(request, len(answer.step), begins=begins) if ready else 0
         has = most > 0 and self.memory.has_room(request)
         if has:
             answer.chunk = most
             request.work = answer.work
-            self.pace.place(request.vfm, len(answer.step))
+            self.prefill_budget.place(request.vfm, len(answer.step))
             self.residency.begin(request)
         return has
 
@@ -201,7 +201,7 @@ class CausalLmRuntime:
     def run(self, batch: Sequence[Request]) -> Iterator[Pass]:
         """One step of every sequence of a batch, in one pass."""
         self.memory.begin()
-        self.pace.begin()
+        self.prefill_budget.begin()
         batch, failed = self.residency.run(batch)
         if failed:
             yield failed
@@ -209,17 +209,17 @@ class CausalLmRuntime:
             return
         requests = sorted(batch, key=lambda request: self.bank.order(request.extensions.adapter))
         begun = thread_time()
-        step = Step.of(requests, lambda request: self.memory.of[request])
+        step = Step.of(requests, lambda request: self.memory.blocks_of[request])
         choosing, ends = step.choosing, step.ends
         logits = self._logits(step.ids, step.spans, step.adapters, [ends[number] for number in choosing])
         chosen = choose(logits, [requests[number].prepared for number in choosing], self._spell) if choosing else []
         found = dict(zip(choosing, chosen, strict=True))
         now = self.clock()
         outcomes = [
-            (request, self._outcome(request, number in found, found.get(number), now))
+            (request, self._outcome_or_failure(request, number in found, found.get(number), now))
             for number, request in enumerate(requests)
         ]
-        self._note(requests)
+        self._count_waiting(requests)
         yield Pass(step.shape, step.portions, outcomes, thread_time() - begun)
 
     def is_fatal(self, error: Exception) -> bool:
@@ -268,6 +268,20 @@ class CausalLmRuntime:
         with self.bank.applied(adapters, packed=True):
             return forward(self.model, ids.to(self.device), plan, self.cache, keep)
 
+    def _outcome_or_failure(
+        self, request: Request, chooses: bool, chosen: Chosen | Exception | None, now: float
+    ) -> Outcome:
+        """What raises is this request's alone: a pass that breaks runs again, and others' sequences have advanced."""
+        try:
+            if isinstance(chosen, Exception):
+                raise chosen
+            return self._outcome(request, chooses, chosen, now)
+        except Exception as error:
+            if self.is_fatal(error):
+                raise
+            raised = f"{type(error).__name__}: {error}"
+            return Failed(ExecutionFailed(f"choosing the next token of {request.vfm.name!r} raised {raised}"))
+
     def _outcome(self, request: Request, chooses: bool, chosen: Chosen | None, now: float) -> Outcome:
         answer, counts = request.prepared, self._counts(request.vfm)
         if chooses and chosen is None:
@@ -298,7 +312,7 @@ class CausalLmRuntime:
             self.counts[vfm] = TaskCounts()
         return self.counts[vfm]
 
-    def _note(self, batch: Sequence[Request]) -> None:
+    def _count_waiting(self, batch: Sequence[Request]) -> None:
         """How many wait, of the tasks in a batch: what is queued and has not begun."""
         for vfm, count in Counter(request.vfm for request in batch).items():
             self._counts(vfm).waiting = len(vfm.queue) - (self.memory.running[vfm] - count)

@@ -19,10 +19,14 @@ from fmplex_backend.families.causal_lm.sequence import Sequence as Answer
 Spell = Callable[[int], str]  # a token's text
 
 
-def choose(logits: Tensor, answers: Sequence[Answer], spell: Spell) -> list[Chosen | None]:
-    """The next token of each answer, None where its logits hold no best number. logits: [n, vocabulary].
+def choose(logits: Tensor, answers: Sequence[Answer], spell: Spell) -> list[Chosen | Exception | None]:
+    """The next token of each answer, or what choosing it raised: others' random numbers are drawn, and stay drawn.
 
-    That is a NaN, an infinity, or nothing but -inf: nothing can be drawn from them, and who tried would end the pass.
+    None where its logits hold no best number, but a NaN, an infinity, or nothing but -inf: nothing can be drawn from
+    them.
+
+    Args:
+        logits: [n, vocabulary].
     """
     logits = logits.float()
     best = logits.argmax(dim=-1)  # of a row with a NaN it is that
@@ -31,20 +35,27 @@ def choose(logits: Tensor, answers: Sequence[Answer], spell: Spell) -> list[Chos
         for token, finite in zip(best.tolist(), logits.gather(1, best[:, None])[:, 0].isfinite().tolist(), strict=True)
     ]
     return [
-        None if token is None else _chosen(logits[row], token, answer, spell)
+        None if token is None else _chosen_or_raised(logits[row], token, answer, spell)
         for row, (token, answer) in enumerate(zip(found, answers, strict=True))
     ]
+
+
+def _chosen_or_raised(logits: Tensor, best: int, answer: Answer, spell: Spell) -> Chosen | Exception:
+    try:
+        return _chosen(logits, best, answer, spell)
+    except Exception as error:
+        return error
 
 
 def _chosen(logits: Tensor, best: int, answer: Answer, spell: Spell) -> Chosen:
     sampling = answer.asked.sampling
     token = best
-    if sampling.draws or sampling.changes_scores or answer.closed_to_end:
+    if sampling.draws or sampling.changes_scores or answer.must_go_on:
         scores = penalised(logits, answer)
         token = _drawn(filtered(scores, sampling), answer) if sampling.draws else int(scores.argmax())
     if not answer.tells_logprobs:
         return Chosen(token)
-    return Chosen(token, _told(logits, token, sampling.logprobs or 0, spell))
+    return Chosen(token, _logprobs_of(logits, token, sampling.logprobs or 0, spell))
 
 
 def penalised(logits: Tensor, answer: Answer) -> Tensor:
@@ -62,7 +73,7 @@ def penalised(logits: Tensor, answer: Answer) -> Tensor:
         own = torch.tensor(answer.tokens[-answer.generated :], device=logits.device)
         seen, counts = own.unique(return_counts=True)
         scores[seen] -= sampling.presence_penalty + sampling.frequency_penalty * counts
-    if answer.closed_to_end:
+    if answer.must_go_on:
         scores[list(answer.ends)] = -torch.inf
     return scores
 
@@ -92,7 +103,7 @@ def _drawn(scores: Tensor, answer: Answer) -> int:
     return int(torch.multinomial(scores.softmax(dim=-1), 1, generator=answer.random))
 
 
-def _told(logits: Tensor, token: int, most: int, spell: Spell) -> dict[str, Any]:
+def _logprobs_of(logits: Tensor, token: int, most: int, spell: Spell) -> dict[str, Any]:
     """The logarithmic probabilities before temperature of the token, and then of the best ones, as vLLM tells them."""
     values = logits.log_softmax(dim=-1)
     ranked = values.topk(most).indices.tolist() if most else []

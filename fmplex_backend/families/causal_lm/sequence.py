@@ -95,7 +95,7 @@ class Sequence:
         return self.asked.sums_logprobs or self.asked.sampling.logprobs is not None
 
     @property
-    def closed_to_end(self) -> bool:
+    def must_go_on(self) -> bool:
         """Whether the next token must not end the answer."""
         return self.generated < self.asked.sampling.min_tokens
 
@@ -113,8 +113,8 @@ class Sequence:
         if chosen.logprobs is not None:
             self._logprobs.append(chosen.logprobs)
             self._sum += next(iter(chosen.logprobs.values()))["logprob"]
-        if chosen.token in self.ends and not self.closed_to_end:
-            self._let_go()
+        if chosen.token in self.ends and not self.must_go_on:
+            self._flush()
             return "stop"
         last = self.generated >= self.asked.sampling.max_tokens
         text = self.detokenizer.add(chosen.token, last=last)
@@ -129,10 +129,10 @@ class Sequence:
 
     def cut_short(self) -> Delta | None:
         """Its end, where no step follows though none was the last."""
-        self._let_go()
+        self._flush()
         return self.take("length")
 
-    def _let_go(self) -> None:
+    def _flush(self) -> None:
         """No token follows: nothing is held back any more."""
         self._text += self._stops.add(self.detokenizer.rest()) + self._stops.rest()
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from fmplex_backend.families.recorded import LONGEST, RecordedForward, Way, repays
 
 # Weights, embeddings included, beyond which recordings are not worth their time at load. In bfloat16 with AMX, on one
-# core, a BERT of 1.07e9 is recorded and compared in 13 s, and passes of 13 texts of 16 tokens then take 0.93 of the time
-# (one of 0.33e9: 5 s and 0.90). In float32 one of 0.33e9 takes 14 s and 0.996.
+# core, a BERT of 1.07e9 takes 13 s to record and compare, and passes of 13 texts of 16 tokens take 0.93 of the time
+# then (one of 0.33e9: 5 s and 0.90). In float32 one of 0.33e9 takes 14 s and 0.996.
 LARGE_TEXTS = 1 << 30
 
 

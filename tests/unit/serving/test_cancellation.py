@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backend_fixtures import write_task
+from backend_fixtures import EngineRig, write_task, write_version
 from service_fixtures import Gate, ServiceRig, until
 
 from fmplex_backend.errors import ExecutionFailed
 from fmplex_backend.serving import cancellation
+from fmplex_backend.serving.cancellation import Cancellation
 from fmplex_backend.types import Failed, Request, Vfm
 
 
@@ -86,6 +87,44 @@ def test_so_is_not_a_client_whose_request_waits_to_be_prepared(
     rig.caller.wait()
     assert rig.codes() == ["", "CANCELLED", "", "", "CANCELLED"]
     rig.stop()
+
+
+class Recorder:
+    """In the place of `Replies` and `Preparation`: whose requests are asked about; none wait to be prepared."""
+
+    def __init__(self) -> None:
+        self.asked: list[Request] = []
+
+    def waiting(self, since: float, most: int, after: float) -> list[Request]:
+        return []
+
+    def post(self, request: Request, command: Any) -> None:
+        self.asked.append(request)
+
+    def post_last(self, command: Any) -> None:
+        command()
+
+
+def test_of_more_than_can_be_asked_about_at_a_time_each_has_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a task with a long queue do not keep others' from being asked about."""
+    monkeypatch.setattr(cancellation, "MAX_ASKED", 2)
+    rig, recorder = EngineRig(), Recorder()
+    version = write_version(tmp_path, "task", 1, {})
+    vfms = [rig.vfm(version), rig.vfm(version)]
+    rig.step()
+    waiting = []
+    for vfm in (vfms[0], vfms[0], vfms[1], vfms[0], vfms[1]):
+        waiting.append(rig.make(vfm, "a"))
+        rig.engine.scheduler.admit(waiting[-1])
+        rig.clock.sleep(1.0)
+    rig.clock.sleep(cancellation.PERIOD_S)
+    own: Any = recorder
+    one = Cancellation(own, rig.engine, own)
+    for _ in range(4):
+        one._find_waiting(threading.Event())
+    assert recorder.asked == [*waiting, *waiting[:2]]
 
 
 def test_the_server_is_not_asked_about_a_request_that_was_answered(rig: ServiceRig) -> None:

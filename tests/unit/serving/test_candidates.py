@@ -366,9 +366,9 @@ def test_what_one_that_ends_was_charged_is_told_all_along(tmp_path: Path) -> Non
     rig.engine_rig.send(canary, "a")
     rig.engine_rig.drain()
     rig.say({})
-    assert rig.loader.ending.vfms == [canary]
+    assert rig.loader.draining.vfms == [canary]
     assert account_of(canary).service_s == canary.service == pytest.approx(rig.engine.counts.busy_s)
     rig.engine_rig.clock.sleep(2.1)
     rig.refresh()
-    assert rig.loader.ending.vfms == []
+    assert rig.loader.draining.vfms == []
     assert [each.account for each in rig.engine.closed] == [canary.account]

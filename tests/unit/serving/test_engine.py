@@ -425,6 +425,27 @@ def test_a_sequence_ends_in_time_with_what_it_has(version: Path) -> None:
     check(rig)
 
 
+def test_a_sequence_whose_end_cannot_be_made_fails_alone(version: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its text is a tokenizer's, and what that raises would end the process."""
+    rig = EngineRig(seconds=lambda shape: 1.0)
+    vfm, other = rig.vfm(version), rig.vfm(version)
+    vfm.max_seconds = 2.5
+    bad, good = rig.send(vfm, "stream steps=9 a b"), rig.send(vfm, "stream steps=9 c d")
+    free = rig.send(other, "steps=5 a")
+    whole = rig.runtime.cut_short
+
+    def cut_short(request: Request) -> Any:
+        if request is bad:
+            raise OverflowError("out of range")
+        return whole(request)
+
+    monkeypatch.setattr(rig.runtime, "cut_short", cut_short)
+    rig.drain()
+    assert [rig.reason(request) for request in (bad, good, free)] == ["execution", "", ""]
+    assert "OverflowError: out of range" in str(rig.outcome(bad).error)  # type: ignore[union-attr]
+    check(rig)
+
+
 def test_a_limit_that_is_set_later_holds_for_what_is_there(version: Path) -> None:
     rig = EngineRig(seconds=lambda shape: 1.0)
     vfm = rig.vfm(version)
@@ -587,7 +608,7 @@ def test_a_vfm_is_retired_beside_others_that_keep_the_device_busy(version: Path)
     rig.engine.post(lambda: rig.engine.retire(vfm))
     left, ahead = [], []
     while rig.engine.step(wait=False):
-        ahead.append(rig.engine._ahead is not None)
+        ahead.append(rig.engine._next_batch is not None)
         left.append((vfm in rig.engine.vfms, len(other.queue)))
     gone = next(queued for here, queued in left if not here)
     assert gone > 10
@@ -695,6 +716,76 @@ def test_abandon_fails_what_is_queued_and_what_is_posted(rig: EngineRig, version
     rig.engine.abandon(ShuttingDown("over"))
     assert vfm.depth == 0
     assert {rig.reason(request) for request in (queued, posted)} == {"shutting_down"}
+
+
+def test_abandon_fails_what_was_chosen_for_a_batch_that_did_not_come_about(rig: EngineRig, version: Path) -> None:
+    """Room may be made on a device, which may be gone."""
+    vfms = [rig.vfm(version) for _ in range(3)]
+    rig.step()
+    sent = [rig.send(vfm, "a") for vfm in vfms]
+
+    def has_room(request: Request) -> bool:
+        if request is sent[1]:
+            raise RuntimeError("CUDA error")
+        return True
+
+    rig.engine.scheduler.has_room = has_room
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        rig.step()
+    rig.engine.abandon(ExecutionFailed("dead"))
+    assert [rig.reason(request) for request in sent] == ["execution"] * 3
+
+
+def test_abandon_goes_by_what_there_is_while_an_engine_that_hung_goes_on(
+    rig: EngineRig, version: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vfm = rig.vfm(version)
+    rig.step()
+    queued = rig.make(vfm, "a")
+    rig.engine.scheduler.admit(queued)
+    discard = rig.engine.scheduler.discard
+
+    def while_another_is_attached(vfm: Vfm, requests: Any) -> None:
+        rig.engine.vfms.add(Vfm(9, "another"))
+        discard(vfm, requests)
+
+    monkeypatch.setattr(rig.engine.scheduler, "discard", while_another_is_attached)
+    rig.engine.abandon(ShuttingDown("over"))
+    assert rig.reason(queued) == "shutting_down"
+
+
+def test_abandon_fails_what_is_queued_also_where_a_late_engine_takes_what_was_posted(
+    rig: EngineRig, version: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Raced(SimpleQueue[Any]):
+        def empty(self) -> bool:
+            return False  # it has been taken when it is asked for
+
+    queued = rig.make(rig.vfm(version), "a")
+    rig.step()
+    rig.engine.scheduler.admit(queued)
+    monkeypatch.setattr(rig.engine, "_inbox", Raced())
+    rig.engine.abandon(ShuttingDown("over"))
+    assert rig.reason(queued) == "shutting_down"
+
+
+def test_what_waits_is_prepared_again_also_where_the_former_extensions_cannot_be_detached(
+    rig: EngineRig, version: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vfm = rig.vfm(version)
+    rig.step()
+    waiting = [rig.make(vfm, text) for text in ("a", "b")]
+    for request in waiting:
+        rig.engine.scheduler.admit(request)
+
+    def detach(extensions: Any) -> None:
+        raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr(rig.runtime, "detach", detach)
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        rig.engine.attach(vfm, rig.runtime.load(version))
+    rig.drain()
+    assert [rig.reason(request) for request in waiting] == ["", ""]
 
 
 def test_abandon_fails_what_is_in_flight(rig: EngineRig, version: Path) -> None:

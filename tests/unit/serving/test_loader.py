@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import math
 import shutil
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -670,6 +671,27 @@ def test_a_repository_that_is_away_for_a_moment(rig: LoaderRig, monkeypatch: pyt
         patch.setattr(rig.loader.repository, "names", away)
         rig.refresh()
     assert rig.mark(0) == 0
+
+
+def test_nothing_is_loaded_by_a_reading_of_which_the_tags_could_not_be_settled(
+    rig: LoaderRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has said then that a newcomer's tag is the served task's."""
+    write_task(rig.root, "one", 0, task={"mark": 1})
+    rig.refresh()
+    for name, tag in (("another", 0), ("a", 5), ("b", 5)):  # of the last two the older one is looked for
+        write_task(rig.root, name, tag, task={"mark": 2})
+
+    def unreadable(names: Iterable[str]) -> str:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.loader.tags, "oldest", unreadable)
+        assert not rig.loader.settle()
+    assert not rig.loader.load_next()
+    assert rig.mark(0) == 1
+    rig.refresh()
+    assert (rig.mark(0), rig.vfm(5).name) == (1, "a")
 
 
 # -- the real runtime: what is wrong with a version's files, by file and field

@@ -26,8 +26,8 @@ from service_fixtures import ServiceRig, until
 from fmplex_backend.repository.parameters import BackboneConfig
 from fmplex_backend.serving import metrics
 from fmplex_backend.serving.metrics import FAMILIES, Publisher, samples
-from fmplex_backend.serving.portion import point
 from fmplex_backend.serving.service import Service
+from fmplex_backend.serving.traffic_split import point
 from fmplex_backend.types import Metric as RuntimeMetric
 from fmplex_backend.types import Reading, Vfm
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import replace
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,34 @@ def test_a_decoder_that_raises_fails_its_request_alone(rig: ServiceRig) -> None:
     assert "the decoder of 'one' raised ValueError" in rig.caller.failure(1)[1]
     vfm: Any = rig.service.loader.table[0]
     assert [counts.failures for counts in vfm.replied if counts.failures] == [{"execution": 1}]
+
+
+def test_an_answer_that_cannot_be_kept_is_sent_all_the_same(
+    rig: ServiceRig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def keep(request: Request, tensors: Any) -> None:
+        raise MemoryError("no room for a copy")
+
+    monkeypatch.setattr(rig.service.answers, "keep", keep)
+    assert [isinstance(rig.ask(0), Answer) for _ in range(2 * REPLY_THREADS)] == [True] * 2 * REPLY_THREADS
+    until(lambda: "no room for a copy" in caplog.text)
+
+
+ODD: dict[str, Any] = {"nothing": None, "rows of several lengths": {"EMBEDDING": [[1.0], [1.0, 2.0]]}}
+
+
+@pytest.mark.parametrize("odd", list(ODD))
+def test_a_decoder_whose_values_are_no_tensors_fails_its_request_alone(
+    rig: ServiceRig, monkeypatch: pytest.MonkeyPatch, odd: str
+) -> None:
+    """It may be a package's, and what it raises on a reply thread would end the process."""
+    runtime: Any = rig.service.runtime
+    plain = runtime.tensors
+    monkeypatch.setattr(runtime, "tensors", lambda rows, own: ODD[odd] if own.mark == 1 else plain(rows, own))
+    numbers = [rig.submit(0), rig.submit(1)]
+    rig.caller.wait()
+    assert [rig.codes()[number] for number in numbers] == ["INTERNAL", ""]
+    assert "the decoder of 'one' raised" in rig.caller.failure(0)[1]
 
 
 def test_the_scheduler_learns_how_long_answers_take_to_leave(rig: ServiceRig) -> None:
@@ -279,6 +308,25 @@ def test_what_is_left_when_the_thread_has_died_is_answered_with_an_error() -> No
     rig.replies.fail_all(error)
     assert rig.sent == [(Failed(error), True)] * 2
     assert all(request.resolved for request in (first, second, third))
+
+
+class Raced(SimpleQueue[Any]):
+    """Another thread takes the last item between a look whether there is one and taking it."""
+
+    def empty(self) -> bool:
+        return False
+
+
+def test_a_thread_that_is_late_may_take_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = ReplyRig()
+    for lane in rig.replies.lanes:
+        monkeypatch.setattr(lane, "inbox", Raced())
+    request = rig.request()
+    request.lane = REPLY_THREADS - 1
+    rig.replies.put(request, Finished([["a"]]))
+    error = ExecutionFailed("dead")
+    rig.replies.fail_all(error)
+    assert rig.sent == [(Failed(error), True)]
 
 
 def test_nothing_is_decoded_for_a_request_that_was_answered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,22 @@ def test_at_a_start_the_one_that_is_loaded_alone_keeps_a_tag_else_the_older(rig:
     assert rig.tags.keepers == {0: "b", 1: "x", 2: "m"}
     assert rig.tags.newcomers == {0: ("a",), 1: ("y",), 2: ("n",)}
     assert rig.tags.rivals == {1: ("y",)}
+
+
+def test_a_round_that_cannot_be_decided_leaves_all_as_it_was(rig: TagsRig) -> None:
+    """Else the next one would not know that requests of a former task may be on their way."""
+
+    def unreadable(names: Iterable[str]) -> str:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    rig.settle(a=0)
+    rig.tags.oldest = unreadable
+    with pytest.raises(OSError, match="Too many open files"):
+        rig.settle(b=0, c=0)
+    assert (rig.tags.claims.by_tag, rig.tags.keepers) == ({0: ("a",)}, {0: "a"})
+    rig.tags.oldest = min
+    rig.settle(b=0, c=0)
+    assert rig.tags.rivals == {0: ("a",)}
 
 
 def test_before_the_first_request_nothing_is_contested_but_a_former_tasks_tag(rig: TagsRig) -> None:
@@ -283,7 +300,7 @@ class Served:
             found = self._found(tag)
         if not isinstance(found, Vfm):
             return ""
-        found.intake.requests += 1  # as `Intake` does
+        found.intake.add(requests=1)  # as `Intake` does
         return found.name
 
 

@@ -53,6 +53,9 @@ def test_what_raised_is_refused_for_some_seconds(spec: TaskSpec) -> None:
     assert rig.loading.refused["one"].error is error
     rig.now = RETRY_S
     assert not rig.loading.refused
+    rig.loading.refuse(spec, RuntimeError("odd"))
+    rig.loading.keep_refused([])
+    assert not rig.loading.refused
 
 
 def test_whatever_reading_raises_is_returned(spec: TaskSpec) -> None:

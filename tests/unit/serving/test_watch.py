@@ -116,6 +116,21 @@ def test_while_something_waits_for_the_server_rounds_come_by_themselves(
         assert set(rounds) == {()}
 
 
+def test_versions_are_loaded_also_where_the_server_cannot_be_asked_to_unload(
+    rig: LoaderRig, watch: Watch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("nobody expected this")
+
+    monkeypatch.setattr(rig.loader.rounds, "unload_newcomers", broken)
+    write_task(rig.root, "one", 0)
+    rig.loader.settle()
+    watch._unsettled.set()
+    with running(watch, watch.settle_forever):
+        eventually(lambda: 0 in rig.loader.table)
+    assert "nobody expected this" in caplog.text
+
+
 def test_a_newcomer_that_a_request_finds_is_unloaded_at_once(
     rig: LoaderRig, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from fmplex_controller.records.events import Event
 from fmplex_controller.records.journal import Journal
 from fmplex_controller.sidecar.adaptation import Adaptation, ElasticOptions, _Told
 from fmplex_controller.sidecar.backbones import Backbones
-from fmplex_controller.sidecar.elastic import Settings
+from fmplex_controller.sidecar.elastic import Rebind, Settings
 from fmplex_controller.sidecar.planning import Limits
 from testing.repositories import write_backbone
 
@@ -233,6 +233,24 @@ def test_backbones_that_tell_nothing_any_more_are_left_out(rig: Rig) -> None:
                 rig.adaptation.told(each, rig.server.now)
         rig.adaptation.round()
     assert "rebound" not in rig.kinds()
+
+
+def test_what_nobody_expected_of_one_action_keeps_no_other_from_being_done(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that was decided counts as done, and is not decided again for a minute."""
+    actions = [Rebind(name, BASE, "twin", "it is overloaded") for name in "ab"]
+    done: list[str] = []
+
+    def rebind(action: Rebind) -> None:
+        done.append(action.task)
+        if action.task == "a":
+            raise KeyError("twin")
+
+    monkeypatch.setattr(rig.adaptation.elastic, "decide", lambda observed, now: actions)
+    monkeypatch.setattr(rig.adaptation, "_rebind", rebind)
+    rig.run(STEP_S)
+    assert done[:2] == ["a", "b"]
 
 
 def test_options_cross_the_command_line() -> None:

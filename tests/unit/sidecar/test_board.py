@@ -9,7 +9,7 @@ from fmplex_backend.status import CandidateStatus
 from fmplex_controller.records.events import event_now
 from fmplex_controller.sidecar.board import Board, Overview
 from fmplex_controller.sidecar.metrics import Metrics
-from fmplex_controller.sidecar.seen import Directory, Model, Seen, Sick
+from fmplex_controller.sidecar.seen import Directory, Model, Seen, Unhealthy
 
 READY = Model(ready=True)
 
@@ -19,8 +19,8 @@ def directory(name: str, kind: str = "task", **fields: object) -> Directory:
     return Directory(name, "f", 9.0, inspected, **fields)  # type: ignore[arg-type]
 
 
-def seen(*directories: Directory, ready: tuple[str, ...] = (), sick: dict[str, Sick] | None = None) -> Seen:
-    return Seen({each.name: each for each in directories}, dict.fromkeys(ready, READY), sick=sick or {})
+def seen(*directories: Directory, ready: tuple[str, ...] = (), unhealthy: dict[str, Unhealthy] | None = None) -> Seen:
+    return Seen({each.name: each for each in directories}, dict.fromkeys(ready, READY), unhealthy=unhealthy or {})
 
 
 def states(overview: Overview) -> dict[str, tuple[str, str]]:
@@ -66,8 +66,8 @@ def test_backbones_whose_processes_are_dead() -> None:
     board = Board()
     board.told(status(task("a")), 1.0)
     for given_up in (False, True):
-        sick = {"base": Sick("killed", unload=False, hold=True, given_up=given_up)}
-        board.round(seen(directory("base", "backbone"), directory("a"), ready=("a",), sick=sick))
+        unhealthy = {"base": Unhealthy("killed", unload=False, hold=True, given_up=given_up)}
+        board.round(seen(directory("base", "backbone"), directory("a"), ready=("a",), unhealthy=unhealthy))
         found = states(board.overview())
         assert found["base"] == ("given up" if given_up else "dead", "killed")
         assert found["a"][0] == "not served"

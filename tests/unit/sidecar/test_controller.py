@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from fmplex_backend.errors import ServerProblem, Unreachable
 from fmplex_backend.repository import writer
 from fmplex_backend.repository.configs import read_config
 from fmplex_backend.repository.writer import ModelRepository
+from fmplex_backend.status import BackboneStatus
 from fmplex_controller.sidecar.adaptation import ElasticOptions
 from fmplex_controller.sidecar.controller import POLL_S, SOON_S
 from fmplex_controller.sidecar.seen import Miss
@@ -46,6 +48,46 @@ def test_directories_come_change_and_go(rig: Rig) -> None:
     assert rig.run(3) == ["unload a"]
     assert rig.run(3) == []
     assert rig.events == [("loaded", BASE), ("loaded", "a"), ("reloaded", "a"), ("unloaded", "a")]
+
+
+def test_what_nobody_expected_of_one_directory_holds_up_no_other(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a status that this version cannot read does; nor is what was done before it done again."""
+    for tag, name in enumerate("abc", 1):
+        rig.write(name, tag)
+    told = rig.triton.status
+
+    def odd(backbone: str, name: str = "") -> BackboneStatus:
+        if name == "b":
+            raise ValueError("1 validation error for BackboneStatus")
+        return told(backbone, name)
+
+    monkeypatch.setattr(rig.triton, "status", odd)
+    assert rig.run(8) == ["load base", "load a", "load c"]
+    assert rig.events.count(("postponed", "b")) == 1
+    assert [record.exc_info is not None for record in caplog.records if "b: ValueError" in record.message] == [True]
+    monkeypatch.undo()
+    assert rig.run(2) == ["load b"]
+
+
+@pytest.mark.parametrize("part", ["probes", "adaptation"])
+def test_a_thread_that_fails_ends_the_controller_which_is_started_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """Without it nobody would see that a backbone's process has died, or that one is overloaded."""
+    rig.begin_anew(ElasticOptions())
+
+    def broken(stop: threading.Event) -> None:
+        raise MemoryError("no thread can go on")
+
+    monkeypatch.setattr(getattr(rig.controller, part), "run", broken)
+    stop = threading.Event()
+    latest = threading.Timer(20, stop.set)  # else it runs for ever
+    latest.start()
+    with pytest.raises(MemoryError, match="no thread can go on"):
+        rig.controller.run(stop)
+    latest.cancel()
 
 
 def test_another_controller_goes_on_where_one_was_killed(rig: Rig) -> None:

@@ -1,4 +1,4 @@
-"""When a backbone's process counts as sick, when it may be loaded again, and when it is given up."""
+"""When a backbone's process counts as unhealthy, when it may be loaded again, and when it is given up."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_each_end_makes_the_pause_longer_until_it_is_given_up() -> None:
         now += 1.0
         die(health, now)
         steps = 0.0
-        while (sick := health.judge("base", "files", False, now + steps)) is not None and sick.hold:
+        while (unhealthy := health.judge("base", "files", False, now + steps)) is not None and unhealthy.hold:
             steps += 0.5
         pauses.append(steps)
         now += steps + 1.0
@@ -80,9 +80,9 @@ def test_a_new_process_that_is_dead_at_once_is_another_end() -> None:
     health.judge("base", "files", False, 2.0)
     health.judge("base", "files", True, 3.0)
     die(health, 4.0)
-    sick = health.judge("base", "files", True, 4.0)
-    assert sick is not None
-    assert sick.unload
+    unhealthy = health.judge("base", "files", True, 4.0)
+    assert unhealthy is not None
+    assert unhealthy.unload
     unloaded = health.judge("base", "files", False, 4.5)
     assert unloaded is not None
     assert unloaded.hold
@@ -108,9 +108,9 @@ def test_ends_long_ago_do_not_count() -> None:
     for end in range(MOST * 2):
         now = end * (WINDOW_S + 1)
         die(health, now)
-        sick = health.judge("base", "files", False, now)
-        assert sick is not None
-        assert not sick.hold
+        unhealthy = health.judge("base", "files", False, now)
+        assert unhealthy is not None
+        assert not unhealthy.hold
         revive(health, now + 5.0)
 
 
@@ -126,9 +126,9 @@ def test_work_that_waits_while_no_batch_ends() -> None:
     health.answered("base", busy.model_copy(update={"queued": 0, "batches": 8}), 21.0)
     for now in (22.0, 33.0):
         health.answered("base", busy.model_copy(update={"batches": 8}), now)
-    sick = health.judge("base", "files", True, 33.0)
-    assert sick is not None
-    assert sick.reason == "no batch has ended for 10 s while requests wait"
+    unhealthy = health.judge("base", "files", True, 33.0)
+    assert unhealthy is not None
+    assert unhealthy.reason == "no batch has ended for 10 s while requests wait"
     health.forget_others(set())
     assert health.judge("base", "files", True, 33.0) is None
 

@@ -16,8 +16,8 @@ from fmplex_backend.status import BackboneStatus, Cost, TaskStatus
 from fmplex_controller.planner.max_share import max_share
 from fmplex_controller.records.journal import Journal
 from fmplex_controller.sidecar import planning
-from fmplex_controller.sidecar.carrying_out import carry_out
 from fmplex_controller.sidecar.demand import Demands
+from fmplex_controller.sidecar.plan_execution import carry_out
 from testing.repositories import write_backbone
 
 COST = Cost(fixed=1e-3, per_token=1e-4, per_area=0.0, per_group=0.0, once=1e-3)

@@ -11,16 +11,16 @@ from fmplex_backend.errors import TaskRefused
 from fmplex_backend.repository.inspection import Inspected
 from fmplex_backend.repository.tasks import BrokenTask, Entry
 from fmplex_backend.serving.tags import Tags as BackboneTags
-from fmplex_backend.serving.tags import Unasked
+from fmplex_backend.serving.tags import UnknownModels
 from fmplex_controller.sidecar.actions import Action, Complete, Lift, Load, Quarantine, Unload
 from fmplex_controller.sidecar.reconcile import BAD_S, DOWN_S, ONCE_MORE_S, STILL_S, reconcile
-from fmplex_controller.sidecar.seen import Attempt, Directory, Model, Seen, Sick, Since, Tags
+from fmplex_controller.sidecar.seen import Attempt, Directory, Model, Seen, Since, Tags, Unhealthy
 
 LONG = 100.0
 BASE = Inspected("backbone", slots=4)
 
 
-class Loaded(Unasked):
+class Loaded(UnknownModels):
     """Models of a server that can be asked which it has loaded."""
 
     def __init__(self, names: set[str]) -> None:
@@ -183,8 +183,8 @@ class TestComplete:
     def test_of_two_with_one_tag_the_older_keeps_it_of_a_backbone_that_serves_nobody(self) -> None:
         old, new = task("z", 1, age=(1, 1, "z")), task("a", 1, age=(2, 2, "a"))
         assert names(reconcile(seen(backbone(), old, new)), Complete) == ["a"]
-        sick = {"base": Sick("it does not answer", unload=False, hold=True)}
-        assert names(reconcile(seen(backbone(), old, new, ready="base", sick=sick)), Complete) == ["a"]
+        unhealthy = {"base": Unhealthy("it does not answer", unload=False, hold=True)}
+        assert names(reconcile(seen(backbone(), old, new, ready="base", unhealthy=unhealthy)), Complete) == ["a"]
 
     def test_no_tag_is_given_while_a_task_without_a_directory_is_loaded(self) -> None:
         now = seen(backbone(), task("a", lack="tag"), ready="base gone", gone_s={"gone": 0.1})
@@ -251,26 +251,26 @@ class TestQuarantine:
 class TestSick:
     def test_it_is_unloaded_with_its_tasks_and_loaded_again(self) -> None:
         now = seen(backbone(), task("a", 1), task("b", 2), ready="base a b")
-        sick = replace(now, sick={"base": Sick("dead", unload=True, hold=False)})
-        assert reconcile(sick) == [
+        unhealthy = replace(now, unhealthy={"base": Unhealthy("dead", unload=True, hold=False)})
+        assert reconcile(unhealthy) == [
             Unload("a", "its backbone 'base': dead"),
             Unload("b", "its backbone 'base': dead"),
             Unload("base", "dead"),
         ]
         down = {name: Model(False, 0.1) for name in now.models}
-        held = replace(now, models=down, sick={"base": Sick("dead", unload=False, hold=True)})
+        held = replace(now, models=down, unhealthy={"base": Unhealthy("dead", unload=False, hold=True)})
         assert reconcile(held) == []
-        free = replace(held, sick={"base": Sick("dead", unload=False, hold=False)})
+        free = replace(held, unhealthy={"base": Unhealthy("dead", unload=False, hold=False)})
         assert names(reconcile(free), Load) == ["base"]
-        loaded = replace(free, models={**down, "base": Model(True, 0.1)}, sick=free.sick)
+        loaded = replace(free, models={**down, "base": Model(True, 0.1)}, unhealthy=free.unhealthy)
         assert reconcile(loaded) == [], "the new process has not answered yet"
-        answered = replace(loaded, models={name: Model(name == "base", DOWN_S) for name in down}, sick={})
+        answered = replace(loaded, models={name: Model(name == "base", DOWN_S) for name in down}, unhealthy={})
         assert names(reconcile(answered), Load) == ["a", "b"]
 
     def test_one_that_is_given_up_says_so(self) -> None:
         now = seen(backbone(), task("a", 1))
-        sick = {"base": Sick("given up: dead", unload=False, hold=True, given_up=True)}
-        assert reconcile(replace(now, sick=sick)) == [Quarantine("base", "given up: dead")]
+        unhealthy = {"base": Unhealthy("given up: dead", unload=False, hold=True, given_up=True)}
+        assert reconcile(replace(now, unhealthy=unhealthy)) == [Quarantine("base", "given up: dead")]
 
 
 def test_since_when_something_is_as_it_is() -> None:

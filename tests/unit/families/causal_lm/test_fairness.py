@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmplex_backend.families.causal_lm.memory import Memory
-from fmplex_backend.families.causal_lm.pace import Pace
+from fmplex_backend.families.causal_lm.prefill_budget import PrefillBudget
 from fmplex_backend.scheduling import Bfq, CostModel, Locality, Scheduler
 from fmplex_backend.types import Request, Vfm, Work
 
@@ -260,25 +260,25 @@ class Paced(World):
 
     def __init__(self, scenario: Scenario) -> None:
         super().__init__(scenario)
-        self.pace = Pace(CHUNK, lambda: self.measured, lag_s=scenario.lag)
+        self.prefill_budget = PrefillBudget(CHUNK, lambda: self.measured, lag_s=scenario.lag)
         self.scheduler.has_room = self.has_room
         self.cut = self.waited = 0
         self.step_charge = 0.0  # the most that a vFM was charged for one
 
     def has_room(self, request: Request) -> bool:
-        most = self.pace.most(request, int(request.work.tokens), begins=request not in self.memory.of)
+        most = self.prefill_budget.most(request, int(request.work.tokens), begins=request not in self.memory.of)
         self.waited += not most
         if not most or not self.memory.has_room(request):
             return False
         if most < request.work.tokens:
             self.cut += 1
             request.work = Work(1, most, most * (self.state[request].computed + most))
-        self.pace.place(request.vfm, int(request.work.tokens))
+        self.prefill_budget.place(request.vfm, int(request.work.tokens))
         return True
 
     def taken(self, batch: Sequence[Request]) -> None:
         super().taken(batch)
-        self.pace.begin()
+        self.prefill_budget.begin()
         for vfm in self.vfms:
             charged = sum(request.charge for request in batch if request.vfm is vfm)
             self.step_charge = max(self.step_charge, charged)

@@ -239,7 +239,7 @@ def test_what_is_computed_is_found_by_its_tokens() -> None:
     rig.compute(first)
     assert rig.step(same, longer, other) == [True] * 3
     assert rig.found == {same: 8, longer: 8}
-    assert rig.memory.of[same][:2] == rig.memory.of[longer][:2] == rig.memory.of[first][:2]
+    assert rig.memory.blocks_of[same][:2] == rig.memory.blocks_of[longer][:2] == rig.memory.blocks_of[first][:2]
     assert rig.memory.blocks.free == 9 - (3 + 1 + 2 + 3)
     for request in (first, same, longer, other):
         rig.memory.release(request)
@@ -305,7 +305,7 @@ def test_who_computes_the_same_at_a_time_has_it_once() -> None:
     rig.texts |= dict.fromkeys((one, two), 1)
     rig.compute(one, two)
     assert rig.memory.held == {one.vfm: 4}
-    assert rig.memory.of[one][:2] == rig.memory.of[two][:2]
+    assert rig.memory.blocks_of[one][:2] == rig.memory.blocks_of[two][:2]
     assert rig.memory.blocks.free == 8 - 2 - 2
     rig.memory.release(one)
     assert rig.memory.blocks.free == 8 - 3
@@ -355,14 +355,14 @@ class Written:
 
     def write(self, request: Request, tokens: list[int], computed: int) -> None:
         for place in range(computed // SIZE, -(-len(tokens) // SIZE)):
-            number = self.memory.of[request][place]
-            assert sum(number in blocks for blocks in self.memory.of.values()) == 1, "another has it"
+            number = self.memory.blocks_of[request][place]
+            assert sum(number in blocks for blocks in self.memory.blocks_of.values()) == 1, "another has it"
             self.blocks[number] = (request.extensions, tuple(tokens[: (place + 1) * SIZE]))
 
     def check(self, request: Request, tokens: list[int], computed: int) -> None:
         for place in range(computed // SIZE):
             expected = (request.extensions, tuple(tokens[: (place + 1) * SIZE]))
-            assert self.blocks[self.memory.of[request][place]] == expected
+            assert self.blocks[self.memory.blocks_of[request][place]] == expected
 
 
 def test_what_is_kept_for_one_that_waits() -> None:
@@ -397,7 +397,7 @@ def test_who_begins_takes_from_nobody_within_the_quantum() -> None:
 
 def findable(memory: Memory) -> set[int]:
     """The numbers of the blocks in the trees of all versions."""
-    found, left = set(), [*memory.blocks._beginnings.values()]
+    found, left = set(), [*memory.blocks._roots.values()]
     while left:
         behind = [*left.pop().children.values()]
         found |= {block.number for block in behind}
@@ -424,11 +424,11 @@ def test_what_is_found_is_what_was_computed(data: st.DataObject) -> None:
         texts[request] = data.draw(st.lists(st.sampled_from([7, 7, 7, 8]), min_size=1, max_size=3 * SIZE))
         computed[request] = 0
         memory.begin()
-        order = sorted(texts, key=lambda each: (each not in memory.of, each.vfm.start, each.admission_number))
+        order = sorted(texts, key=lambda each: (each not in memory.blocks_of, each.vfm.start, each.admission_number))
         placed = [each for each in order if memory.has_room(each)]
         assert placed, "one at least has room"
         for each in placed:
-            assert len(memory.of[each]) == -(-len(texts[each]) // SIZE)
+            assert len(memory.blocks_of[each]) == -(-len(texts[each]) // SIZE)
             written.check(each, texts[each], computed[each])
             written.write(each, texts[each], computed[each])
             computed[each] = len(texts[each])
@@ -443,13 +443,15 @@ def test_what_is_found_is_what_was_computed(data: st.DataObject) -> None:
                 texts[each] = [*texts[each], data.draw(st.sampled_from([7, 8]))]
         if data.draw(st.integers(0, 9)) == 0:
             memory.blocks.drop(data.draw(st.sampled_from([each for own in versions.values() for each in own])))
-        assert memory.blocks.unheld == len(findable(memory) - {each for own in memory.of.values() for each in own})
-        used = {number for blocks in memory.of.values() for number in blocks}
+        assert memory.blocks.unheld == len(
+            findable(memory) - {each for own in memory.blocks_of.values() for each in own}
+        )
+        used = {number for blocks in memory.blocks_of.values() for number in blocks}
         assert memory.blocks.free == count - len(used)
         for vfm in vfms:
-            own = {number for each, blocks in memory.of.items() if each.vfm is vfm for number in blocks}
+            own = {number for each, blocks in memory.blocks_of.items() if each.vfm is vfm for number in blocks}
             assert memory.held[vfm] == len(own)
         assert 0 not in used
     for each in list(texts):
         memory.release(each)
-    assert (memory.blocks.free, memory.of, memory.running, memory.held) == (count, {}, {}, {})
+    assert (memory.blocks.free, memory.blocks_of, memory.running, memory.held) == (count, {}, {}, {})

@@ -17,7 +17,15 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig, Qwen3Config
 
 from fmplex_backend.adapters.weight_file import InFile
-from fmplex_backend.errors import BackboneRefused, FmplexError, InvalidRequest, NotFinite, TaskRefused, TimeLimit
+from fmplex_backend.errors import (
+    BackboneRefused,
+    ExecutionFailed,
+    FmplexError,
+    InvalidRequest,
+    NotFinite,
+    TaskRefused,
+    TimeLimit,
+)
 from fmplex_backend.families import fast_linears
 from fmplex_backend.families.causal_lm.parameters import CausalLmConfig
 from fmplex_backend.families.causal_lm.runtime import CausalLmRuntime
@@ -307,6 +315,35 @@ def test_hardly_any_temperature_breaks_nobody_elses_pass(rig: Rig) -> None:
     assert rig.engine.counts.broken_passes == 0
 
 
+@pytest.mark.parametrize("where", ["the text", "the log probabilities"])
+def test_what_raises_for_one_request_changes_nobody_elses_answer(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Those before it in the pass have drawn their tokens, and taken their texts out to be sent."""
+
+    def ask(task: int) -> Request:
+        return rig.ask(task, "fox", seed=7, max_tokens=12, ignore_eos=True, stream=True)
+
+    def raising(tokens: object) -> str:
+        raise RuntimeError("no such token")
+
+    alone = ask(0)
+    rig.run()
+    first, bad, last = ask(0), rig.ask(1, "dog", max_tokens=5, logprobs=1), ask(0)
+    if where == "the text":
+        monkeypatch.setattr(bad.prepared.detokenizer, "decode", raising)
+    else:
+        monkeypatch.setattr(rig.runtime, "_spell", raising)
+    rig.run()
+    assert isinstance(rig.failed[bad], ExecutionFailed)
+    assert str(rig.failed[bad]) == "choosing the next token of 'task1' raised RuntimeError: no such token"
+    for request in (first, last):
+        assert rig.answer(request) == rig.answer(alone)
+        assert rig.text(request) == rig.text(alone)
+    assert rig.engine.counts.broken_passes == 0
+    assert rig.runtime.memory.blocks.free == rig.runtime.memory.blocks.count
+
+
 def test_an_answer_ends_at_the_time_limit_with_what_it_has(rig: Rig) -> None:
     whole, parts, early = (
         rig.ask(0, "日本語 🙂", temperature=0, max_tokens=60, ignore_eos=True, stream=stream, stop="zzz")
@@ -409,7 +446,7 @@ def test_tasks_find_nothing_of_each_other_and_a_version_nothing_of_a_former(
     rig.run()
     assert prefix_tokens(rig) == [0, 0, 0, 0]
     assert same(rig.answer(changed), *generate(3, changed.prepared.asked.prompt, 12))
-    assert len(rig.runtime.memory.blocks._beginnings) == 4
+    assert len(rig.runtime.memory.blocks._roots) == 4
 
 
 def test_an_answer_is_a_prefix_too(rig: Rig) -> None:

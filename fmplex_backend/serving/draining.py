@@ -1,4 +1,4 @@
-"""vFMs that no new requests are sent to, until they can be retired."""
+"""vFMs that are drained: no new requests are sent to them, and they are retired once what they have is prepared."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from fmplex_backend.types import Vfm
 
 
-class Ending:
+class Draining:
     """Keeps each for a time, and for as long as requests of it are being prepared: what was taken in is answered.
 
     Under the loader's lock, but for `vfms`, which any thread may read.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from backend_fixtures import MOVED_TIMES, LoaderRig, write_config, write_task
 from fake_family.runtime import FakeClock
 
-from fmplex_backend.serving.ending import Ending
+from fmplex_backend.serving.draining import Draining
 from fmplex_backend.types import Vfm
 
 GRACE = 2.0
@@ -18,22 +19,22 @@ GRACE = 2.0
 
 def test_each_is_kept_for_its_time_and_while_requests_are_prepared() -> None:
     clock, retired = FakeClock(), list[Vfm]()
-    ending = Ending(retired.append, clock)
+    draining = Draining(retired.append, clock)
     busy, idle, soon = (Vfm(number, f"task{number}") for number in range(3))
     request: Any = object()
     busy.preparing = deque([request])
     for vfm, grace in ((busy, GRACE), (idle, GRACE), (soon, 0.0)):
-        ending.add(vfm, grace)
-    ending.retire_due()
-    assert (retired, ending.vfms) == ([soon], [busy, idle])
+        draining.add(vfm, grace)
+    draining.retire_due()
+    assert (retired, draining.vfms) == ([soon], [busy, idle])
     clock.sleep(GRACE)
-    ending.retire_due()
-    assert (retired, ending.vfms) == ([soon, idle], [busy])
+    draining.retire_due()
+    assert (retired, draining.vfms) == ([soon, idle], [busy])
     busy.preparing.clear()
-    assert not ending.is_empty
-    ending.retire_due()
+    assert not draining.is_empty
+    draining.retire_due()
     assert retired == [soon, idle, busy]
-    assert ending.is_empty
+    assert draining.is_empty
 
 
 @pytest.fixture
@@ -91,3 +92,20 @@ def test_one_that_has_moved_is_answered_for_longer_than_one_that_was_removed(rig
     rig.refresh()
     assert rig.loader.table == {}
     assert rig.engine.vfms == set()
+
+
+def test_one_whose_successor_leaves_before_the_table_refers_to_it_ends_too(rig: LoaderRig) -> None:
+    former = rig.vfm(0)
+    shutil.rmtree(rig.root / "one")
+    rig.loader.settle()
+    write_task(rig.root, "one", 0)
+    write_task(rig.root, "unrelated", 5)  # is loaded after it: the table is not replaced between them
+    rig.loader.settle()
+    assert rig.loader.load_next()
+    shutil.rmtree(rig.root / "one")
+    rig.loader.settle()
+    for _ in range(2):
+        rig.engine_rig.clock.sleep(MOVED_TIMES * GRACE)
+        rig.refresh()
+    assert former not in rig.engine.vfms
+    assert {vfm.name for vfm in rig.engine.vfms} == {"unrelated"}

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from fmplex_controller.sidecar.processes import STUB, Processes, end_process
+from fmplex_controller.sidecar.backbone_processes import STUB, Processes, end_process
 
 BASE = "base"
 

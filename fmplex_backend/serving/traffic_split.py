@@ -1,4 +1,4 @@
-"""Which requests belong to a part of them all: by their ids, the same for the same id each time.
+"""Splits a task's requests between two versions by their ids: the same id goes to the same version each time.
 
 An id stands for a point between 0 and 1, and belongs to the part if that lies below the part's size. Ids that end in a
 number that counts up, as most clients make them, get the points of a sequence that fills the interval evenly (additive

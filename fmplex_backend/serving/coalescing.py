@@ -1,10 +1,10 @@
-"""Lets requests collect at the server while others are run and answered, so that one call brings many.
+"""Coalesces calls of `execute`: requests wait at the server while others run, so that one call brings many.
 
 A call of `execute` costs about as much as a request in it: the stub hands it over in a round trip to the server, during
 which it holds the interpreter's lock. While a call lasts, the server collects what comes for the next one.
 
 The engine is not left idle for that, unless its passes take no longer than a call: then calls are what limits it, and
-requests collect until all replies are sent.
+requests wait until all replies are sent.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MOST_S = 4e-3  # that a request may wait at the server for others to join it
 CALL_S = 3e-4  # about what a call takes
 
 
-class Collecting:
+class Coalescing:
     """Makes calls last longer, but no longer than there is something to do."""
 
     def __init__(self, engine: Engine, replies: Replies) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmplex_backend.serving.portion import point
+from fmplex_backend.serving.traffic_split import point
 
 REQUESTS = 20_000
 

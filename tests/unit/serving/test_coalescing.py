@@ -7,18 +7,18 @@ import threading
 import pytest
 from service_fixtures import Gate, ServiceRig
 
-from fmplex_backend.serving import collecting
+from fmplex_backend.serving import coalescing
 from fmplex_backend.types import Request, Vfm
 
 
 @pytest.fixture(autouse=True)
 def endless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the end of all work ends a pause."""
-    monkeypatch.setattr(collecting, "MOST_S", 1e6)
+    monkeypatch.setattr(coalescing, "MOST_S", 1e6)
 
 
 def pausing(rig: ServiceRig) -> threading.Thread:
-    thread = threading.Thread(target=rig.service.let_collect, daemon=True)
+    thread = threading.Thread(target=rig.service.coalesce_calls, daemon=True)
     thread.start()
     return thread
 
@@ -35,7 +35,7 @@ def test_nobody_waits_where_there_is_nothing_to_do(rig: ServiceRig) -> None:
 
 
 def test_requests_collect_until_the_last_is_run(gated: ServiceRig, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collecting, "MOST_S", 20.0)
+    monkeypatch.setattr(coalescing, "MOST_S", 20.0)
     for tag in (0, 1, 0):
         gated.submit(tag)
     gate.wait()
@@ -52,7 +52,7 @@ def test_an_idle_engine_waits_for_replies_only_where_passes_are_shorter_than_a_c
     rig: ServiceRig, short: bool
 ) -> None:
     rig.ask(0)
-    rig.service.engine.cost.fixed = collecting.CALL_S * (0.5 if short else 2.0)
+    rig.service.engine.cost.fixed = coalescing.CALL_S * (0.5 if short else 2.0)
     sending, go_on = threading.Event(), threading.Event()
     request = Request(Vfm(0, "one"), {}, (), 0.0, lambda reply, final: None)
 
@@ -71,10 +71,10 @@ def test_an_idle_engine_waits_for_replies_only_where_passes_are_shorter_than_a_c
 
 
 def test_they_do_not_wait_for_a_long_pass(gated: ServiceRig, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collecting, "MOST_S", 1e-3)
+    monkeypatch.setattr(coalescing, "MOST_S", 1e-3)
     gated.submit(0)
     gate.wait()
-    gated.service.let_collect()
+    gated.service.coalesce_calls()
     assert not gated.caller.replies[0]
     gate.free()
     gated.caller.wait()

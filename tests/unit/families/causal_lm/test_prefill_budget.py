@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fmplex_backend.families.causal_lm.pace import PER_ROW, PRESENT_S, Pace
+from fmplex_backend.families.causal_lm.prefill_budget import PER_ROW, PRESENT_S, PrefillBudget
 from fmplex_backend.types import Request, Vfm
 
 CHUNK = 64
@@ -15,7 +15,7 @@ class Steps:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.pace = Pace(CHUNK, lambda: self.now)
+        self.prefill_budget = PrefillBudget(CHUNK, lambda: self.now)
 
     def ask(self, vfm: Vfm, tokens: int, count: int = 1) -> list[Request]:
         requests = [Request(vfm, {}, (), 0.0, lambda *_: None, prepared=tokens) for _ in range(count)]
@@ -24,15 +24,15 @@ class Steps:
 
     def step(self, *order: Vfm, begins: bool = True) -> list[int]:
         """What each request, the first of its vFM that has not asked, gets of a step; 0: it waits."""
-        self.pace.begin()
+        self.prefill_budget.begin()
         return [self.place(vfm, begins) for vfm in order]
 
     def place(self, vfm: Vfm, begins: bool) -> int:
         request = vfm.queue[0]
-        given = min(self.pace.most(request, request.prepared, begins=begins), request.prepared)
+        given = min(self.prefill_budget.most(request, request.prepared, begins=begins), request.prepared)
         if given:
             vfm.queue.popleft()
-            self.pace.place(vfm, given)
+            self.prefill_budget.place(vfm, given)
         return given
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fmplex_controller.sidecar.report import error_in, remove_error, write_error
+from fmplex_controller.sidecar.error_file import error_in, remove_error, write_error
 
 
 def test_it_is_written_and_removed(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ LEAST_PART = 8  # every vFM's prompts may compute one eighth of a chunk in a ste
 LAG_S = 0.25  # seconds of service by which a vFM's start tag may lie behind the largest chosen, and it still waits
 
 
-class Pace:
+class PrefillBudget:
     """Limits the tokens of prompts in a step. The engine thread.
 
     Args:
