@@ -6,3 +6,4 @@ ALLOW_LINKS = "FMPLEX_ALLOW_LINKS"  # directories that links of a version may le
 PROFILES = "FMPLEX_PROFILES"  # the folder of measured profiles
 MODEL_CONTROL = "FMPLEX_MODEL_CONTROL"  # the server's model control mode: explicit or poll
 GRPC_ADDRESS = "FMPLEX_GRPC_ADDRESS"  # HOST:PORT, where its backbones reach the server itself; unset: not known
+HTTP_ADDRESS = "FMPLEX_HTTP_ADDRESS"  # likewise over HTTP

@@ -26,10 +26,11 @@ from fmplex_backend.files import native
 from fmplex_backend.interface import STATUS, TASK, backbone_outputs, tag_of
 from fmplex_backend.printable import printable
 from fmplex_backend.repository.config import load_backbone_config
-from fmplex_backend.server_variables import GRPC_ADDRESS
+from fmplex_backend.server_variables import GRPC_ADDRESS, HTTP_ADDRESS
 from fmplex_backend.serving.intake import Call
 from fmplex_backend.serving.loaded_entries import LoadedEntries
 from fmplex_backend.serving.metrics import Publisher
+from fmplex_backend.serving.readiness import Readiness
 from fmplex_backend.serving.server_models import ServerModels
 from fmplex_backend.serving.service import Service
 from fmplex_backend.shared_memory import unlink_region
@@ -101,6 +102,7 @@ class TritonPythonModel:
             directory,
             is_ready=getattr(pb_utils, "is_model_ready", None),  # None: a server before 23.07
             unload=getattr(pb_utils, "unload_model", None),
+            readiness=Readiness(os.environ.get(HTTP_ADDRESS, "")),
             entries=LoadedEntries(os.environ.get(GRPC_ADDRESS, ""), args["model_name"]),
         )
         self.service = Service(
@@ -148,7 +150,7 @@ class TritonPythonModel:
         """Answer the requests that are left, and end the threads."""
         self.publisher.stop()
         self.service.stop()
-        self.models.entries.close()
+        self.models.close()
 
 
 def _unreadable(error: Exception) -> FmplexError:

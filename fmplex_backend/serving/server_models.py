@@ -13,6 +13,7 @@ from fmplex_backend.printable import printable
 from fmplex_backend.repository.tasks import Stamp, stamp
 from fmplex_backend.server_variables import MODEL_CONTROL
 from fmplex_backend.serving.loaded_entries import LoadedEntries
+from fmplex_backend.serving.readiness import Readiness
 
 RELOAD_S = 60.0  # within which a backbone whose directory has changed is reloaded, if somebody does that
 
@@ -28,6 +29,7 @@ class ServerModels:
         directory: of the backbone that asks.
         is_ready: `pb_utils.is_model_ready`, None where the server has none.
         unload: `pb_utils.unload_model`.
+        readiness: asks the server over HTTP, where its address is known: then `is_ready` is not asked.
         entries: by which the server has loaded its models.
     """
 
@@ -37,10 +39,12 @@ class ServerModels:
         *,
         is_ready: Callable[[str], bool] | None,
         unload: Callable[[str], object] | None,
+        readiness: Readiness,
         entries: LoadedEntries,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.directory, self.clock, self.entries = directory, clock, entries
+        self.directory, self.clock = directory, clock
+        self.readiness, self.entries = readiness, entries
         self._is_ready, self._unload = is_ready, unload
         self.is_serving = False  # set by the first request: before the server is ready it answers with errors
         self._stamps_seen = self._stamps()
@@ -48,6 +52,8 @@ class ServerModels:
 
     def is_loaded(self, name: str) -> bool | None:
         """Whether a model is ready; None before the first request, False where the server cannot say."""
+        if self.is_serving and (is_ready := self.readiness.is_ready(printable(name))) is not None:
+            return is_ready
         if self._is_ready is None:
             return False
         if not self.is_serving:
@@ -79,6 +85,11 @@ class ServerModels:
         except Exception as error:
             self._may_unload_at = self.clock() + RELOAD_S
             raise ServerProblem(str(error)) from None
+
+    def close(self) -> None:
+        """Close the connections to the server."""
+        self.readiness.close()
+        self.entries.close()
 
     def _stamps(self) -> list[Stamp]:
         """Of the backbone's directory and what is in it."""

@@ -307,7 +307,11 @@ class Streaming:
         self.model = triton.TritonPythonModel()
         self.model.decoupled = decoupled
         self.model.models = triton.ServerModels(
-            root, is_ready=None, unload=None, entries=triton.LoadedEntries("", "base")
+            root,
+            is_ready=None,
+            unload=None,
+            readiness=triton.Readiness(""),
+            entries=triton.LoadedEntries("", "base"),
         )
         config = BackboneConfig(model="none")
         self.model.service = Service(root, BACKBONE, config, 8, lambda cost: TextStandIn(sleep=lambda s: None))

@@ -11,7 +11,7 @@ from typing import Literal
 
 from fmplex_backend.control_key import HTTP_HEADER
 from fmplex_backend.errors import SetupProblem
-from fmplex_backend.server_variables import ALLOW_LINKS, GRPC_ADDRESS, MODEL_CONTROL
+from fmplex_backend.server_variables import ALLOW_LINKS, GRPC_ADDRESS, HTTP_ADDRESS, MODEL_CONTROL
 from fmplex_controller.server.addresses import reachable
 from fmplex_controller.server.installation import Installation
 from fmplex_controller.server.launcher import KEY
@@ -73,8 +73,10 @@ class ServerOptions:
     def environment(self) -> dict[str, str]:
         """What is put over the environment of the server."""
         roots = os.pathsep.join(str(root.resolve()) for root in self.allow_links)
-        address = {GRPC_ADDRESS: self.grpc_url} if "grpc" in self.ports else {}
-        return {MODEL_CONTROL: self.control, **address, **self.variables, **({ALLOW_LINKS: roots} if roots else {})}
+        addresses = {GRPC_ADDRESS: self.grpc_url} if "grpc" in self.ports else {}
+        if "http" in self.ports:
+            addresses[HTTP_ADDRESS] = f"{reachable(self.host)}:{self.http_port}"
+        return {MODEL_CONTROL: self.control, **addresses, **self.variables, **({ALLOW_LINKS: roots} if roots else {})}
 
     @property
     def grpc_url(self) -> str:

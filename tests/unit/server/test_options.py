@@ -63,14 +63,21 @@ class TestCommand:
     def test_roots_of_links_are_in_the_servers_environment(self, repository: Path, tmp_path: Path) -> None:
         (tmp_path / "link").symlink_to(tmp_path)
         options = ServerOptions(repository, allow_links=(tmp_path / "link", Path("/srv")), variables={"A": "b"})
-        control = {"FMPLEX_MODEL_CONTROL": "explicit", "FMPLEX_GRPC_ADDRESS": "127.0.0.1:8001"}
+        control = {
+            "FMPLEX_MODEL_CONTROL": "explicit",
+            "FMPLEX_GRPC_ADDRESS": "127.0.0.1:8001",
+            "FMPLEX_HTTP_ADDRESS": "127.0.0.1:8000",
+        }
         assert options.environment == {**control, "A": "b", "FMPLEX_ALLOW_LINKS": f"{tmp_path.resolve()}:/srv"}
         assert ServerOptions(repository).environment == control
 
     def test_where_its_backbones_reach_it(self, repository: Path) -> None:
         for host, address in (("0.0.0.0", "127.0.0.1:9"), ("::", "[::1]:9"), ("10.0.0.7", "10.0.0.7:9")):
             assert ServerOptions(repository, host=host, grpc_port=9).environment["FMPLEX_GRPC_ADDRESS"] == address
-        assert "FMPLEX_GRPC_ADDRESS" not in ServerOptions(repository, extra=("--allow-grpc=false",)).environment
+            assert ServerOptions(repository, host=host, http_port=9).environment["FMPLEX_HTTP_ADDRESS"] == address
+        for service in ("grpc", "http"):
+            options = ServerOptions(repository, extra=(f"--allow-{service}=false",))
+            assert f"FMPLEX_{service.upper()}_ADDRESS" not in options.environment
 
 
 def test_two_services_on_one_port() -> None:

@@ -10,6 +10,7 @@ from fake_family.runtime import FakeClock
 
 from fmplex_backend.errors import ServerProblem
 from fmplex_backend.serving.loaded_entries import LoadedEntries
+from fmplex_backend.serving.readiness import Readiness
 from fmplex_backend.serving.server_models import ServerModels
 
 
@@ -28,7 +29,9 @@ def clock() -> FakeClock:
 @pytest.fixture
 def models(asked: MagicMock, tmp_path: Path, clock: FakeClock) -> ServerModels:
     ready, unload = asked.is_model_ready, asked.unload_model
-    models = ServerModels(tmp_path, is_ready=ready, unload=unload, entries=asked.entries, clock=clock)
+    models = ServerModels(
+        tmp_path, is_ready=ready, unload=unload, readiness=Readiness(""), entries=asked.entries, clock=clock
+    )
     models.is_serving = True
     return models
 
@@ -41,6 +44,27 @@ def test_it_says_which_are_loaded(asked: MagicMock, models: ServerModels) -> Non
     assert models.is_loaded("one")
 
 
+def test_what_the_server_says_over_http_counts_where_it_says_something(
+    asked: MagicMock, tmp_path: Path, clock: FakeClock
+) -> None:
+    over_http = MagicMock()
+    models = ServerModels(
+        tmp_path, is_ready=asked.is_model_ready, unload=None, readiness=over_http, entries=asked.entries, clock=clock
+    )
+    assert models.is_loaded("one") is None
+    assert over_http.mock_calls == []
+    models.is_serving = True
+    for answer in (True, False):
+        over_http.is_ready.return_value = answer
+        assert models.is_loaded("one") is answer
+    assert asked.is_model_ready.mock_calls == []
+    over_http.is_ready.return_value = None
+    assert models.is_loaded("one") is asked.is_model_ready.return_value.__bool__()
+    models.close()
+    over_http.close.assert_called_once_with()
+    asked.entries.close.assert_called_once_with()
+
+
 def test_it_is_not_asked_before_the_first_request(asked: MagicMock, models: ServerModels) -> None:
     models.is_serving = False
     assert models.is_loaded("one") is None
@@ -51,7 +75,9 @@ def test_it_is_not_asked_before_the_first_request(asked: MagicMock, models: Serv
 
 
 def test_an_old_server_does_not_say(tmp_path: Path) -> None:
-    assert not ServerModels(tmp_path, is_ready=None, unload=None, entries=LoadedEntries("", "base")).is_loaded("one")
+    assert not ServerModels(
+        tmp_path, is_ready=None, unload=None, readiness=Readiness(""), entries=LoadedEntries("", "base")
+    ).is_loaded("one")
 
 
 def test_it_unloads(asked: MagicMock, models: ServerModels) -> None:

@@ -1,0 +1,110 @@
+"""Whether the server has a model ready, as it says over HTTP.
+
+`pb_utils.is_model_ready` holds the interpreter's lock until the server has answered, some 0.3 ms, in which no other
+thread of the backbone runs; and it is asked for requests one by one, of each model that claims their tag. A socket lets
+the others run. An HTTP client of a library takes about as long itself as that call, so what the protocol needs for a
+status is written here.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import BinaryIO
+from urllib.parse import quote
+
+log = logging.getLogger("fmplex")
+
+ASK_S = 0.25  # such an answer takes part of a millisecond
+PAUSE_S = 2.0  # for which a server that did not answer is not asked again: those who ask may hold requests up
+READY, NOT_READY = (200,), (400, 404)
+MOST_LINES = 100  # of an answer's head
+
+
+class _Connection:
+    """One that is kept open, with one question at a time."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host = host
+        self._socket = socket.create_connection((host, port), timeout=ASK_S)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._answers: BinaryIO = self._socket.makefile("rb")
+
+    def status(self, path: str) -> int:
+        """Of a GET; raises OSError or ValueError where there is none."""
+        self._socket.sendall(f"GET {path} HTTP/1.1\r\nHost: {self._host}\r\n\r\n".encode())
+        _, status, *_ = self._answers.readline().split(maxsplit=2)
+        length = 0
+        for _ in range(MOST_LINES):
+            name, _, value = self._answers.readline().partition(b":")
+            if not name.strip():
+                break
+            if name.lower() == b"content-length":
+                length = int(value)
+        self._answers.read(length)
+        return int(status)
+
+    def close(self) -> None:
+        self._answers.close()
+        self._socket.close()
+
+
+class Readiness:
+    """Asks one server. Any thread: each has a connection of its own.
+
+    Args:
+        address: of the server's HTTP service, HOST:PORT; "" where it is not known.
+    """
+
+    def __init__(self, address: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.address, self.clock = address, clock
+        self._asks_from = clock()
+        self._of_thread = threading.local()
+        self._connections: list[_Connection] = []
+
+    def is_ready(self, name: str) -> bool | None:
+        """None where the server does not say."""
+        if not self.address or self.clock() < self._asks_from:
+            return None
+        try:
+            status = self._status(f"/v2/models/{quote(name, safe='', errors='surrogateescape')}/ready")
+        except (OSError, ValueError) as error:
+            self._pause(name, str(error))
+            return None
+        if status not in (*READY, *NOT_READY):
+            self._pause(name, f"HTTP status {status}")
+            return None
+        return status in READY
+
+    def close(self) -> None:
+        """Close all connections."""
+        for each in self._connections:
+            each.close()
+
+    def _pause(self, name: str, problem: str) -> None:
+        self._asks_from = self.clock() + PAUSE_S
+        log.info("the server at %s does not tell whether %s is ready: %s", self.address, name, problem)
+
+    def _status(self, path: str) -> int:
+        kept: _Connection | None = getattr(self._of_thread, "connection", None)
+        if kept is not None:
+            with suppress(OSError, ValueError):  # the server may have closed one that was idle
+                return kept.status(path)
+            self._connections.remove(kept)
+            kept.close()
+            self._of_thread.connection = None
+        host, _, port = self.address.rpartition(":")
+        connection = _Connection(host.strip("[]"), int(port))
+        self._connections.append(connection)
+        try:
+            status = connection.status(path)
+        except (OSError, ValueError):
+            self._connections.remove(connection)
+            connection.close()
+            raise
+        self._of_thread.connection = connection
+        return status
