@@ -2,7 +2,8 @@
 
 Otherwise MKL puts them into it at each call, which for few rows takes longer than the product: on a Xeon with AVX-512
 those of 576 x 1,536 weights take, packed, 0.3 of the time for 8 rows, 0.8 for 33, 0.9 for 129 and 0.95 for 516, and no
-longer for one. torch.compile packs them too, for one number of rows, which it then compiles for.
+longer for one. A pass of MiniLM takes 0.85 of the time for one text of 16 tokens, 0.91 for 32. torch.compile packs them
+too, for one number of rows, which it then compiles for.
 
 The library says nothing of products with another number of rows than was packed for. They are right, so far: `is_right`
 looks, of every shape of weights that a model has. Packed for few rows those of many are slow; not the other way round.
