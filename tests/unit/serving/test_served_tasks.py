@@ -270,8 +270,8 @@ def test_answers_of_extensions_that_serve_no_more_are_not_found(
     former = vfm.extensions
     assert rig.keeps_an_answer(vfm)
     if how == "retired":
-        rig.tasks.ending.add(vfm, 0.0)
-        rig.tasks.ending.retire_due()
+        rig.tasks.draining.add(vfm, 0.0)
+        rig.tasks.draining.retire_due()
         rig.engine_rig.drain()
     else:
         if how == "refused":
@@ -337,9 +337,9 @@ def test_what_is_tried_beside_one_that_leaves_ends_with_it(rig: ServedRig) -> No
     (canary,) = rig.engine.vfms - {vfm}
     rig.tasks.apply(Retire(rig.tasks.served["one"], "removed"))
     assert rig.tasks.candidates.beside == {}
-    assert rig.tasks.ending.vfms == [canary]
+    assert rig.tasks.draining.vfms == [canary]
     rig.clock.sleep(GRACE)
-    rig.tasks.ending.retire_due()
+    rig.tasks.draining.retire_due()
     rig.engine_rig.drain()
     assert rig.engine.vfms == {vfm}
 

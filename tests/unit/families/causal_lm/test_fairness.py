@@ -179,7 +179,7 @@ class World:
     def taken(self, batch: Sequence[Request]) -> None:
         """The constants so far, and which pairs go on being backlogged."""
         for vfm in self.vfms:
-            begun = [request for request in self.memory.of if request.vfm is vfm]
+            begun = [request for request in self.memory.blocks_of if request.vfm is vfm]
             rest = sum(self.cost.portion(work) for request in begun for work in self.state[request].works)
             self.rest[vfm.id] = max(self.rest[vfm.id], self.scenario.noise * rest / vfm.weight)
         waiting = [vfm for vfm in self.vfms if vfm.queue and not vfm.max_running]
@@ -205,7 +205,7 @@ class World:
         for vfm in self.vfms:
             ahead = self.largest[vfm.id] + self.under[vfm.id] + self.early[vfm.id]
             assert vfm.start <= now + ahead + slack, "too far ahead"
-            begun = [request in self.memory.of for request in vfm.queue]
+            begun = [request in self.memory.blocks_of for request in vfm.queue]
             assert begun == sorted(begun, reverse=True), "one that has begun stands behind one that has not"
             numbers = [request.admission_number for request in vfm.queue]
             assert numbers == sorted(numbers)
@@ -266,7 +266,7 @@ class Paced(World):
         self.step_charge = 0.0  # the most that a vFM was charged for one
 
     def has_room(self, request: Request) -> bool:
-        most = self.prefill_budget.most(request, int(request.work.tokens), begins=request not in self.memory.of)
+        most = self.prefill_budget.most(request, int(request.work.tokens), begins=request not in self.memory.blocks_of)
         self.waited += not most
         if not most or not self.memory.has_room(request):
             return False

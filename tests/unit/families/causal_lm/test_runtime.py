@@ -250,7 +250,7 @@ def test_all_blocks_are_free_at_the_end(small: Rig, data: st.DataObject) -> None
     small.run()
     memory = small.runtime.memory
     assert memory.blocks.free == memory.blocks.count
-    assert not memory.of
+    assert not memory.blocks_of
 
 
 @pytest.fixture(scope="module")

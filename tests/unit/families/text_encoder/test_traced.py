@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from fmplex_backend.adapters.peft import Adapter, load_adapter
+from fmplex_backend.families.onednn import PackedOneDnnLinear
 from fmplex_backend.families.recorded import LONGEST, Given, RecordedForward, repays
 from fmplex_backend.families.text_encoder import traced
 from fmplex_backend.families.text_encoder.runtime import TextEncoderRuntime
@@ -242,8 +243,7 @@ def test_a_large_model_runs_as_it_is(runtime: TextEncoderRuntime, monkeypatch: p
 def test_how_large_a_model_is_does_not_depend_on_how_its_weights_lie(packed: bool) -> None:
     model = nn.Sequential(nn.Embedding(10, 32), nn.Linear(32, 64, bias=False))
     if packed:
-        model[1].register_buffer("packed", model[1].weight.detach().to_mkldnn(), persistent=False)
-        del model[1].weight
+        model[1] = PackedOneDnnLinear(cast(nn.Linear, model[1]))
     assert repays(model, 10 * 32 + 32 * 64)
     assert not repays(model, 10 * 32 + 32 * 64 - 1)
 
