@@ -16,7 +16,7 @@ from fmplex_controller.records.journal import Journal
 from fmplex_controller.sidecar.adaptation import ElasticOptions
 from fmplex_controller.sidecar.controller import Controller
 from fmplex_controller.sidecar.seen import Miss
-from fmplex_controller.sidecar.triton import DEAD
+from fmplex_controller.sidecar.triton import DEAD, PROBE_S
 
 EMBEDDING = text_task({"kind": "embedding"})
 
@@ -62,7 +62,7 @@ class FakeTriton:
             )
         )
 
-    def probe(self, backbone: str) -> BackboneStatus | Miss:
+    def probe(self, backbone: str, timeout: float = PROBE_S) -> BackboneStatus | Miss:
         if backbone not in self.models:
             raise ServerProblem(f"{backbone} is not loaded", "NOT_FOUND")
         if backbone in self.dead:

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 STUB = "triton_python_backend_stub"
+ENDED, STOPPED = ("", "Z", "X"), ("T", "t")  # states of a process, see `_state`
 
 
 class Processes:
@@ -23,10 +24,15 @@ class Processes:
             if is_stub(pid, backbone):
                 self._known[backbone] = pid
 
+    def has_ended(self, backbone: str) -> bool:
+        """Whether its process has been seen, and has ended."""
+        pid = self._known.get(backbone)
+        return pid is not None and _state(pid) in ENDED
+
     def is_dead(self, backbone: str) -> bool:
         """Whether its process has been seen, and has ended or been stopped."""
         pid = self._known.get(backbone)
-        return pid is not None and _state(pid) in ("", "Z", "X", "T", "t")
+        return pid is not None and _state(pid) in (*ENDED, *STOPPED)
 
 
 def end_process(pid: int, backbone: str) -> bool:

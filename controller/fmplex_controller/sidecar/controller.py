@@ -59,7 +59,8 @@ class Controller:
         self.adaptation = Adaptation(self.root, triton, self.journal, elastic, clock) if elastic else None
         self.health, self.processes = Health(), Processes()
         self.board = Board()
-        self.probes = Probes(triton, self._told, clock, PERIOD_S if elastic is None else ELASTIC_S)
+        period_s = PERIOD_S if elastic is None else ELASTIC_S
+        self.probes = Probes(triton, self._told, clock, period_s, self.processes.has_ended)
         self._attempts: Attempts = {}
         self._ready_since, self._gone_since = Since(), Since()
         self._kept_unloaded: set[str] | None = None  # directories with the file UNLOADED; None: not looked at yet

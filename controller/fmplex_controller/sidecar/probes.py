@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from fmplex_backend.errors import ServerProblem
 from fmplex_backend.status import BackboneStatus
 from fmplex_controller.sidecar.seen import Miss
-from fmplex_controller.sidecar.triton import Triton
+from fmplex_controller.sidecar.triton import ENDED_S, PROBE_S, Triton
 
 log = logging.getLogger("fmplex.controller")
 
@@ -21,11 +21,23 @@ Told = Callable[[str, BackboneStatus | Miss, float], None]
 
 
 class Probes:
-    """Probes the backbones `targets` from a thread of its own, `run`; calls `told` for each answer, on any thread."""
+    """Probes the backbones `targets` from a thread of its own, `run`; calls `told` for each answer, on any thread.
 
-    def __init__(self, triton: Triton, told: Told, clock: Callable[[], float], period_s: float = PERIOD_S) -> None:
+    Args:
+        has_ended: whether a backbone's process is known to have ended: then a probe does not wait for long.
+    """
+
+    def __init__(
+        self,
+        triton: Triton,
+        told: Told,
+        clock: Callable[[], float],
+        period_s: float = PERIOD_S,
+        has_ended: Callable[[str], bool] = lambda backbone: False,
+    ) -> None:
         self.targets: frozenset[str] = frozenset()
         self._triton, self._told, self._clock, self.period_s = triton, told, clock, period_s
+        self._has_ended = has_ended
         self._under_way: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -50,7 +62,8 @@ class Probes:
     def _probe(self, backbone: str) -> None:
         sent = self._clock()
         try:
-            self._told(backbone, self._triton.probe(backbone), sent)
+            timeout = ENDED_S if self._has_ended(backbone) else PROBE_S
+            self._told(backbone, self._triton.probe(backbone, timeout), sent)
         except ServerProblem:  # nothing is known: the server is not there, or the backbone is unloaded
             pass
         except Exception:

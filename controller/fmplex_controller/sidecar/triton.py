@@ -21,6 +21,8 @@ LOAD_S = 900.0  # for large backbones
 UNLOAD_S = 60.0
 # Of a dead or stopped process the server says so one second after a request, and a second later for each before it.
 PROBE_S = 1.5
+# Where the process has been seen to end: what takes its place, as in a load of its changed directory, answers sooner.
+ENDED_S = 0.7
 # Probes in a row that are enough: a machine may be so slow for a moment that a process misses some.
 DEAD, SILENT = 2, 10
 
@@ -81,13 +83,13 @@ class Triton:
         """
         return self._client.status(backbone, task, timeout=timeout, prefetch=True)
 
-    def probe(self, backbone: str) -> BackboneStatus | Miss:
+    def probe(self, backbone: str, timeout: float = PROBE_S) -> BackboneStatus | Miss:
         """What a backbone tells, or that its process does not answer.
 
         Raises ServerProblem where nothing is known about the process.
         """
         try:
-            return self._client.status(backbone, timeout=PROBE_S)
+            return self._client.status(backbone, timeout=timeout)
         except Unreachable:
             raise
         except DeadlineExceeded:

@@ -54,9 +54,11 @@ def test_one_that_was_seen_is_known_to_be_dead_or_stopped(tmp_path: Path) -> Non
         assert not processes.is_dead(BASE)
         stub.send_signal(signal.SIGSTOP)
         wait_until_dead(processes)
+        assert not processes.has_ended(BASE)
         stub.send_signal(signal.SIGCONT)
         stub.kill()
-        wait_until_dead(processes)
+        stub.wait(20)
+        assert processes.has_ended(BASE)
     assert processes.is_dead(BASE)
 
 

@@ -11,6 +11,7 @@ from live_server import status
 from fmplex_backend.status import BackboneStatus
 from fmplex_controller.sidecar import probes as probes_module
 from fmplex_controller.sidecar.probes import Probes
+from fmplex_controller.sidecar.triton import ENDED_S, PROBE_S
 
 
 class Turns:
@@ -44,7 +45,11 @@ class Pool:
 
 
 class FakeTriton:
-    def probe(self, _backbone: str) -> BackboneStatus:
+    def __init__(self) -> None:
+        self.timeouts: list[float] = []
+
+    def probe(self, _backbone: str, timeout: float) -> BackboneStatus:
+        self.timeouts.append(timeout)
         return status()
 
 
@@ -59,3 +64,12 @@ def test_probing_goes_on_where_no_thread_could_be_started(
     probes.run(stop)  # type: ignore[arg-type]
     assert told == ["base", "base"]
     assert "backbones cannot be probed at the moment: can't start new thread" in caplog.text
+
+
+def test_a_process_that_has_ended_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes_module, "ThreadPoolExecutor", Pool)
+    triton, ended = FakeTriton(), iter((False, True))
+    probes = Probes(triton, lambda *_: None, lambda: 0.0, has_ended=lambda _: next(ended))  # type: ignore[arg-type]
+    probes.targets = frozenset({"base"})
+    probes.run(Turns(3))  # type: ignore[arg-type]
+    assert triton.timeouts == [PROBE_S, ENDED_S]
