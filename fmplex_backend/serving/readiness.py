@@ -9,6 +9,7 @@ status is written here.
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import threading
 import time
@@ -22,6 +23,7 @@ log = logging.getLogger("fmplex")
 ASK_S = 0.25  # such an answer takes part of a millisecond
 PAUSE_S = 2.0  # for which a server that did not answer is not asked again: those who ask may hold requests up
 READY, NOT_READY = (200,), (400, 404)
+KEPT_S = 0.5  # for which a connection is used
 MOST_LINES = 100  # of an answer's head
 
 
@@ -54,7 +56,10 @@ class _Connection:
 
 
 class Readiness:
-    """Asks one server. Any thread: each has a connection of its own.
+    """Asks one server. Any thread.
+
+    A server that is told to end takes no new connections and waits for those there are. So each is used for a short
+    time alone; call `close_old` now and then.
 
     Args:
         address: of the server's HTTP service, HOST:PORT; "" where it is not known.
@@ -63,8 +68,8 @@ class Readiness:
     def __init__(self, address: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.address, self.clock = address, clock
         self._asks_from = clock()
-        self._of_thread = threading.local()
-        self._connections: list[_Connection] = []
+        self._idle: list[tuple[_Connection, float]] = []  # and until when it is used
+        self._lock = threading.Lock()
 
     def is_ready(self, name: str) -> bool | None:
         """None where the server does not say."""
@@ -80,9 +85,19 @@ class Readiness:
             return None
         return status in READY
 
+    def close_old(self) -> None:
+        """Close the connections whose time is over."""
+        self._close(self.clock())
+
     def close(self) -> None:
-        """Close all connections."""
-        for each in self._connections:
+        """Close all of them."""
+        self._close(math.inf)
+
+    def _close(self, now: float) -> None:
+        with self._lock:
+            closed = [each for each, until in self._idle if until <= now]
+            self._idle = [(each, until) for each, until in self._idle if until > now]
+        for each in closed:
             each.close()
 
     def _pause(self, name: str, problem: str) -> None:
@@ -90,21 +105,21 @@ class Readiness:
         log.info("the server at %s does not tell whether %s is ready: %s", self.address, name, problem)
 
     def _status(self, path: str) -> int:
-        kept: _Connection | None = getattr(self._of_thread, "connection", None)
+        self.close_old()
+        with self._lock:
+            kept = self._idle.pop() if self._idle else None
         if kept is not None:
-            with suppress(OSError, ValueError):  # the server may have closed one that was idle
-                return kept.status(path)
-            self._connections.remove(kept)
-            kept.close()
-            self._of_thread.connection = None
+            with suppress(OSError, ValueError):  # the server may have closed it
+                return self._asked(*kept, path)
         host, _, port = self.address.rpartition(":")
-        connection = _Connection(host.strip("[]"), int(port))
-        self._connections.append(connection)
+        return self._asked(_Connection(host.strip("[]"), int(port)), self.clock() + KEPT_S, path)
+
+    def _asked(self, connection: _Connection, until: float, path: str) -> int:
         try:
             status = connection.status(path)
-        except (OSError, ValueError):
-            self._connections.remove(connection)
+        except BaseException:
             connection.close()
             raise
-        self._of_thread.connection = connection
+        with self._lock:
+            self._idle.append((connection, until))
         return status

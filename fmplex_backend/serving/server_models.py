@@ -86,6 +86,10 @@ class ServerModels:
             self._may_unload_at = self.clock() + RELOAD_S
             raise ServerProblem(str(error)) from None
 
+    def close_old(self) -> None:
+        """Close connections to the server, which waits for them when it is told to end."""
+        self.readiness.close_old()
+
     def close(self) -> None:
         """Close the connections to the server."""
         self.readiness.close()

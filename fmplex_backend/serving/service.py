@@ -38,7 +38,7 @@ from fmplex_backend.serving.preparation import WORKERS, Preparation
 from fmplex_backend.serving.replies import Replies
 from fmplex_backend.serving.reporter import Reporter, asks_for_status
 from fmplex_backend.serving.shadowing import Shadowing
-from fmplex_backend.serving.tags import Models
+from fmplex_backend.serving.tags import Models, UnknownModels
 from fmplex_backend.serving.watch import Watch
 from fmplex_backend.types import Outcome, PassShape, Request, Runtime
 
@@ -101,7 +101,7 @@ class Service:
             models=models,
             answers=self.answers,
         )
-        self.watch = Watch(self.loader)
+        self.watch = Watch(self.loader, (models or UnknownModels()).close_old)
         self.intake = Intake(
             name, self.preparation, self.loader, self.watch, self.replies, self.engine.clock, self.shadowing
         )

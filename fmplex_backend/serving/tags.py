@@ -27,6 +27,9 @@ class Models(Protocol):
     def unload(self, name: str) -> None:
         """Unload a model; raises ServerProblem where that is not done."""
 
+    def close_old(self) -> None:
+        """Close connections to the server, which waits for them when it is told to end."""
+
 
 class UnknownModels:
     """Models of a server that cannot be asked which it has loaded: the grace alone decides."""
@@ -40,6 +43,9 @@ class UnknownModels:
 
     def unload(self, name: str) -> None:
         """Nothing is known to be loaded."""
+
+    def close_old(self) -> None:
+        """There are none."""
 
 
 @dataclass(frozen=True, slots=True)

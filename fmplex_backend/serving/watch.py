@@ -29,10 +29,13 @@ class Watch:
     task before the change on disk has been seen here: a request with an unknown tag is answered only after another look
     at the repository. One with a served task's tag waits for less: that it is certain whose the tag is, and not that
     what came is loaded.
+
+    Args:
+        each_round: called some times a second.
     """
 
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
+    def __init__(self, loader: Loader, each_round: Callable[[], None] = lambda: None) -> None:
+        self.loader, self._each_round = loader, each_round
         self._following = Following(loader.repository.root, self._settle_changed)
         self._look_ups, self._claims = LookUps(self._look_up), LookUps(self._read_claims)
         self._stop = threading.Event()
@@ -90,6 +93,7 @@ class Watch:
             self._unsettled.clear()
             if self._stop.is_set():
                 return
+            self._guarded(self._each_round)
             if is_due := self._is_due.is_set():
                 self._is_due.clear()  # before the round: claims that are read from now on are of the next one
             self._guarded(self.loader.rounds.unload_newcomers)

@@ -396,6 +396,9 @@ class FakeModels:
         self.asked += 1
         return name in self.loaded
 
+    def close_old(self) -> None:
+        """There are no connections."""
+
     def loaded_tags(self, name: str) -> list[int] | None:
         """As the server tells them."""
         return self.tags.get(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from fake_family.runtime import FakeClock
 
 from fmplex_backend.serving import readiness
-from fmplex_backend.serving.readiness import PAUSE_S, Readiness
+from fmplex_backend.serving.readiness import KEPT_S, PAUSE_S, Readiness
 
 STATUS = {"ready": 200, "not%20yet": 400, "none": 404, "closed": 403, "caf%C3%A9": 200}
 
@@ -25,6 +26,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.connections = 0
         self.closes = False  # after each answer
+        self.delay_s = 0.0  # of an answer, so that several are under way
         self.asked: list[str] = []
 
     @property
@@ -42,6 +44,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
+        time.sleep(self.server.delay_s)
         name = self.path.removeprefix("/v2/models/").removesuffix("/ready")
         body = b'{"error":"unknown model"}' if STATUS[name] != 200 else b""
         self.send_response(STATUS[name])
@@ -88,13 +91,29 @@ def test_it_says_which_are_ready(asks: Readiness, server: Server) -> None:
     assert server.connections == 1
 
 
-def test_each_thread_has_a_connection_of_its_own(asks: Readiness, server: Server) -> None:
+def test_threads_that_ask_at_a_time_have_a_connection_each(asks: Readiness, server: Server) -> None:
+    server.delay_s = 0.05
     answers: list[bool | None] = []
-    for _ in range(2):
-        thread = threading.Thread(target=lambda: answers.append(asks.is_ready("ready")))
+    threads = [threading.Thread(target=lambda: answers.append(asks.is_ready("ready"))) for _ in range(3)]
+    for thread in threads:
         thread.start()
+    for thread in threads:
         thread.join()
-    assert answers == [True, True]
+    assert answers == [True] * 3
+    assert server.connections == 3
+    assert asks.is_ready("ready")
+    assert server.connections == 3
+
+
+def test_a_connection_is_closed_after_a_while(asks: Readiness, server: Server, clock: FakeClock) -> None:
+    assert asks.is_ready("ready")
+    clock.now += KEPT_S / 2
+    asks.close_old()
+    assert asks.is_ready("ready")
+    assert server.connections == 1
+    clock.now += KEPT_S
+    asks.close_old()
+    assert asks.is_ready("ready")
     assert server.connections == 2
 
 

@@ -46,6 +46,9 @@ class TagsRig:
     def is_loaded(self, name: str) -> bool | None:
         return None if self.loaded is None else name in self.loaded
 
+    def close_old(self) -> None:
+        """There are no connections."""
+
     def loaded_tags(self, name: str) -> list[int] | None:
         return self.with_tags.get(name)
 
