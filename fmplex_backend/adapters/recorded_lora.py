@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from operator import is_not
 from typing import Any
 
@@ -179,10 +180,11 @@ def sample_lora(modules: Sequence[nn.Linear], rows: int, tokens: int) -> list[Te
     plan = torch.tensor([[0, tokens, 0, 2, -1], [0, rows * tokens, 1, 4, 0]])
     masks = torch.arange(rows * tokens * 3) % 4 == 0
     for number, module in enumerate(modules[::2]):
-        weight = module.weight  # read once: who keeps it in another order has to make it
-        pair = (torch.linspace(-0.5, 0.5, 4 * size).view(4, size) for size in weight.shape[::-1])
+        own = next(chain(module.parameters(), module.buffers()))  # weights in another order would have to be made
+        sizes = module.in_features, module.out_features
+        pair = (torch.linspace(-0.5, 0.5, 4 * size).view(4, size).to(own) for size in sizes)
         place = 2 * number * PER_MODULE
-        lora[place : place + PER_MODULE] = (*(each.to(weight) for each in pair), masks, plan)
+        lora[place : place + PER_MODULE] = (*pair, masks, plan)
     return lora
 
 
