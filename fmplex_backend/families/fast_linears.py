@@ -39,26 +39,30 @@ def speed_up(
         processor_vendor() if vendor is None else vendor, cpu_has(AMX) if has_amx is None else has_amx, few_rows
     )
     uses = Counter(id(each) for _, each in model.named_parameters(remove_duplicate=False))
-    right: dict[torch.Size, bool] = {}
+    tried: dict[torch.Size, bool] = {}
     replaced = 0
     for path in [path for path, each in model.named_modules() if type(each) is nn.Linear]:
         base = cast(nn.Linear, model.get_submodule(path))
         kind = kinds.get((base.weight.dtype, uses[id(base.weight)] > 1))
-        if kind is None or base.weight.device.type != "cpu" or not right.get(base.weight.shape, True):
+        if kind is None or base.weight.device.type != "cpu":
             continue
-        faster = kind(base)
-        if isinstance(faster, MklLinear) and base.weight.shape not in right:
-            right[base.weight.shape] = mkl.is_right(base, faster)
-            if not right[base.weight.shape]:
-                logger.warning(
-                    "MKL multiplies packed weights of %s wrong here: they stay as they are", tuple(base.weight.shape)
-                )
-                continue
-        model.set_submodule(path, faster)  # and let go of what it replaces
+        if kind is MklLinear and not _is_right(base, tried):
+            continue
+        model.set_submodule(path, kind(base))  # and let go of what it replaces
         replaced += 1
     if replaced:
         _leave_files(model)
     return replaced
+
+
+def _is_right(base: nn.Linear, tried: dict[torch.Size, bool]) -> bool:
+    """Whether MKL multiplies packed weights of this shape right, tried once for each."""
+    shape = base.weight.shape
+    if shape not in tried:
+        tried[shape] = mkl.is_right(base, MklLinear(base))
+        if not tried[shape]:
+            logger.warning("MKL multiplies packed weights of %s wrong here: they stay as they are", tuple(shape))
+    return tried[shape]
 
 
 def _kinds(vendor: str, has_amx: bool, few_rows: bool) -> Kinds:

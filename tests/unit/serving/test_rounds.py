@@ -164,8 +164,7 @@ def test_the_former_tag_of_a_group_too(rig: RoundsRig, requests: int) -> None:
 # -- newcomers are taken off the server
 
 
-@pytest.fixture
-def newcomers(rig: RoundsRig) -> RoundsRig:
+def with_newcomers(rig: RoundsRig) -> RoundsRig:
     """VFM_0 is the tag of `one`; the server has loaded `two` and `three` with it as well."""
     write_task(rig.root, "one", 0)
     rig.read()
@@ -174,6 +173,11 @@ def newcomers(rig: RoundsRig) -> RoundsRig:
     rig.models.loaded = {"one", "two", "three"}
     rig.read()
     return rig
+
+
+@pytest.fixture
+def newcomers(rig: RoundsRig) -> RoundsRig:
+    return with_newcomers(rig)
 
 
 def test_newcomers_that_are_loaded_are_unloaded(newcomers: RoundsRig, caplog: pytest.LogCaptureFixture) -> None:
@@ -216,13 +220,7 @@ class RefusesOne(FakeModels):
 def test_one_that_cannot_be_unloaded_does_not_keep_the_next_from_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rig = RoundsRig(tmp_path, RefusesOne())
-    write_task(rig.root, "one", 0)
-    rig.read()
-    for name in ("two", "three"):
-        write_task(rig.root, name, 0)
-    rig.models.loaded = {"one", "two", "three"}
-    rig.read()
+    rig = with_newcomers(RoundsRig(tmp_path, RefusesOne()))
     rig.rounds.unload_newcomers()
     assert rig.models.unloads == ["three"]
     assert "task two cannot be unloaded, so nothing with its tag is answered: it is busy" in caplog.messages
