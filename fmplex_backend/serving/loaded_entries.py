@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
 from fmplex_backend.printable import printable
 from fmplex_backend.repository.configs import tags_in
-
-log = logging.getLogger("fmplex")
+from fmplex_backend.serving.asked_server import AskedServer
 
 ASK_S = 0.25  # such an answer takes a millisecond, but for what waits behind a load of another model
-PAUSE_S = 2.0  # for which a server that did not answer is not asked again: those who ask may hold requests up
 
 
-class LoadedEntries:
+class LoadedEntries(AskedServer):
     """Asks the server for a model's configuration, over gRPC. Any thread.
 
     What stands on disk may be newer than what the server has loaded, and only the server knows which requests it sends.
@@ -27,19 +24,18 @@ class LoadedEntries:
     """
 
     def __init__(self, address: str, backbone: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self.address, self.backbone, self.clock = address, backbone, clock
+        super().__init__(address, clock)
+        self.backbone = backbone
         self._client: Any = None
-        self._asks_from = clock()
 
     def tags(self, name: str) -> list[int] | None:
         """The tags with which requests of a loaded model come to this backbone; None where the server does not say."""
-        if not self.address or self.clock() < self._asks_from:
+        if not self.may_be_asked:
             return None
         try:
             config = self._connected().get_model_config(printable(name), client_timeout=ASK_S).config
-        except Exception as error:  # whatever grpc raises: then all is as where the address is not known
-            self._asks_from = self.clock() + PAUSE_S
-            log.info("the server at %s does not tell how it has loaded %s: %s", self.address, name, error)
+        except Exception as error:  # whatever grpc raises
+            self.pause(f"how it has loaded {name}", str(error))
             return None
         return tags_in(config, self.backbone)
 

@@ -8,7 +8,6 @@ status is written here.
 
 from __future__ import annotations
 
-import logging
 import math
 import socket
 import threading
@@ -18,10 +17,9 @@ from contextlib import suppress
 from typing import BinaryIO
 from urllib.parse import quote
 
-log = logging.getLogger("fmplex")
+from fmplex_backend.serving.asked_server import AskedServer
 
 ASK_S = 0.25  # such an answer takes part of a millisecond
-PAUSE_S = 2.0  # for which a server that did not answer is not asked again: those who ask may hold requests up
 READY, NOT_READY = (200,), (400, 404)
 KEPT_S = 0.5  # for which a connection is used
 MOST_LINES = 100  # of an answer's head
@@ -55,7 +53,7 @@ class _Connection:
         self._socket.close()
 
 
-class Readiness:
+class Readiness(AskedServer):
     """Asks one server. Any thread.
 
     A server that is told to end takes no new connections and waits for those there are. So each is used for a short
@@ -66,22 +64,21 @@ class Readiness:
     """
 
     def __init__(self, address: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self.address, self.clock = address, clock
-        self._asks_from = clock()
+        super().__init__(address, clock)
         self._idle: list[tuple[_Connection, float]] = []  # and until when it is used
         self._lock = threading.Lock()
 
     def is_ready(self, name: str) -> bool | None:
         """None where the server does not say."""
-        if not self.address or self.clock() < self._asks_from:
+        if not self.may_be_asked:
             return None
         try:
             status = self._status(f"/v2/models/{quote(name, safe='', errors='surrogateescape')}/ready")
         except (OSError, ValueError) as error:
-            self._pause(name, str(error))
+            self.pause(f"whether {name} is ready", str(error))
             return None
         if status not in (*READY, *NOT_READY):
-            self._pause(name, f"HTTP status {status}")
+            self.pause(f"whether {name} is ready", f"HTTP status {status}")
             return None
         return status in READY
 
@@ -99,10 +96,6 @@ class Readiness:
             self._idle = [(each, until) for each, until in self._idle if until > now]
         for each in closed:
             each.close()
-
-    def _pause(self, name: str, problem: str) -> None:
-        self._asks_from = self.clock() + PAUSE_S
-        log.info("the server at %s does not tell whether %s is ready: %s", self.address, name, problem)
 
     def _status(self, path: str) -> int:
         self.close_old()

@@ -10,7 +10,8 @@ import pytest
 from fake_family.runtime import FakeClock
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from fmplex_backend.serving.loaded_entries import PAUSE_S, LoadedEntries
+from fmplex_backend.serving.asked_server import PAUSE_S
+from fmplex_backend.serving.loaded_entries import LoadedEntries
 
 
 class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]

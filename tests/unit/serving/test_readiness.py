@@ -12,7 +12,8 @@ import pytest
 from fake_family.runtime import FakeClock
 
 from fmplex_backend.serving import readiness
-from fmplex_backend.serving.readiness import KEPT_S, PAUSE_S, Readiness
+from fmplex_backend.serving.asked_server import PAUSE_S
+from fmplex_backend.serving.readiness import KEPT_S, Readiness
 
 STATUS = {"ready": 200, "not%20yet": 400, "none": 404, "closed": 403, "caf%C3%A9": 200}
 
