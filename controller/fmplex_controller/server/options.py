@@ -73,10 +73,14 @@ class ServerOptions:
     def environment(self) -> dict[str, str]:
         """What is put over the environment of the server."""
         roots = os.pathsep.join(str(root.resolve()) for root in self.allow_links)
-        addresses = {GRPC_ADDRESS: self.grpc_url} if "grpc" in self.ports else {}
-        if "http" in self.ports:
-            addresses[HTTP_ADDRESS] = f"{reachable(self.host)}:{self.http_port}"
+        urls = {"grpc": (GRPC_ADDRESS, self.grpc_url), "http": (HTTP_ADDRESS, self.http_url)}
+        addresses = dict(urls[service] for service in self.ports if service in urls)
         return {MODEL_CONTROL: self.control, **addresses, **self.variables, **({ALLOW_LINKS: roots} if roots else {})}
+
+    @property
+    def http_url(self) -> str:
+        """HOST:PORT, for HTTP clients on this machine."""
+        return f"{reachable(self.host)}:{self.http_port}"
 
     @property
     def grpc_url(self) -> str:

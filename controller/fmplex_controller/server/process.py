@@ -128,7 +128,7 @@ class Server:
     @property
     def http_url(self) -> str:
         """For tritonclient.http."""
-        return f"{reachable(self.options.host)}:{self.options.http_port}"
+        return self.options.http_url
 
     @property
     def grpc_url(self) -> str:
