@@ -39,6 +39,7 @@ class Inotify:
         if self.descriptor < 0:
             raise _last_error()
         self._close = weakref.finalize(self, os.close, self.descriptor)
+        self._close.atexit = False  # a thread may still read, and the process takes it along
 
     def close(self) -> None:
         """End it with all its watches."""
