@@ -55,13 +55,17 @@ def vfm(rig: ServiceRig, tag: int) -> Vfm:
     return found
 
 
-def status(rig: ServiceRig, name: str) -> TaskStatus:
-    """Once the repository has been read."""
+def statuses(rig: ServiceRig, name: str) -> tuple[TaskStatus, ...]:
+    """Once the repository has been read; of a task that is still to be loaded there is none."""
     replies: list[Reply] = []
     call = Call({"TASK": bytes_of(name)}, ["STATUS"], {}, lambda reply, final: replies.append(reply))
     rig.service.submit(call)
     until(lambda: bool(replies))
-    (task,) = BackboneStatus.model_validate_json(tensors(replies[0])["STATUS"].item()).tasks
+    return BackboneStatus.model_validate_json(tensors(replies[0])["STATUS"].item()).tasks
+
+
+def status(rig: ServiceRig, name: str) -> TaskStatus:
+    (task,) = statuses(rig, name)
     return task
 
 
@@ -163,7 +167,7 @@ def test_a_task_that_is_removed_and_comes_back(rig: ServiceRig, root: Path) -> N
 def test_another_task_with_the_tag_of_one_does_not_answer_for_it(rig: ServiceRig, root: Path) -> None:
     (root / "one").rename(root / "renamed")
     edit(root / "renamed" / "config.pbtxt", 'name: "one"', 'name: "renamed"')
-    until(lambda: status(rig, "renamed").state == "serving")
+    until(lambda: [task.state for task in statuses(rig, "renamed")] == ["serving"])
     two, one = errors(ask(rig))
     assert (two, "'one' is asked by VFM_0, and 'renamed' has it" in one) == ("", True)
 
