@@ -81,6 +81,18 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the backbone and the tasks that are there."""
+        # The 400,000 objects of torch and transformers live as long as the process. Collections while they are made
+        # scan them again and again, for a sixth of the load; later one that scans them stops every thread for 160 ms,
+        # which the tasks of the current batch would be charged for.
+        gc.disable()
+        try:
+            self._load(args)
+            gc.collect()
+            gc.freeze()
+        finally:
+            gc.enable()
+
+    def _load(self, args: dict[str, str]) -> None:
         _log_to_triton()
         unlink_region()
         _check_numpy()
@@ -111,10 +123,6 @@ class TritonPythonModel:
         self.service.start()
         self.publisher = Publisher(self.service, pb_utils.MetricFamily)
         self.publisher.start()
-        # The 400,000 objects of torch and transformers live as long as the process. A garbage collection that scans
-        # them stops every thread for 160 ms, which the tasks of the current batch would be charged for.
-        gc.collect()
-        gc.freeze()
 
     def execute(self, requests: list[Any]) -> None:
         """Take requests in and return: they are answered later, from the reply threads."""

@@ -87,6 +87,9 @@ class Intake:
                 self._look_up(call, tag)
             elif doubts := self._doubts(owners, known):
                 self._look_up(call, tag, doubts if isinstance(found, Vfm) else None)
+            elif coming := self._coming(owners):
+                self.watch.look_up(partial(self._submit_again, call, tag), *coming)
+                self.fail_look_ups_if_closed()
             else:
                 self._enter(call, found)
         except Exception as error:
@@ -150,6 +153,15 @@ class Intake:
             served = [(name, tag) for name, tag in owners if tag in self.loader.table]
             doubts = known[owners] = self.ownership.doubts(served)
         return doubts
+
+    def _coming(self, owners: Sequence[tuple[str, int]]) -> list[str]:
+        """Members of a group that are in the repository, and still to be loaded here."""
+        return [name for name, tag in owners if tag not in self.loader.table and self._has(name, tag)]
+
+    def _has(self, name: str, tag: int) -> bool:
+        with suppress(OSError):
+            return self.loader.repository.tag(name) == tag
+        return False
 
     def _enter(self, call: Call, found: Answering) -> None:
         if isinstance(found, Refusal):

@@ -110,16 +110,16 @@ class Watch:
 
     # -- requests with unknown tags, or with tags of which it is doubtful whose they are
 
-    def look_up(self, then: LookUp, name: str = "") -> None:
-        """Read the repository, or the directory of that name in it, then call `then` on the look-up thread. Any thread.
+    def look_up(self, then: LookUp, *names: str) -> None:
+        """Read the repository, or directories in it, then call `then` on the look-up thread. Any thread.
 
-        A client may have given the name: where no directory of the repository has it, all of them are read.
+        A client may have given a name: where no directory of the repository has it, all of them are read.
         """
         try:
-            is_one = self.loader.repository.has(name)
+            are_there = bool(names) and all(map(self.loader.repository.has, names))
         except (OSError, ValueError):  # a file system that is away, or a name that no directory can have
-            is_one = False
-        self._look_ups.put(then, {name} if is_one else None)
+            are_there = False
+        self._look_ups.put(then, set(names) if are_there else None)
 
     def look_up_claims(self, then: LookUp, names: set[str]) -> None:
         """Read which tags these directories claim, then call `then` on the thread for that. Any thread."""

@@ -76,20 +76,45 @@ class Anatomy:
 
     @property
     def tokens(self) -> int:
-        """Of a row."""
-        return self.channels * (self.patches + self.extra)
+        """Of a row that fills the context."""
+        return self.tokens_of(self.context)
+
+    def tokens_of(self, steps: int) -> int:
+        """Of a row of so many steps."""
+        return self.channels * (self._patches_of(steps) + self.extra)
+
+    def steps_of(self, tokens: int) -> int:
+        """That rows of up to so many tokens are given as."""
+        patches = tokens // self.channels - self.extra
+        return self.context if patches == self.patches else self.patch + self.stride * (patches - 1)
+
+    def _patches_of(self, steps: int) -> int:
+        if not self.architecture.takes_shorter:
+            return self.patches
+        return min(self.patches, 1 + max(0, -(-(steps - self.patch) // self.stride)))
 
     def run(self, model: Any, values: Tensor, observed: Tensor) -> Ran:
         """[n, context, channels] float32 and bool -> what the model makes of them."""
         return self.architecture.run(model, values, observed)
 
     def states(self, model: Any, values: Tensor, observed: Tensor) -> States:
-        """The same -> what decoders read."""
+        """The same, or the last steps of it as `steps_of` says -> what decoders read."""
         found = self.run(model, values, observed)
-        start = self.context - (self.patch + self.stride * (self.patches - 1))  # steps before the first patch
+        start = (observed.shape[1] - self.patch) % self.stride  # steps before the first patch
         cut = observed[:, start:].unfold(1, self.patch, self.stride)  # [n, p, c, patch]
         seen = (cut.all(dim=-1) if self.architecture.whole_patches else cut.any(dim=-1)).mT
-        return States(found.tokens, seen, found.location, found.scale)
+        if not self.architecture.takes_shorter:
+            return States(found.tokens, seen, found.location, found.scale)
+        tokens = self._filled(found.tokens, 2, self.extra, self.patches + self.extra)
+        return States(tokens, self._filled(seen, 2, 0, self.patches), found.location, found.scale)
+
+    @staticmethod
+    def _filled(part: Tensor, dim: int, at: int, size: int) -> Tensor:
+        """With zeros from `at` on, so that the dimension has that size; of any shape where it is recorded."""
+        shape = [*part.shape]
+        shape[dim] = size - part.shape[dim]
+        zeros = part.new_zeros(shape)
+        return torch.cat([part.narrow(dim, 0, at), zeros, part.narrow(dim, at, part.shape[dim] - at)], dim=dim)
 
     def width_of(self, reads: str) -> int:
         """Of what a decoder reads of a channel: its pooled vector, or the vectors of all its tokens."""

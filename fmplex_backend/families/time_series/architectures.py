@@ -48,6 +48,8 @@ class Architecture:
         refused: a field of a backbone's config.json with which it is not read right, and why.
         forecasts: whether the class has a forecast head; without one it is the backbone alone.
         whole_patches: whether a patch that lacks a value is one that holds nothing.
+        takes_shorter: whether a series that is shorter than the context may come without the patches before it: those
+            of missing values alone change nothing of the others, and their tokens are 0.
         batch_norms: classes of modules that put [n, t, d] through a BatchNorm1d, their `batchnorm`.
     """
 
@@ -67,6 +69,7 @@ class Architecture:
     config: str = ""
     refused: Callable[[Mapping[str, Any]], tuple[str, str] | None] = lambda config: None
     whole_patches: bool = False
+    takes_shorter: bool = False
     forecasts: bool = True
     batch_norms: tuple[str, ...] = ()
 
@@ -181,6 +184,7 @@ ARCHITECTURES = {
         levels=chronos_bolt.levels,
         package=chronos_bolt.MODULE,
         install=chronos_bolt.INSTALL,
+        takes_shorter=True,
     ),
     moment.MODEL_TYPE: Architecture(
         _run_moment,

@@ -39,21 +39,25 @@ class Forward(EncoderForward[Context, PassKind]):
         self.reads = [PATCHES, *(kind for kind in POOLINGS if kind != "cls" or anatomy.extra)]
 
     def states(self, packed: Tensor) -> States:
-        """[2, n, context, channels] of `packed`, on the device."""
+        """[2, n, steps, channels] of `packed`, on the device."""
         return self.anatomy.states(self.model, packed[0], packed[1] > 0)
 
-    def packed(self, rows: Sequence[Context]) -> Tensor:
-        """Values, and 1 where they were observed: [2, n, context, channels] on the host."""
-        first = rows[0].values.shape
-        host = torch.empty((2, len(rows), *first), pin_memory=self.on_gpu)
+    def packed(self, rows: Sequence[Context], *, whole: bool = False) -> Tensor:
+        """Values, and 1 where they were observed: [2, n, steps, channels] on the host.
+
+        Args:
+            whole: all of the context, also where the model takes shorter ones and the rows are shorter.
+        """
+        steps = self.anatomy.context if whole else self.anatomy.steps_of(max(row.length for row in rows))
+        host = torch.empty((2, len(rows), steps, rows[0].values.shape[1]), pin_memory=self.on_gpu)
         table = host.numpy()
-        np.stack([row.values for row in rows], out=table[0])
-        np.stack([row.observed for row in rows], out=table[1], casting="unsafe")
+        np.stack([row.values[-steps:] for row in rows], out=table[0])
+        np.stack([row.observed[-steps:] for row in rows], out=table[1], casting="unsafe")
         return host
 
     def pooled(self, rows: Sequence[Context], poolings: set[str]) -> dict[str, Tensor]:
         host = self.packed(rows)
-        shape = len(rows), self.anatomy.patches + self.anatomy.extra
+        shape = len(rows), max(row.length for row in rows) // self.anatomy.channels
         with torch.inference_mode():
             packed = host.to(self.device, non_blocking=True)
             made = self.by_recording(False, shape, (packed,))
@@ -62,7 +66,7 @@ class Forward(EncoderForward[Context, PassKind]):
 
     def kind_of(self, rows: Sequence[Context], buckets: tuple[int, ...]) -> PassKind | None:
         count = rounded_rows(len(rows), self.max_items)
-        return None if count * rows[0].length > GRAPH_TOKENS else PassKind(count, buckets)
+        return None if count * self.anatomy.tokens > GRAPH_TOKENS else PassKind(count, buckets)
 
     def capture(self, kind: PassKind, recorder: Recorder) -> CapturedPass[Context]:
         return CapturedSeries(self, kind, recorder)
@@ -86,5 +90,5 @@ class CapturedSeries(CapturedPass[Context]):
 
     def fill(self, rows: Sequence[Context], adapters: Sequence[Adapter | None]) -> None:
         """Rows after the last keep what was there, without an adapter: nobody reads their results."""
-        self.inputs[:, : len(rows)].copy_(self.passes.packed(rows), non_blocking=True)
+        self.inputs[:, : len(rows)].copy_(self.passes.packed(rows, whole=True), non_blocking=True)
         self.slots.fill(adapters)

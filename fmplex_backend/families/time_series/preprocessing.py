@@ -69,7 +69,8 @@ class Preprocessor:
         after = series[known:].copy() if held_back else None
         if after is not None and (problem := _problem(after)):
             raise ValueError(problem)
-        sent, length = known - first, self.anatomy.tokens
+        sent = known - first
+        length = self.anatomy.tokens_of(sent)
         if not self.anatomy.separate:
             return [Context(values, observed, length, sent, after)]
         return [

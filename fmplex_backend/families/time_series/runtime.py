@@ -120,7 +120,16 @@ class TimeSeriesRuntime(EncoderRuntime[Context]):
         def key(row: Context) -> Hashable:
             return row_key(row, extensions.adapter) if self.shares else object()
 
-        return RollingPayload(rows, starts, portions, keys, times=decoder.times, forecast=forecast, key=key)
+        return RollingPayload(
+            rows,
+            starts,
+            portions,
+            keys,
+            times=decoder.times,
+            forecast=forecast,
+            key=key,
+            tokens_of=self.anatomy.tokens_of,
+        )
 
     def encoded(self, payload: Payload[Context], results: list[Any], reads: str) -> Encoded:
         if reads != PATCHES:

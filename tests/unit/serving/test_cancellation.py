@@ -44,8 +44,10 @@ def test_a_client_that_went_away_is_not_served(tmp_path: Path, gate: Gate, monke
     gate.free()
     rig.caller.wait()
     codes = rig.codes()
-    assert codes.pop(2) in ("", "CANCELLED")  # it may be in a pass by then
-    assert codes == ["", "", "CANCELLED", "", "", "CANCELLED"]
+    gone = codes[2:4]  # one of them may be in a pass by then
+    assert "CANCELLED" in gone
+    assert set(gone) <= {"", "CANCELLED"}
+    assert codes[:2] + codes[4:] == ["", "", "", "", "CANCELLED"]
     rig.stop()
 
 

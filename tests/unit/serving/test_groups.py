@@ -207,6 +207,20 @@ def test_a_request_by_an_entry_that_was_not_seen_here_yet(root: Path, monkeypatc
     rig.stop()
 
 
+def test_a_member_that_is_still_to_be_loaded_is_waited_for(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The group's entry may have been read, and the member's version not yet."""
+    rig = ServiceRig(root)
+    for forever in ("follow_forever", "settle_forever"):
+        monkeypatch.setattr(rig.service.watch, forever, lambda: None)
+    rig.service.start()
+    write_task(root, "three", 2, task={"mark": 3})
+    write_group(root, "both", TAG, {"three": 2, "one": 0})
+    rig.service.loader.settle()
+    assert 2 not in rig.service.loader.table
+    assert tensors(ask(rig, asks=group_outputs(0, 2)))["1.EMBEDDING"].tolist() == [[2, 3]]
+    rig.stop()
+
+
 def test_a_group_that_is_removed_is_unknown_soon(rig: ServiceRig, root: Path) -> None:
     shutil.rmtree(root / "both")
     until(lambda: TAG not in rig.service.loader.table)

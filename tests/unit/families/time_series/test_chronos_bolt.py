@@ -20,6 +20,7 @@ from fmplex import Backbone
 from fmplex.importing.checkpoint import Checkpoint
 from fmplex.importing.fleet import Importer
 from fmplex_backend.errors import BackboneRefused, TaskRefused
+from fmplex_backend.families.time_series.architectures import PATCHES
 from fmplex_backend.families.time_series.huggingface import load_backbone
 from fmplex_backend.families.time_series.parameters import TimeSeriesConfig
 from fmplex_backend.families.time_series.runtime import TimeSeriesRuntime
@@ -85,6 +86,17 @@ def test_vectors_are_pooled_states_of_its_encoder(
     assert states.shape == (1, 8, WIDTH)
     want = {"mean": states[0, :-1].mean(dim=0), "max": states[0, :-1].amax(dim=0), "cls": states[0, -1]}[pooling]
     np.testing.assert_allclose(found, want.numpy(), atol=1e-5)
+
+
+@needs_chronos
+def test_a_series_shorter_than_the_context_takes_the_tokens_of_its_own_patches(runtime: TimeSeriesRuntime) -> None:
+    (short,), (whole,) = (runtime.preprocessor.rows(series(1, steps)) for steps in (100, 3000))
+    assert (short.length, whole.length) == (7 + 1, CONTEXT // PATCH + 1)
+    assert runtime.forward.packed([short]).shape == (2, 1, 7 * PATCH, 1)
+    assert runtime.forward.packed([short, whole]).shape == (2, 2, CONTEXT, 1)
+    alone, beside = (runtime.forward.pooled(rows, {PATCHES, "mean"}) for rows in ([short], [short, whole]))
+    for kind in (PATCHES, "mean"):
+        torch.testing.assert_close(alone[kind][0], beside[kind][0], atol=1e-5, rtol=0)
 
 
 @needs_chronos
