@@ -7,3 +7,4 @@ PROFILES = "FMPLEX_PROFILES"  # the folder of measured profiles
 MODEL_CONTROL = "FMPLEX_MODEL_CONTROL"  # the server's model control mode: explicit or poll
 GRPC_ADDRESS = "FMPLEX_GRPC_ADDRESS"  # HOST:PORT, where its backbones reach the server itself; unset: not known
 HTTP_ADDRESS = "FMPLEX_HTTP_ADDRESS"  # likewise over HTTP
+METRICS_S = "FMPLEX_METRICS_S"  # seconds from one time that a backbone publishes its metrics to the next; unset: 1

@@ -26,10 +26,10 @@ from fmplex_backend.files import native
 from fmplex_backend.interface import STATUS, TASK, backbone_outputs, tag_of
 from fmplex_backend.printable import printable
 from fmplex_backend.repository.config import load_backbone_config
-from fmplex_backend.server_variables import GRPC_ADDRESS, HTTP_ADDRESS
+from fmplex_backend.server_variables import GRPC_ADDRESS, HTTP_ADDRESS, METRICS_S
 from fmplex_backend.serving.intake import Call
 from fmplex_backend.serving.loaded_entries import LoadedEntries
-from fmplex_backend.serving.metrics import Publisher
+from fmplex_backend.serving.metrics import Publisher, period_of
 from fmplex_backend.serving.readiness import Readiness
 from fmplex_backend.serving.server_models import ServerModels
 from fmplex_backend.serving.service import Service
@@ -100,6 +100,7 @@ class TritonPythonModel:
         directory = Path(native(args["model_repository"]))
         file = directory / "config.pbtxt"
         config = load_backbone_config(file, _parameters(document))
+        period_s = period_of(os.environ.get(METRICS_S))
         self.decoupled = _is_decoupled(document)
         _check_instances(file, document)
 
@@ -121,7 +122,7 @@ class TritonPythonModel:
             directory.parent, args["model_name"], config, max_items, make_runtime, models=self.models
         )
         self.service.start()
-        self.publisher = Publisher(self.service, pb_utils.MetricFamily)
+        self.publisher = Publisher(self.service, pb_utils.MetricFamily, period_s)
         self.publisher.start()
 
     def execute(self, requests: list[Any]) -> None:

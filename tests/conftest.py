@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from collections.abc import Generator
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
+
+from fmplex_backend.server_variables import METRICS_S
 
 MEASURING = ("account", "life", "second_family", "shutdown")  # of tests/triton
 CONTRACT = "tests/triton/test_family_contract.py"
@@ -25,6 +28,8 @@ CHANGES = (
     "test_refusals_are_counted",
     "test_a_broken_version_leaves_the_old_one_serving",
 )
+# What goes over HTTP is the boundary's for every family: the same.
+ANSWERS = ("test_equal_to_the_model_alone", "test_equal_when_tasks_and_adapters_share_batches")
 FAMILY = re.compile(r"\[([a-z]+-[a-z]+)")  # in the names of its tests
 
 
@@ -33,11 +38,13 @@ STATE = pytest.StashKey[TemporaryDirectory[str]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Set what servers under test inherit. Their keys and records are kept apart from those of who runs the tests."""
+    gc.set_threshold(100_000, 20, 20)  # as the command line does: imports and fixtures make millions of objects
     config.stash[STATE] = folder = TemporaryDirectory(prefix="fmplex-state-")
     os.environ["XDG_STATE_HOME"] = folder.name
     # Servers under test share the cores. A thread of OpenMP's that waits for one without a core would keep its own:
     # the passes at a load of MiniLM, 1.7 s of one core, took 17.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ[METRICS_S] = "0.25"  # tests wait for what is published after something has happened
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -70,7 +77,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         family = FAMILY.search(item.nodeid) if item.nodeid.startswith(CONTRACT) else None
         if family and family[1] != MEASURED:
             name = getattr(item, "originalname", "")
-            if name in MEASURES or (name in CHANGES and family[1] != "causal-lm"):
+            is_boundary = name in ANSWERS and "-http]" in item.nodeid
+            if is_boundary or name in MEASURES or (name in CHANGES and family[1] != "causal-lm"):
                 item.add_marker(pytest.mark.slow)
 
 

@@ -1,18 +1,20 @@
 """Publishes the counts of all threads on Triton's /metrics, from a thread of its own.
 
-Setting a Triton metric takes about 120 us of inter-process communication, so only what has changed is set, about once
-a second, and at most a twentieth of the time is spent on it.
+Setting a Triton metric takes about 120 us of inter-process communication, so only what has changed is set, by default
+about once a second, and at most a twentieth of the time is spent on it.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from fmplex_backend.printable import printable
+from fmplex_backend.server_variables import METRICS_S
 from fmplex_backend.serving.candidates import NOTHING, Candidate
 from fmplex_backend.serving.service import Service
 from fmplex_backend.serving.table import Group
@@ -149,15 +151,27 @@ def _failures(labels: Labels, failures: dict[str, int]) -> Iterator[Sample]:
         yield Sample("fmplex_failures_total", (*labels, ("reason", reason)), count)
 
 
+def period_of(value: str | None) -> float:
+    """Seconds, of the server's FMPLEX_METRICS_S; raises ValueError."""
+    try:
+        period_s = float(PERIOD_S if value is None else value)
+    except ValueError:
+        period_s = math.nan
+    if not 0 < period_s < math.inf:
+        raise ValueError(f"{METRICS_S} is {value!r}. Set it to seconds above 0, or to nothing")
+    return period_s
+
+
 class Publisher:
     """Keeps Triton's metrics in step with `samples`.
 
     Args:
         metric_family: `pb_utils.MetricFamily`.
+        period_s: from one publication to the next.
     """
 
-    def __init__(self, service: Service, metric_family: Any) -> None:
-        self.service = service
+    def __init__(self, service: Service, metric_family: Any, period_s: float = PERIOD_S) -> None:
+        self.service, self.period_s = service, period_s
         self._kinds = {"counter": metric_family.COUNTER, "gauge": metric_family.GAUGE}
         self._described: dict[str, tuple[str, str]] = {**FAMILIES, **service.runtime.metrics}
         self._families = {
@@ -170,7 +184,7 @@ class Publisher:
         self._thread = threading.Thread(target=self._run, name="fmplex-metrics", daemon=True)
 
     def start(self) -> None:
-        """Publish about once a second until stopped."""
+        """Publish again and again until stopped."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -209,11 +223,11 @@ class Publisher:
             self._metrics[key].increment(value - before)
 
     def _run(self) -> None:
-        pause = PERIOD_S
+        pause = self.period_s
         while not self._stop.wait(pause):
             start = time.monotonic()
             try:
                 self.publish()
             except Exception:  # metrics that cannot be set are no reason to stop serving
                 log.exception("publishing metrics")
-            pause = max(PERIOD_S, PAUSE_RATIO * (time.monotonic() - start))
+            pause = max(self.period_s, PAUSE_RATIO * (time.monotonic() - start))

@@ -53,7 +53,8 @@ NOT_RUN = {
     ("serve.md", "with Server(ServerOptions("): "starts a second server, on the ports 8000 to 8002",
 }
 
-# Pages of families say WHOLE_PAGE, since `make test` runs the families' contract and unit tests anyhow.
+# Pages of families say WHOLE_PAGE, since `make test` runs the families' contract and unit tests anyhow; the first hour
+# says it because its commands are the README's and those of other pages, with mistakes in between.
 SIXTEEN_COMMANDS = ("build-a-task.md", "fmplex task train letters")  # a minute and a half of imports, likewise
 
 

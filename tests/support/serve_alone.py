@@ -1,6 +1,8 @@
-"""Serves a repository's tasks in this process, each once, without Triton, and prints what that has imported.
+"""Serves repositories' tasks in this process, each once, without Triton.
 
-python serve_alone.py REPOSITORY BACKBONE
+For each repository it prints in a line what has been imported by then.
+
+python serve_alone.py BACKBONE REPOSITORY ...
 """
 
 from __future__ import annotations
@@ -18,9 +20,15 @@ from fmplex_backend.scheduling import CostModel
 from fmplex_backend.types import Failed, Request, Running, Runtime, Vfm
 
 
-def main(root: Path, backbone: str) -> None:
+def main(backbone: str, roots: list[Path]) -> None:
     """One request to each task."""
     import_module("fmplex_backend.serving.service")
+    for root in roots:
+        serve(root, backbone)
+        print(json.dumps(sorted(sys.modules)))
+
+
+def serve(root: Path, backbone: str) -> None:
     file = root / backbone / "config.pbtxt"
     config = load_backbone_config(file, backbone_parameters(root, backbone) or {})
     runtime = families.family(config.family).make_runtime(config, file, "cpu", 32, CostModel().predict)
@@ -35,7 +43,6 @@ def main(root: Path, backbone: str) -> None:
         request.extensions = vfm.extensions = extensions
         runtime.prepare(request)
         answer(runtime, request)
-    print(json.dumps(sorted(sys.modules)))
 
 
 def answer(runtime: Runtime, request: Request) -> None:
@@ -54,4 +61,4 @@ def answer(runtime: Runtime, request: Request) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(sys.argv[1], list(map(Path, sys.argv[2:])))

@@ -15,7 +15,7 @@ from fmplex import Client, ServerProblem
 from testing.clients import Answer, Question
 from testing.servers import Serving, eventually
 
-METRICS_S = 0.1  # /metrics changes once a second, and to read it costs as much as some passes
+METRICS_S = 0.05  # /metrics changes some times a second, and to read it costs as much as some passes
 # Texts that take some tenths of a second in one pass: of longer ones each portion would let others in.
 LARGE = tuple(sentence(40, seed) for seed in range(32))
 LARGER = tuple(sentence(150, seed) for seed in range(32))  # for a backbone that takes them in one pass

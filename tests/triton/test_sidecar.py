@@ -161,7 +161,7 @@ def test_a_deployed_task_is_not_loaded_twice(server: Serving) -> None:
     assert server.log.read_text(errors="replace").count("loading: deployed:1") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_a_process_that_dies_or_hangs_comes_back(server: Serving, number: signal.Signals) -> None:
     with server.client() as client, ThreadPoolExecutor(4) as pool:
         before = server.stub()

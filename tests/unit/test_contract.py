@@ -308,23 +308,29 @@ def test_a_spec_imports_neither_torch_nor_triton(family: str) -> None:
     assert not packages(imported(module)) & {"torch", "transformers", "peft", "tokenizers", "sklearn", TRITON}
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case.family))
-def test_serving_imports_no_training_code(case: FamilyCase, tmp_path: Path) -> None:
-    """Every kind of adapter and decoder is loaded, and answers once."""
-    repository = tmp_path / "repository"
-    repository.mkdir()
-    case.write_backbone(repository, BACKBONE, 32)
-    for tag, variant in enumerate(case.served):
-        case.write_task(repository, variant, tag, variant)
-    line = [sys.executable, str(ROOT / "tests" / "support" / "serve_alone.py"), str(repository), BACKBONE]
+def test_serving_imports_no_training_code(tmp_path: Path) -> None:
+    """Of every family, one after the other, every kind of adapter and decoder is loaded, and answers once."""
+    roots = [write_repository(case, tmp_path / str(case.family) / "repository") for case in CASES]
+    line = [sys.executable, ROOT / "tests" / "support" / "serve_alone.py", BACKBONE, *roots]
     done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    found = set(json.loads(done.stdout.splitlines()[-1]))
-    package = own_package(case.family)
-    assert f"{package}.runtime" in found or not package
-    training = {"fmplex_backend.decoders.trainable", "fmplex_backend.decoders.figures", f"{package}.fitting", "sklearn"}
-    assert not found & training
-    assert not {module.partition(".")[0] for module in found} & {"fmplex", "fmplex_controller", "matplotlib"}
+    printed = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    for case, imported_by_then in zip(CASES, printed, strict=True):
+        found, package = set(json.loads(imported_by_then)), own_package(case.family)
+        assert f"{package}.runtime" in found or not package
+        training = {"fmplex_backend.decoders.trainable", "fmplex_backend.decoders.figures", "sklearn"}
+        assert not found & {*training, f"{package}.fitting"}, case.family
+        others = {module.partition(".")[0] for module in found}
+        assert not others & {"fmplex", "fmplex_controller", "matplotlib"}, case.family
+
+
+def write_repository(case: FamilyCase, root: Path) -> Path:
+    """A backbone with a task of each variant that it serves."""
+    root.mkdir(parents=True)
+    case.write_backbone(root, BACKBONE, 32)
+    for tag, variant in enumerate(case.served):
+        case.write_task(root, variant, tag, variant)
+    return root
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,7 @@ from backend_fixtures import (
 from service_fixtures import ServiceRig, until
 
 from fmplex_backend.repository.parameters import BackboneConfig
-from fmplex_backend.serving import metrics
-from fmplex_backend.serving.metrics import FAMILIES, Publisher, samples
+from fmplex_backend.serving.metrics import FAMILIES, Publisher, period_of, samples
 from fmplex_backend.serving.service import Service
 from fmplex_backend.serving.traffic_split import point
 from fmplex_backend.types import Metric as RuntimeMetric
@@ -244,9 +243,8 @@ def test_what_is_gone_is_dropped(service: Service) -> None:
 
 
 def test_it_publishes_on_a_thread_of_its_own(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "PERIOD_S", 0.01)
     families = Families()
-    publisher = Publisher(service, families)
+    publisher = Publisher(service, families, 0.01)
     published = threading.Event()
     former = publisher.publish
 
@@ -310,8 +308,7 @@ def test_a_name_that_is_no_text_is_no_label(tmp_path: Path) -> None:
 
 
 def test_a_round_that_fails_is_not_the_last(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "PERIOD_S", 0.01)
-    publisher = Publisher(service, Families())
+    publisher = Publisher(service, Families(), 0.01)
     rounds: list[int] = []
     again = threading.Event()
 
@@ -325,6 +322,17 @@ def test_a_round_that_fails_is_not_the_last(service: Service, monkeypatch: pytes
     publisher.start()
     assert again.wait(20)
     publisher.stop()
+
+
+@pytest.mark.parametrize(("value", "period_s"), [(None, 1.0), ("0.25", 0.25), ("15", 15.0)])
+def test_the_server_may_set_another_period(value: str | None, period_s: float) -> None:
+    assert period_of(value) == period_s
+
+
+@pytest.mark.parametrize("value", ["", "soon", "0", "-1", "inf", "nan"])
+def test_a_period_that_is_none_is_named(value: str) -> None:
+    with pytest.raises(ValueError, match=r"FMPLEX_METRICS_S is '.*'\. Set it to seconds above 0"):
+        period_of(value)
 
 
 def test_a_runtime_may_have_metrics_of_its_own(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
