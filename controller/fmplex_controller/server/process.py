@@ -224,6 +224,9 @@ class Server:
     def kill(self) -> None:
         """End the server and its stubs at once."""
         self.stopping = True
+        self._kill()
+
+    def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._running().pid, signal.SIGKILL)
 
@@ -236,8 +239,6 @@ class Server:
 
     def restart(self) -> None:
         """Start it again once it has ended, on the same ports and with the same key; raises SetupProblem."""
-        with contextlib.suppress(ProcessLookupError):  # stubs outlive a server that crashed, and may hold its ports
-            os.killpg(self._running().pid, signal.SIGKILL)
         self._clean_up()
         deadline = time.monotonic() + PORTS_S
         while time.monotonic() < deadline and any(
@@ -282,6 +283,8 @@ class Server:
 
     def exited(self, code: int) -> ServerExited:
         """The error for a server that ended with `code`."""
+        # Stubs outlive a server that crashed: its log does not end before them, and they may hold its ports.
+        self._kill()
         log = self._logged()
         log.join(timeout=5)
         how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"

@@ -7,6 +7,7 @@ import socket
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fmplex_backend.control_key import kept_key
@@ -21,6 +22,13 @@ from fmplex_controller.server.process import Server, free_ports
 def options_of(repository: Path) -> ServerOptions:
     http, grpc, metrics = free_ports(3)
     return ServerOptions(repository, http_port=http, grpc_port=grpc, metrics_port=metrics)
+
+
+def runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 class TestServer:
@@ -66,6 +74,14 @@ class TestServer:
         said = r"^tritonserver ended by SIGFPE \(.*classification.*LABEL"
         with Server(options_of(repository), system, io.StringIO()) as server, pytest.raises(ServerExited, match=said):
             server.wait_ready(timeout=30)
+
+    def test_what_it_leaves_behind_ends_with_it(self, system: Installation, repository: Path, tmp_path: Path) -> None:
+        """A stub holds the log open: to read that to its end would be to wait for the stub."""
+        system.binary.write_text(f"#!/bin/sh\nsleep 600 &\necho $! > {tmp_path}/stub\nkill -ABRT $$\n")
+        with Server(options_of(repository), system, io.StringIO()) as server:
+            with pytest.raises(ServerExited, match="ended by SIGABRT"):
+                server.wait_ready(timeout=30)
+            assert not runs(int((tmp_path / "stub").read_text()))
 
     def test_the_key_is_kept_while_it_runs(self, system: Installation, repository: Path) -> None:
         options = options_of(repository)
