@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from typing import AnyStr
 
 from fmplex_backend.errors import TaskRefused
 from fmplex_backend.server_variables import ALLOW_LINKS
@@ -52,7 +53,7 @@ class Confinement:
         here = os.path.join(os.path.realpath(version.parents[1]), *version.parts[-2:])
         for path in _links(version):
             real = os.path.realpath(path)
-            if not _inside(real, (here, *self.roots)):
+            if not is_inside(real, (here, *self.roots)):
                 raise TaskRefused(path, "(link)", f"it leads to {real}, outside of the version directory", REMEDY)
         token = _confined.set(Confinement((here, *self.roots), self.most))
         try:
@@ -73,7 +74,7 @@ def check_opened(descriptor: int, size: int) -> None:
         real = os.readlink(f"/proc/self/fd/{descriptor}")
     except FileNotFoundError:  # not on Linux, where no server runs: the links were looked at before
         return
-    if not _inside(real, confined.roots):
+    if not is_inside(real, confined.roots):
         raise OSError(errno.EXDEV, f"it lies outside of the version directory, at {real}")
     if size > confined.most:
         raise OSError(errno.EFBIG, f"it has {size >> 20} MiB, {confined.most >> 20} MiB are allowed")
@@ -89,5 +90,6 @@ def _links(version: Path) -> Iterator[Path]:
                 yield Path(path)
 
 
-def _inside(real: str, roots: tuple[str, ...]) -> bool:
-    return any(real == root or real.startswith(root.rstrip(os.sep) + os.sep) for root in roots)
+def is_inside(real: AnyStr, roots: Sequence[AnyStr]) -> bool:
+    """Whether a real path is one of these, or lies in one."""
+    return any(real == root or real.startswith(os.path.join(root, root[:0])) for root in roots)

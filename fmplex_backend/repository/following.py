@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -25,10 +25,13 @@ class Following:
     """Calls `changed` with the names of directories in which something has changed, or None for all of them.
 
     None comes every few seconds.
+
+    Args:
+        allowed: real paths beside the root that links to directories are followed into.
     """
 
-    def __init__(self, root: Path, changed: Callable[[set[str] | None], object]) -> None:
-        self.root, self._changed = root, changed
+    def __init__(self, root: Path, changed: Callable[[set[str] | None], object], allowed: Sequence[str] = ()) -> None:
+        self.root, self._changed, self._allowed = root, changed, allowed
         self._stop = threading.Event()
 
     def stop(self) -> None:
@@ -54,7 +57,7 @@ class Following:
                 return
 
     def _follow(self) -> None:
-        with closing(Tree(self.root)) as tree:
+        with closing(Tree(self.root, self._allowed)) as tree:
             rescan_at = time.monotonic() + RESCAN_S
             while not self._stop.is_set():
                 if tree.wait(STOP_S):

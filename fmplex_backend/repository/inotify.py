@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 # of <sys/inotify.h>
 MODIFY, ATTRIB, CLOSE_WRITE, MOVED_FROM, MOVED_TO, CREATE, DELETE = 0x2, 0x4, 0x8, 0x40, 0x80, 0x100, 0x200
 MOVE_SELF, OVERFLOW, IGNORED = 0x800, 0x4000, 0x8000  # it was moved; events were lost; a watch has ended
-ONLY_DIRECTORIES = 0x01000000
+ONLY_DIRECTORIES, NO_LINK = 0x01000000, 0x02000000
 HEADER = struct.Struct("iIII")  # watch, mask, cookie, bytes of the name that follows
 BUFFER = 1 << 16
 
@@ -46,7 +46,11 @@ class Inotify:
         self._close()
 
     def watch(self, directory: bytes, mask: int) -> int:
-        """Tell of what happens in a directory; the number of its watch, which it has under any name. Raises OSError."""
+        """Tell of what happens in a directory; the number of its watch, which it has under any name. Raises OSError.
+
+        Args:
+            mask: of the events; with NO_LINK the directory is not taken for what a link in its place leads to.
+        """
         number: int = self._library.inotify_add_watch(self.descriptor, directory, mask | ONLY_DIRECTORIES)
         if number < 0:
             raise _last_error()

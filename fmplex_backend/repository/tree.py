@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from fmplex_backend.confinement import is_inside
 from fmplex_backend.repository.inotify import (
     ATTRIB,
     CLOSE_WRITE,
@@ -17,6 +19,7 @@ from fmplex_backend.repository.inotify import (
     MOVE_SELF,
     MOVED_FROM,
     MOVED_TO,
+    NO_LINK,
     OVERFLOW,
     Inotify,
 )
@@ -29,10 +32,18 @@ PASSED_OVER = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENA
 
 
 class Tree:
-    """Follows a root and everything below it, links to directories too. Raises OSError where that cannot be."""
+    """Follows a root and everything below it. Raises OSError where that cannot be.
 
-    def __init__(self, root: Path) -> None:
+    Links to directories are followed within the root and into the roots that are allowed: elsewhere nothing is read,
+    and a link may lead to all of the file system.
+
+    Args:
+        allowed: real paths.
+    """
+
+    def __init__(self, root: Path, allowed: Sequence[str] = ()) -> None:
         self._root = os.fsencode(root)
+        self._allowed = (os.path.realpath(self._root), *map(os.fsencode, allowed))
         self._inotify = Inotify()
         try:
             self._follow_all()
@@ -84,8 +95,11 @@ class Tree:
         left = [path]
         while left:
             path = left.pop()
+            is_link = os.path.islink(path)
+            if is_link and not is_inside(os.path.realpath(path), self._allowed):
+                continue
             try:
-                watch = self._inotify.watch(path, CHANGES)
+                watch = self._inotify.watch(path, CHANGES | (0 if is_link else NO_LINK))
             except OSError as error:
                 if error.errno in PASSED_OVER:
                     continue

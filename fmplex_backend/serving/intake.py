@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -66,6 +67,7 @@ class Intake:
         self.counts = SharedCounts()
         self._closed: FmplexError | None = None
         self._turns = count()
+        self._deferred: deque[Call] = deque()  # for whose tags the server has to be asked
 
     def close(self, error: FmplexError) -> None:
         """Refuse calls with this error from now on."""
@@ -77,7 +79,8 @@ class Intake:
         for call in calls:
             self._submit(call, known)
 
-    def _submit(self, call: Call, known: Doubts) -> None:
+    def _submit(self, call: Call, known: Doubts, *, may_wait: bool = False) -> None:
+        """On the thread that gets all calls nothing waits for the server."""
         try:
             tag = self._tag(call.outputs)
             found = self.loader.table.get(tag)
@@ -85,6 +88,10 @@ class Intake:
                 self._enter(call, found)
             elif found is None or (owners := self._owners(call, found, tag)) is None:
                 self._look_up(call, tag)
+            elif not may_wait and self.ownership.asks_server(owners):
+                self._deferred.append(call)
+                self.watch.ask(self._submit_deferred)
+                self.fail_look_ups_if_closed()
             elif doubts := self._doubts(owners, known):
                 self._look_up(call, tag, doubts if isinstance(found, Vfm) else None)
             elif coming := self._coming(owners):
@@ -94,6 +101,19 @@ class Intake:
                 self._enter(call, found)
         except Exception as error:
             _refuse(call, self.counts, _as_refusal(error))
+
+    def _submit_deferred(self) -> None:
+        """Submit those that have come by now: the server is asked once for all of them."""
+        calls: list[Call] = []
+        with suppress(IndexError):
+            while True:
+                calls.append(self._deferred.popleft())
+        known: Doubts = {}
+        for call in calls:
+            if self._closed is not None:
+                _refuse(call, self.counts, self._closed)
+            else:
+                self._submit(call, known, may_wait=True)
 
     def _submit_again(self, call: Call, tag: int) -> None:
         """Once the repository has been read for a tag that was unknown, or may have become another task's."""

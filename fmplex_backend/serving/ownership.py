@@ -28,6 +28,8 @@ class _Listing:
 class Ownership:
     """Asked for every request, on the threads that take requests in: three calls of the system where nothing changed.
 
+    Where several tasks claim a tag, the server has to be asked, too: `asks_server`.
+
     A request can come by an entry only after the server has loaded it, so its entry stands on disk before. The
     repository's directory shows directories that came, `Edits` entries that were written in one that was there. Where
     it cannot follow one (see there), the watch tells of it.
@@ -49,6 +51,10 @@ class Ownership:
         """List and read what is there; else the first request waits for that."""
         with suppress(OSError):
             self._list(os.stat(self._root).st_mtime_ns)
+
+    def asks_server(self, claims: Iterable[tuple[str, int]]) -> bool:
+        """Whether `doubts` would ask the server, as far as is known now."""
+        return any(tag in self.loader.tags.newcomers for _, tag in claims)
 
     def doubts(self, claims: Sequence[tuple[str, int]]) -> set[str]:
         """Directories to be read before a request is one of these tasks and groups for certain; empty: it is.

@@ -113,7 +113,7 @@ class Service:
         self._threads: dict[str, threading.Thread] = {}
         self._ended: dict[str, threading.Event] = {}  # by role: its thread does nothing any more
         self._workers = [f"preparation-{number}" for number in range(WORKERS)]
-        self._readers = ["look-up", "claims"]
+        self._readers = ["look-up", "claims", "asks"]
         self._repliers = [f"reply-{lane.number}" for lane in self.replies.lanes]
 
     def submit(self, *calls: Call) -> None:
@@ -141,6 +141,7 @@ class Service:
         self._start("watch", self.watch.follow_forever)
         self._start("look-up", self.watch.look_up_forever)
         self._start("claims", self.watch.look_up_claims_forever)
+        self._start("asks", self.watch.ask_forever)
         self._start("tags", self.watch.settle_forever)
         self._start("cancellation", self.cancellation.run_forever)
         self.shadowing.start()

@@ -23,12 +23,12 @@ PAUSES, LONGEST_PAUSE_S = 5.0, 0.2
 
 
 class Watch:
-    """Has a loader read the repository, on four threads.
+    """Has a loader read the repository, on five threads.
 
-    They run `follow_forever`, `look_up_forever`, `look_up_claims_forever` and `settle_forever`. Triton may know of a
-    task before the change on disk has been seen here: a request with an unknown tag is answered only after another look
-    at the repository. One with a served task's tag waits for less: that it is certain whose the tag is, and not that
-    what came is loaded.
+    They run `follow_forever`, `look_up_forever`, `look_up_claims_forever`, `ask_forever` and `settle_forever`. Triton
+    may know of a task before the change on disk has been seen here: a request with an unknown tag is answered only
+    after another look at the repository. One with a served task's tag waits for less: that it is certain whose the tag
+    is, and not that what came is loaded.
 
     Args:
         each_round: called some times a second.
@@ -36,8 +36,9 @@ class Watch:
 
     def __init__(self, loader: Loader, each_round: Callable[[], None] = lambda: None) -> None:
         self.loader, self._each_round = loader, each_round
-        self._following = Following(loader.repository.root, self._settle_changed)
+        self._following = Following(loader.repository.root, self._settle_changed, loader.loading.confinement.roots)
         self._look_ups, self._claims = LookUps(self._look_up), LookUps(self._read_claims)
+        self._asks = LookUps(lambda names: None)
         self._stop = threading.Event()
         self._is_due = threading.Event()  # claims were read, and what they are of may be to be loaded
         self._unsettled = threading.Event()  # a round has found what the next must not wait for
@@ -49,6 +50,7 @@ class Watch:
         self._unsettled.set()
         self._look_ups.stop()
         self._claims.stop()
+        self._asks.stop()
 
     # -- changes on disk
 
@@ -133,6 +135,14 @@ class Watch:
         """Read claims for whoever has asked for them, until stopped."""
         self._claims.serve_forever()
 
+    def ask(self, then: LookUp) -> None:
+        """Call `then`, which asks the server and so may have to wait, on the thread for that. Any thread."""
+        self._asks.put(then, set())
+
+    def ask_forever(self) -> None:
+        """Call who wants to ask the server, until stopped."""
+        self._asks.serve_forever()
+
     def unanswered(self) -> list[LookUp]:
         """Take the look-ups out that wait: for when no thread serves them any more. Any thread."""
-        return [*self._look_ups.take(), *self._claims.take()]
+        return [*self._look_ups.take(), *self._claims.take(), *self._asks.take()]

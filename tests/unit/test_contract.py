@@ -196,7 +196,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "decoders": GROUND,
     "repository.parameters": ("confinement",),
     "families": (*GROUND, "adapters", "decoders", "hardware", "repository.parameters", "repository.config"),
-    "repository": (*GROUND, "repository.parameters", "families"),
+    "repository": (*GROUND, "confinement", "repository.parameters", "families"),
     "serving": (
         "errors",
         "error_status",

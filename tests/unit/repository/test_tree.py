@@ -26,7 +26,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tree(root: Path) -> Iterator[Tree]:
-    tree = Tree(root)
+    tree = Tree(root, [os.path.realpath(root.parent / "elsewhere")])
     yield tree
     tree.close()
 
@@ -98,6 +98,23 @@ def test_what_was_moved_here_is_followed_by_its_new_name(root: Path, tree: Tree)
     found = tree.take()
     assert found
     assert "c" in found
+
+
+@pytest.mark.parametrize("place", ["new", "a/1/new"])
+def test_links_that_lead_elsewhere_are_not_followed(
+    root: Path, tree: Tree, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may lead to all of the file system; that one came, or goes, is told all the same."""
+    outside = root.parent / "elsewhere not allowed"
+    (outside / "deep").mkdir(parents=True)
+    (root / place).symlink_to(outside)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", lambda path: pytest.fail(f"{path} is listed"))
+        assert tree.take() == {Path(place).parts[0]}
+    (outside / "deep" / "file").touch()
+    assert tree.take() == set()
+    (root / place).unlink()
+    assert tree.take() == {Path(place).parts[0]}
 
 
 def test_links_that_lead_back_end(tmp_path: Path) -> None:

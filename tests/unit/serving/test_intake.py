@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,44 @@ def test_a_contested_tag_is_refused_until_it_is_one_tasks(tmp_path: Path) -> Non
     models.loaded = {"new"}
     until(lambda: isinstance(rig.ask(0), Answer))  # without a change on disk
     assert rig.caller.answer().tensors["EMBEDDING"].tolist() == [[2, 9]]
+    rig.stop()
+
+
+class SlowModels(FakeModels):
+    """A server that answers the thread which asks for requests when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked_for_requests, self.may_answer = 0, threading.Event()
+
+    def is_loaded(self, name: str) -> bool:
+        if threading.current_thread().name == "fmplex-asks":
+            self.asked_for_requests += 1
+            assert self.may_answer.wait(20)
+        return super().is_loaded(name)
+
+
+def test_a_server_that_is_slow_to_answer_holds_up_no_other_task(tmp_path: Path) -> None:
+    """And it is asked once for all requests that have come by then."""
+    write_task(tmp_path, "one", 0, task={"mark": 1})
+    write_task(tmp_path, "two", 1, task={"mark": 2})
+    models = SlowModels()
+    rig = ServiceRig(tmp_path, models=models)
+    rig.service.start()
+    write_task(tmp_path, "new", 0, task={"mark": 9})
+    until(lambda: 0 in rig.service.loader.tags.newcomers)
+    rig.submit(0)
+    until(lambda: models.asked_for_requests == 1)
+    for _ in range(3):
+        rig.submit(0)
+    other = rig.submit(1)
+    until(lambda: bool(rig.caller.replies[other]))
+    assert [len(replies) for replies in rig.caller.replies] == [0, 0, 0, 0, 1]
+    models.may_answer.set()
+    rig.caller.wait()
+    answers = [rig.caller.answer(number) for number in range(5)]
+    assert [answer.tensors["EMBEDDING"].tolist() for answer in answers] == 4 * [[[2, 1]]] + [[[2, 2]]]
+    assert models.asked_for_requests == 2
     rig.stop()
 
 
