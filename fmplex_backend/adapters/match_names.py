@@ -7,6 +7,7 @@ expression that is none, {"invalid": why}. It imports nothing of FMplex: it runs
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 import signal
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 MEMORY_BYTES = 512 << 20
+NICE = 10  # beside a process of the usual priority on the same core it has a tenth of that
 
 
 class Query(NamedTuple):
@@ -38,7 +40,11 @@ def found(queries: Sequence[Sequence[str]], names: Sequence[str]) -> list[list[s
 
 
 def main() -> None:
-    """Answer one question, or be ended by the kernel after so many seconds of processor time as the argument says."""
+    """Answer one question, or be ended by the kernel after so many seconds of processor time as the argument says.
+
+    Passes of the backbone go first.
+    """
+    os.nice(NICE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     signal.setitimer(signal.ITIMER_PROF, float(sys.argv[1]))  # its signal ends the process, also inside of `re`
