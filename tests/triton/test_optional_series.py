@@ -26,7 +26,9 @@ READ = {"vectors": ("EMBEDDING", "vector"), "numbers": ("SCORES", "values")}  # 
     "save",
     [
         pytest.param(lambda folder: save_chronos_bolt(folder, tiny=True), id="chronos-bolt", marks=needs_chronos),
-        pytest.param(lambda folder: save_moment(folder, tiny=True, steps=64), id="moment", marks=needs_moment),
+        pytest.param(
+            lambda folder: save_moment(folder, tiny=True, steps=64), id="moment", marks=[needs_moment, pytest.mark.slow]
+        ),
     ],
 )
 def test_the_server_answers_as_the_runtime_does(save: Callable[[Path], Path], tmp_path: Path) -> None:
