@@ -28,8 +28,9 @@ CHANGES = (
     "test_refusals_are_counted",
     "test_a_broken_version_leaves_the_old_one_serving",
 )
-# What goes over HTTP is the boundary's for every family: the same.
+# What goes over HTTP, and requests of several items, are the boundary's for every family: the same.
 ANSWERS = ("test_equal_to_the_model_alone", "test_equal_when_tasks_and_adapters_share_batches")
+BOUNDARY = re.compile(r"-http\]|-7-grpc\]")
 FAMILY = re.compile(r"\[([a-z]+-[a-z]+)")  # in the names of its tests
 
 
@@ -77,7 +78,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         family = FAMILY.search(item.nodeid) if item.nodeid.startswith(CONTRACT) else None
         if family and family[1] != MEASURED:
             name = getattr(item, "originalname", "")
-            is_boundary = name in ANSWERS and "-http]" in item.nodeid
+            is_boundary = name in ANSWERS and BOUNDARY.search(item.nodeid)
             if is_boundary or name in MEASURES or (name in CHANGES and family[1] != "causal-lm"):
                 item.add_marker(pytest.mark.slow)
 

@@ -90,7 +90,7 @@ def ask_all(server: Serving) -> list[Answer]:
     return ask_grpc(server.grpc_url, questions, CLIENTS)
 
 
-@pytest.mark.parametrize("role", ["engine", "reply"])
+@pytest.mark.parametrize("role", ["engine", pytest.param("reply", marks=pytest.mark.slow)])
 def test_every_request_is_answered_and_the_process_ends(mortal: Serving, role: str) -> None:
     process = mortal.stub()
     trigger = mortal.repository.parent / role

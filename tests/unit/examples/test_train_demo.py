@@ -136,7 +136,10 @@ def test_a_missing_datasets_package_says_what_to_do(monkeypatch: pytest.MonkeyPa
 PAIRS = [demo_data.SentencePair("w1 w2", f"w{number} w3", float(number)) for number in range(5)]
 
 
-@pytest.mark.parametrize("task", TASKS, ids=lambda task: str(task.name))
+@pytest.mark.parametrize(
+    "task",
+    [pytest.param(task, marks=[pytest.mark.slow] if task is not TASKS[0] else [], id=task.name) for task in TASKS],
+)
 def test_every_task_is_made_fitted_and_saved(task: DemoTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole script, over a tiny backbone and rows of this file's own."""
     monkeypatch.setattr(train_demo, "BACKBONE", BASE)

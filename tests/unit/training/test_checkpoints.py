@@ -62,6 +62,7 @@ task.write(out)
 """
 
 
+@pytest.mark.slow  # three processes that import torch and train
 def test_a_killed_training_goes_on_and_ends_at_the_same_weights(tmp_path: Path, root: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[2] / "support"), root=str(root)))
