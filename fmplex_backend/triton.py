@@ -82,8 +82,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load the backbone and the tasks that are there."""
         # The 400,000 objects of torch and transformers live as long as the process. Collections while they are made
-        # scan them again and again, for a sixth of the load; later one that scans them stops every thread for 160 ms,
-        # which the tasks of the current batch would be charged for.
+        # scan them again and again, for a sixth of the load. One that scans them afterwards would stop every thread for
+        # 160 ms, which the tasks of the current batch would be charged for.
         gc.disable()
         try:
             self._load(args)

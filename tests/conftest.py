@@ -28,7 +28,7 @@ CHANGES = (
     "test_refusals_are_counted",
     "test_a_broken_version_leaves_the_old_one_serving",
 )
-# What goes over HTTP, and requests of several items, are the boundary's for every family: the same.
+# What goes over HTTP is the boundary's for every family, and 7 items lie between the 1 and the 32 that stay: the same.
 ANSWERS = ("test_equal_to_the_model_alone", "test_equal_when_tasks_and_adapters_share_batches")
 BOUNDARY = re.compile(r"-http\]|-7-grpc\]")
 FAMILY = re.compile(r"\[([a-z]+-[a-z]+)")  # in the names of its tests
@@ -39,7 +39,7 @@ STATE = pytest.StashKey[TemporaryDirectory[str]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Set what servers under test inherit. Their keys and records are kept apart from those of who runs the tests."""
-    gc.set_threshold(100_000, 20, 20)  # as the command line does: imports and fixtures make millions of objects
+    gc.set_threshold(20_000, 10, 10)  # as the command line does: imports and fixtures make millions of objects
     config.stash[STATE] = folder = TemporaryDirectory(prefix="fmplex-state-")
     os.environ["XDG_STATE_HOME"] = folder.name
     # Servers under test share the cores. A thread of OpenMP's that waits for one without a core would keep its own:

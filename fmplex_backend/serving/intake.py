@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from queue import SimpleQueue
 from typing import Any
 
 from fmplex_backend.errors import ExecutionFailed, FmplexError, GroupChanged, InvalidRequest
@@ -18,6 +18,7 @@ from fmplex_backend.serving.loader import Loader
 from fmplex_backend.serving.memory import bytes_of
 from fmplex_backend.serving.ownership import Ownership
 from fmplex_backend.serving.preparation import Preparation
+from fmplex_backend.serving.queues import drained
 from fmplex_backend.serving.replies import CachedAnswer, Replies
 from fmplex_backend.serving.shadowing import Shadowing
 from fmplex_backend.serving.table import Answering, Group, Refusal, vfm_of
@@ -67,7 +68,7 @@ class Intake:
         self.counts = SharedCounts()
         self._closed: FmplexError | None = None
         self._turns = count()
-        self._deferred: deque[Call] = deque()  # for whose tags the server has to be asked
+        self._deferred: SimpleQueue[Call] = SimpleQueue()  # for whose tags the server has to be asked
 
     def close(self, error: FmplexError) -> None:
         """Refuse calls with this error from now on."""
@@ -89,14 +90,16 @@ class Intake:
             elif found is None or (owners := self._owners(call, found, tag)) is None:
                 self._look_up(call, tag)
             elif not may_wait and self.ownership.asks_server(owners):
-                self._deferred.append(call)
+                self._deferred.put(call)
                 self.watch.ask(self._submit_deferred)
                 self.fail_look_ups_if_closed()
             elif doubts := self._doubts(owners, known):
-                self._look_up(call, tag, doubts if isinstance(found, Vfm) else None)
+                if isinstance(found, Vfm):
+                    self._look_up_claims(call, tag, doubts)
+                else:
+                    self._look_up(call, tag)
             elif coming := self._coming(owners):
-                self.watch.look_up(partial(self._submit_again, call, tag), *coming)
-                self.fail_look_ups_if_closed()
+                self._look_up(call, tag, *coming)
             else:
                 self._enter(call, found)
         except Exception as error:
@@ -104,10 +107,7 @@ class Intake:
 
     def _submit_deferred(self) -> None:
         """Submit those that have come by now: the server is asked once for all of them."""
-        calls: list[Call] = []
-        with suppress(IndexError):
-            while True:
-                calls.append(self._deferred.popleft())
+        calls = list(drained(self._deferred))  # before the server is asked
         known: Doubts = {}
         for call in calls:
             if self._closed is not None:
@@ -139,12 +139,14 @@ class Intake:
         if self._closed is not None:
             self.fail_look_ups()
 
-    def _look_up(self, call: Call, tag: int, doubts: set[str] | None = None) -> None:
-        """Submit a call again once the repository has been read; of a served task, once these directories have been."""
-        if doubts is None:
-            self.watch.look_up(partial(self._submit_again, call, tag))
-        else:
-            self.watch.look_up_claims(partial(self._submit_claimed, call, tag), doubts)
+    def _look_up(self, call: Call, tag: int, *names: str) -> None:
+        """Submit a call again once the repository has been read, or these directories."""
+        self.watch.look_up(partial(self._submit_again, call, tag), *names)
+        self.fail_look_ups_if_closed()
+
+    def _look_up_claims(self, call: Call, tag: int, doubts: set[str]) -> None:
+        """The same for a served task's, once it has been read which tags these directories claim."""
+        self.watch.look_up_claims(partial(self._submit_claimed, call, tag), doubts)
         self.fail_look_ups_if_closed()
 
     def _submit_claimed(self, call: Call, tag: int) -> None:

@@ -21,7 +21,7 @@ from testing.clients import Answer, Question
 from testing.repositories import Task, write_backbone, write_task
 from testing.servers import Serving, serving
 
-pytestmark = pytest.mark.slow  # five more processes; tests/unit compares the same encoders in one
+pytestmark = pytest.mark.slow  # four more processes; tests/unit compares the same encoders in one
 
 TEXTS = mixture(26, seed=5, longest=120)
 TINY = 32  # hidden size of the encoders made here

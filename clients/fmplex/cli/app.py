@@ -101,7 +101,7 @@ def main(
     """One foundation model in one Triton server, shared by many tasks."""
     # Commands that import torch and transformers make 400,000 objects that stay. Collections at every 700 of them, the
     # default, take a sixth of that time.
-    gc.set_threshold(100_000, 20, 20)
+    gc.set_threshold(20_000, 10, 10)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names of files may hold what the terminal's encoding does not have
             stream.reconfigure(errors="backslashreplace")

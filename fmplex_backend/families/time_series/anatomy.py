@@ -105,16 +105,14 @@ class Anatomy:
         seen = (cut.all(dim=-1) if self.architecture.whole_patches else cut.any(dim=-1)).mT
         if not self.architecture.takes_shorter:
             return States(found.tokens, seen, found.location, found.scale)
-        tokens = self._filled(found.tokens, 2, self.extra, self.patches + self.extra)
-        return States(tokens, self._filled(seen, 2, 0, self.patches), found.location, found.scale)
+        tokens = self._filled(found.tokens, self.extra, self.patches + self.extra)
+        return States(tokens, self._filled(seen, 0, self.patches), found.location, found.scale)
 
     @staticmethod
-    def _filled(part: Tensor, dim: int, at: int, size: int) -> Tensor:
-        """With zeros from `at` on, so that the dimension has that size; of any shape where it is recorded."""
-        shape = [*part.shape]
-        shape[dim] = size - part.shape[dim]
-        zeros = part.new_zeros(shape)
-        return torch.cat([part.narrow(dim, 0, at), zeros, part.narrow(dim, at, part.shape[dim] - at)], dim=dim)
+    def _filled(part: Tensor, at: int, size: int) -> Tensor:
+        """[n, c, t, ...] with zeros from `at` on, so that t is `size`; a recording takes any t."""
+        n, c, t, *rest = part.shape
+        return torch.cat([part[:, :, :at], part.new_zeros(n, c, size - t, *rest), part[:, :, at:]], dim=2)
 
     def width_of(self, reads: str) -> int:
         """Of what a decoder reads of a channel: its pooled vector, or the vectors of all its tokens."""
